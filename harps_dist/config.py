@@ -1,0 +1,167 @@
+"""What a run is: frozen, validated objects. A recipe names a model, its data and its training.
+
+The command line overrides any field, unknown keys are refused, and the resolved recipe is saved with the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from harps_dist.data.batches import Augment
+from harps_dist.data.order import Mix
+from harps_dist.frozen import Frozen
+from harps_dist.spectra.labels import LABEL, SEVEN
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harps_dist.spectra.grid import Grid
+
+Init = Literal["paper", "on_scale"]
+
+
+class Encoder(Frozen):
+    """Spectrum to labels: the encoder of Table B.1 and a linear layer.
+
+    width scales all channel numbers. init: "paper" for the framework's default, "on_scale" for weights that
+    keep the signal's scale and a head that starts at the mean label. The input is (s - input_centre)
+    input_scale; lines are small against the continuum, so centred and scaled input learns much faster.
+    """
+
+    kind: Literal["encoder"] = "encoder"
+    labels: tuple[str, ...] = SEVEN
+    width: float = Field(1.0, gt=0)
+    init: Init = "paper"
+    input_centre: float = 0.0
+    input_scale: float = 1.0
+
+    def build(self, grid: Grid) -> nn.Module:
+        from harps_dist.models.supervised import LabelPredictor
+
+        return LabelPredictor(self, grid)
+
+
+class Decoder(Frozen):
+    """Labels to spectrum: the CNN of Table B.2, or the ResNet of Table B.3 (block "public" has the paper's count)."""
+
+    kind: Literal["decoder"] = "decoder"
+    architecture: Literal["cnn", "resnet"] = "resnet"
+    block: Literal["public", "appendix_b"] = "public"
+    labels: tuple[str, ...] = tuple(name for name in SEVEN if name != "berv")
+    width: float = Field(1.0, gt=0)
+    init: Init = "paper"
+
+    def build(self, grid: Grid) -> nn.Module:
+        from harps_dist.models.supervised import SpectrumSimulator
+
+        return SpectrumSimulator(self, grid)
+
+
+class Autoencoder(Frozen):
+    """Spectrum to latent to spectrum; the first latent nodes are the labels, the others unknown factors."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    labels: tuple[str, ...] = SEVEN
+    bottleneck: int = Field(9, ge=1)
+    architecture: Literal["cnn", "resnet"] = "resnet"
+    block: Literal["public", "appendix_b"] = "public"
+    width: float = Field(1.0, gt=0)
+    init: Init = "paper"
+    input_centre: float = 0.0
+    input_scale: float = 1.0
+
+    @model_validator(mode="after")
+    def _room_for_labels(self) -> Autoencoder:
+        if self.bottleneck < len(self.labels):
+            raise ValueError(
+                f"a bottleneck of {self.bottleneck} cannot hold {len(self.labels)} labels; give it at least as many."
+            )
+        return self
+
+    def build(self, grid: Grid) -> nn.Module:
+        from harps_dist.models.supervised import SemiSupervised
+
+        return SemiSupervised(self, grid)
+
+
+Model = Annotated[Encoder | Decoder | Autoencoder, Field(discriminator="kind")]
+
+
+class Data(Frozen):
+    """Which release, how it is mixed and augmented.
+
+    release: path of a release, or "demo" for the embedded demo release, which is built on first use.
+    workers: loader processes per rank; 0 reads in the training process.
+    """
+
+    release: str = "demo"
+    mix: Mix = Mix()
+    augment: Augment = Augment()
+    workers: int = Field(0, ge=0)
+
+
+class Loss(Frozen):
+    """Weights of the loss parts (Eqs. 3-7) and the shape of the label loss.
+
+    label_error: "l1" as the paper; "smooth_l1" is quadratic below `smooth_below` (in standard deviations).
+    unknown_penalty: weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2).
+    """
+
+    label: float = Field(1.0, ge=0)
+    reconstruction: float = Field(1.0, ge=0)
+    unknown_penalty: float = Field(1.0, ge=0)
+    label_error: Literal["l1", "smooth_l1"] = "l1"
+    smooth_below: float = Field(0.1, gt=0)
+
+
+class Training(Frozen):
+    """Optimiser, schedule, length and precision. batch_size is that of the global batch, whatever the ranks."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: int = Field(1000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+
+class Log(Frozen):
+    """How often to log, validate and save; none of it changes what is learned."""
+
+    every: int = Field(20, ge=1)
+    validate_every: int = Field(1000, ge=1)
+    save_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1)
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    wandb_project: str = "harps_dist"
+
+
+class Recipe(Frozen):
+    """One row of the paper's tables, or a variation of it."""
+
+    model: Model
+    data: Data = Data()
+    loss: Loss = Loss()
+    training: Training = Training()
+    log: Log = Log()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that changes what is learned: all but `log`, the workers and the release's path."""
+        content = self.model_dump(mode="json", exclude={"log": True, "data": {"workers", "release"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _known_labels(self) -> Recipe:
+        unknown = [name for name in self.model.labels if name not in LABEL]
+        if unknown:
+            raise ValueError(f"unknown labels {unknown}; known are {list(LABEL)}.")
+        return self

@@ -1,0 +1,226 @@
+"""From rows of a release to batches of standardised spectra on the device.
+
+The CPU reads bytes and draws what is keyed to the sample; the device shifts, combines orders, adds noise and
+standardises. Nothing here depends on ranks, workers or timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harps_dist.data.keyed import key_of, uniforms
+from harps_dist.data.order import Order, rank_slice
+from harps_dist.data.reader import Release
+from harps_dist.frozen import Frozen
+from harps_dist.spectra.doppler import Method, bspline_coefficients, doppler_shift, resample_shifted
+from harps_dist.spectra.grid import STEP_AA, Grid, fill_plan
+from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
+from harps_dist.spectra.observation import observe
+
+RV, BERV = NAMES.index("rv"), NAMES.index("berv")
+
+
+class Nuisance(Frozen):
+    """What simulated spectra show that their labels do not tell. All zero, as in the paper: nothing.
+
+    broadening_kms: Gaussian broadening drawn uniformly from 0 to this. line_error: relative standard deviation
+    of the line depths, correlated over line_scale_aa. continuum: standard deviation of a smooth multiplicative
+    ripple with continuum_knots knots.
+    """
+
+    broadening_kms: float = 0.0
+    line_error: float = 0.0
+    line_scale_aa: float = 0.5
+    continuum: float = 0.0
+    continuum_knots: int = 8
+
+
+class Augment(Frozen):
+    """What is drawn anew for a simulated spectrum each time it is seen.
+
+    rv_kms: radial velocity, uniform within +- this (paper: 100). berv_kms: 0 as the paper, which leaves BERV
+    unlabelled; else the response is shifted to a BERV uniform within +- this, so that tellurics move as they
+    do on the sky. noise: photon and read-out noise of Eq. A.2. shift: "linear" as the paper, or "cubic".
+    """
+
+    rv_kms: float = 100.0
+    berv_kms: float = 0.0
+    noise: bool = True
+    shift: Method = "cubic"
+    nuisance: Nuisance = Nuisance()
+
+
+class RawBatch(NamedTuple):
+    """What leaves the CPU: real spectra as they are, simulated ones as SED and response. Real ones come first.
+
+    flux (real, pixel); sed (simulated, source pixel); response (simulated, 3, source pixel); rv_kms, berv_kms
+    and key (simulated,); labels (batch, label) with NaN where missing; rows (batch,) of the index.
+    """
+
+    flux: Tensor
+    sed: Tensor
+    response: Tensor
+    rv_kms: Tensor
+    berv_kms: Tensor
+    key: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device) -> RawBatch:
+        return RawBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Batch(NamedTuple):
+    """Standardised spectra (batch, pixel), labels (batch, label; NaN where missing), which are simulated, rows."""
+
+    flux: Tensor
+    labels: Tensor
+    simulated: Tensor
+    rows: Tensor
+
+
+def assemble(release: Release, rows: np.ndarray, epochs: np.ndarray, augment: Augment, seed: int) -> RawBatch:
+    """Read rows (batch,) of the index, drawn in epochs (batch,), real ones first."""
+    index, pixels = release.index, release.source_grid.length
+    is_real = index["kind"][rows] == "real"
+    flux = [release.array(row) for row in rows[is_real]]
+    simulated, simulated_epochs = rows[~is_real], epochs[~is_real]
+    names = [(seed, int(epoch), index["key"][row]) for row, epoch in zip(simulated, simulated_epochs, strict=True)]
+    velocity = np.array([2 * uniforms(2, "velocity", *name) - 1 for name in names]).reshape(-1, 2)
+    rv_kms, berv_kms = velocity[:, 0] * augment.rv_kms, velocity[:, 1] * augment.berv_kms
+    labels = index.labels[np.concatenate([rows[is_real], simulated])]
+    labels[len(flux) :, RV] = rv_kms
+    labels[len(flux) :, BERV] = berv_kms if augment.berv_kms else np.nan
+    sed = [release.array(row) for row in simulated]
+    response = [release.response_of(row) for row in simulated]
+    return RawBatch(
+        flux=_stack(flux, (release.grid.length,)),
+        sed=_stack(sed, (pixels,)),
+        response=_stack(response, (3, pixels)),
+        rv_kms=torch.from_numpy(rv_kms),
+        berv_kms=torch.from_numpy(berv_kms),
+        key=torch.tensor([key_of("device", *name) >> 1 for name in names], dtype=torch.int64),
+        labels=torch.from_numpy(labels),
+        rows=torch.from_numpy(np.concatenate([rows[is_real], simulated])),
+    )
+
+
+def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)) if arrays else torch.empty((0, *shape))
+
+
+class Observer:
+    """Turns raw batches into standardised spectra on the device they lie on."""
+
+    def __init__(self, grid: Grid, source_grid: Grid, augment: Augment, device: torch.device):
+        self.grid, self.source_grid, self.augment = grid, source_grid, augment
+        self._window = grid.within(source_grid)
+        self._valid = torch.from_numpy(np.flatnonzero(grid.valid)).to(device)
+        left, right, weight = (torch.from_numpy(plan).to(device) for plan in fill_plan(grid))
+        self._fill = None if grid.valid.all() else (left, right, weight.float())
+
+    def __call__(self, raw: RawBatch) -> Batch:
+        flux = raw.flux
+        if len(raw.sed):
+            flux = torch.cat([flux, self.standardise(self.simulate(raw))])
+        simulated = torch.arange(len(flux), device=flux.device) >= len(raw.flux)
+        return Batch(flux, raw.labels, simulated, raw.rows)
+
+    def simulate(self, raw: RawBatch) -> Tensor:
+        """(simulated, pixel) counts of the simulated spectra of a raw batch (Eqs. A.1, A.2)."""
+        generators = [torch.Generator(raw.sed.device).manual_seed(key) for key in raw.key.tolist()]
+        sed = self._disturb(raw.sed, generators)
+        if self.augment.shift == "cubic":
+            sed = bspline_coefficients(sed)
+        sed = doppler_shift(sed, raw.rv_kms, self.source_grid, self.grid, self.augment.shift)
+        mean, variance, floor = self._response(raw).unbind(1)
+        flux, sigma = observe(sed, mean, variance, floor)
+        if self.augment.noise:
+            noise = [torch.randn(self.grid.length, generator=g, device=flux.device) for g in generators]
+            flux = flux + sigma * torch.stack(noise)
+        return flux
+
+    def standardise(self, flux: Tensor) -> Tensor:
+        """Fill invalid pixels and divide by the median of the valid ones (Eq. 2); (batch, pixel)."""
+        median = flux[:, self._valid].median(dim=1, keepdim=True).values
+        if self._fill:
+            left, right, weight = self._fill
+            flux = flux[:, left] * (1 - weight) + flux[:, right] * weight
+        return flux / median
+
+    def _response(self, raw: RawBatch) -> Tensor:
+        if not self.augment.berv_kms:
+            return raw.response[..., self._window]
+        mean, variance, floor = raw.response.unbind(1)
+        mean = bspline_coefficients(mean) if self.augment.shift == "cubic" else mean
+        methods = (self.augment.shift, "linear", "linear")  # a per cent of the noise's level would do
+        shifted = [
+            resample_shifted(array.contiguous(), raw.berv_kms, self.source_grid, self.grid, method)
+            for array, method in zip((mean, variance, floor), methods, strict=True)
+        ]
+        return torch.stack(shifted, dim=1)
+
+    def _disturb(self, sed: Tensor, generators: list[torch.Generator]) -> Tensor:
+        nuisance, pixels, device = self.augment.nuisance, sed.shape[-1], sed.device
+        if nuisance.line_error:
+            knots = 2 + round(pixels * STEP_AA / nuisance.line_scale_aa)
+            error = torch.stack([torch.randn(knots, generator=g, device=device) for g in generators])
+            sed = scale_lines(sed, smooth_noise(error * nuisance.line_error, pixels))
+        if nuisance.broadening_kms:
+            sigma = torch.cat([torch.rand(1, generator=g, device=device) for g in generators])
+            sed = broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
+        if nuisance.continuum:
+            knots = [torch.randn(nuisance.continuum_knots, generator=g, device=device) for g in generators]
+            sed = sed * (1 + smooth_noise(torch.stack(knots) * nuisance.continuum, pixels))
+        return sed
+
+
+class TrainingBatches(Dataset):
+    """This rank's part of every global batch; item s belongs to step s."""
+
+    def __init__(
+        self, release: Release, order: Order, augment: Augment, seed: int, size: int, rank: int = 0, world: int = 1
+    ):
+        self._release, self._order, self._augment, self._seed, self._size = release, order, augment, seed, size
+        self._slice = rank_slice(size, rank, world)
+
+    def __getitem__(self, step: int) -> RawBatch:
+        rows, epochs = self._order.batch(step, self._size)
+        return assemble(self._release, rows[self._slice], epochs[self._slice], self._augment, self._seed)
+
+
+class EvaluationBatches(Dataset):
+    """Given rows, each once, in order; what is drawn for simulated ones is the same at every evaluation."""
+
+    EPOCH = -1
+
+    def __init__(self, release: Release, rows: np.ndarray, augment: Augment, seed: int, size: int):
+        self._release, self._rows, self._augment, self._seed, self._size = release, rows, augment, seed, size
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._size)
+
+    def __getitem__(self, number: int) -> RawBatch:
+        rows = self._rows[number * self._size : (number + 1) * self._size]
+        return assemble(self._release, rows, np.full(len(rows), self.EPOCH), self._augment, self._seed)
+
+
+def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -> Iterator[RawBatch]:
+    """Stream the numbered raw batches to the device, read ahead by `workers` processes (0: in this one)."""
+    loader = DataLoader(
+        dataset,
+        sampler=numbers,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+    )
+    return (raw.to(device) for raw in loader)

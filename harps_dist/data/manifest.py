@@ -1,0 +1,167 @@
+"""What a release is: a manifest, an index with one row a sample, and tar shards named by their content.
+
+    release/
+      manifest.json          grid, label statistics, split, shards with sha256, digest
+      index.parquet          one row a sample: key, kind, star, split, labels, and where its bytes lie
+      real-000000-<sha>.tar  WebDataset shards: KEY.json, KEY.flux.npy
+      simulated-…            KEY.json, KEY.sed.npy
+      response-…             KEY.json, KEY.response.npy, shared by the simulated samples that name it
+
+Stock `webdataset` reads the shards; the index makes every sample one `pread` away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from harps_dist.data.split import PAPER_FRACTIONS, SALT, SplitName
+from harps_dist.errors import ReleaseError
+from harps_dist.frozen import Frozen
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.labels import NAMES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+
+Kind = Literal["real", "simulated", "response"]
+KINDS: tuple[Kind, ...] = ("real", "simulated", "response")
+INDEX_COLUMNS = (
+    *("key", "kind", "star", "split", "object", "shard", "offset", "bytes", "crc32"),
+    *("response", "snr", "median", *NAMES),
+)
+
+
+class GridSpec(Frozen):
+    """A `Grid` as JSON."""
+
+    name: str
+    start: int
+    length: int
+
+    def grid(self) -> Grid:
+        return Grid(self.name, self.start, self.length)
+
+
+class Shard(Frozen):
+    """One tar file; `samples` counts its members' keys."""
+
+    name: str
+    sha256: str
+    bytes: int
+    samples: int
+
+
+class LabelStatistics(Frozen):
+    """Mean and standard deviation of a label over the labelled samples of the training split."""
+
+    mean: float
+    std: float
+    count: int
+
+
+class Manifest(Frozen):
+    """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data."""
+
+    schema_version: int = SCHEMA
+    description: str
+    grid: GridSpec
+    source_margin: int
+    split_fractions: tuple[float, float, float] = PAPER_FRACTIONS
+    split_salt: str = SALT
+    label_statistics: dict[str, LabelStatistics]
+    counts: dict[str, int]
+    left_out: dict[str, int]
+    shards: tuple[Shard, ...]
+    index_sha256: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything above but the index, which only says where the shards' bytes lie."""
+        content = self.model_dump(mode="json", exclude={"index_sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(release: Path) -> Manifest:
+    """Read a release's manifest; raises ReleaseError where it is missing, newer than this code or damaged."""
+    path = release / MANIFEST
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ReleaseError(
+            f"{release} is not a release: it has no {MANIFEST}. Make one with "
+            f"`python -m preprocessing pack --archive ARCHIVE --release {release}`."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ReleaseError(f"{path} is damaged ({error}). Pack the release again.") from None
+    if raw.get("schema_version", 0) > SCHEMA:
+        raise ReleaseError(
+            f"{path} has schema version {raw['schema_version']}, this code knows up to {SCHEMA}. Update harps_dist."
+        )
+    stated = raw.pop("digest", None)
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        raise ReleaseError(f"{path} is damaged: {error}. Pack the release again.") from None
+    if stated != manifest.digest:
+        raise ReleaseError(
+            f"{path} states digest {str(stated)[:12]}, but its content has {manifest.digest[:12]}. "
+            f"It was edited or damaged: pack the release again."
+        )
+    return manifest
+
+
+class Index:
+    """The samples of a release, one row each, as columns in memory.
+
+    Numeric columns are NumPy arrays, text columns arrays of object. Labels are (row, len(NAMES)) float64,
+    NaN where missing.
+    """
+
+    def __init__(self, table: pa.Table):
+        missing = set(INDEX_COLUMNS) - set(table.column_names)
+        if missing:
+            raise ReleaseError(f"the index lacks columns {sorted(missing)}. Pack the release again.")
+        self._columns = {name: table[name].to_numpy(zero_copy_only=False) for name in INDEX_COLUMNS}
+        self.labels = np.stack([self._columns[name] for name in NAMES], axis=1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self._columns[column]
+
+    def rows(self, kind: Kind, split: SplitName | Literal["all"] = "all") -> np.ndarray:
+        """Row numbers of one kind and split, in the release's order."""
+        chosen = self["kind"] == kind
+        if split != "all":
+            chosen &= self["split"] == split
+        return np.flatnonzero(chosen)
+
+
+def read_index(release: Path, manifest: Manifest) -> Index:
+    """Read and check the index; raises ReleaseError where its sha256 is not the manifest's."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = release / INDEX
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ReleaseError(f"{path} is missing. Pack the release again.") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != manifest.index_sha256:
+        raise ReleaseError(
+            f"{path} is damaged: sha256 {found[:12]}, manifest says {manifest.index_sha256[:12]}. "
+            f"Pack the release again or copy it anew."
+        )
+    return Index(pq.read_table(pa.BufferReader(content)))

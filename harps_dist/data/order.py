@@ -1,0 +1,104 @@
+"""The order of samples: a pure function of (release digest, mix, seed, epoch).
+
+Epochs follow one another without a seam: global batch s holds the samples at positions s B .. (s+1) B - 1 of
+their concatenation, and a rank takes its slice of it. So a resume is a step number, and any number of ranks
+sees the same global batches.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from harps_dist.data.keyed import permutation, uniforms
+from harps_dist.data.manifest import Index
+from harps_dist.errors import ConfigError
+from harps_dist.frozen import Frozen
+
+
+class Mix(Frozen):
+    """How an epoch is mixed from real and simulated samples.
+
+    real, simulated: shares of the epoch's samples, any scale; 0 leaves a kind out. Each batch holds them in
+    these shares, to within one sample.
+    star_weighting: draw real spectra with probability 1 / (spectra of that star), with replacement (paper's
+    public code); else each once an epoch.
+    """
+
+    real: float = 1.0
+    simulated: float = 1.0
+    star_weighting: bool = True
+
+
+class GlobalBatch(NamedTuple):
+    """Row numbers in the index, (size,) int64, and the epoch that each is drawn in, (size,) int64."""
+
+    rows: np.ndarray
+    epochs: np.ndarray
+
+
+class Order:
+    """The endless sequence of training samples.
+
+    `epoch_length` samples make an epoch: every simulated sample once (or, without simulated ones, as many
+    draws as there are real samples), and real ones to fill their share.
+    """
+
+    def __init__(self, index: Index, mix: Mix, seed: int, digest: str):
+        self._index, self._mix = index, mix
+        self._names = (digest, mix.model_dump_json(), seed)
+        self._real = index.rows("real", "train") if mix.real > 0 else np.empty(0, np.int64)
+        self._simulated = index.rows("simulated", "train") if mix.simulated > 0 else np.empty(0, np.int64)
+        for kind, share, rows in (("real", mix.real, self._real), ("simulated", mix.simulated, self._simulated)):
+            if share > 0 and not len(rows):
+                raise ConfigError(
+                    f"the mix asks for {kind} samples (share {share:g}), but the training split of the release has "
+                    f"none. Set --data.mix.{kind} 0, or pack a release with {kind} samples."
+                )
+        self._real_share = mix.real / (mix.real + mix.simulated) if mix.real + mix.simulated > 0 else 0.0
+        if len(self._simulated):
+            self.epoch_length = round(len(self._simulated) / (1 - self._real_share))
+        else:
+            self.epoch_length = len(self._real)
+        if not self.epoch_length:
+            raise ConfigError("the mix leaves out both real and simulated samples. Give one a positive share.")
+        if mix.star_weighting and len(self._real):
+            _, star, visits = np.unique(index["star"][self._real], return_inverse=True, return_counts=True)
+            weight = np.cumsum(1 / visits[star])
+            self._cumulative = weight / weight[-1]
+        self.epoch = lru_cache(2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """(epoch_length,) row numbers of one epoch."""
+        position = np.arange(self.epoch_length + 1)
+        real_before = np.floor(position * self._real_share + 1e-9).astype(np.int64)
+        is_real = np.diff(real_before) == 1
+        rows = np.empty(self.epoch_length, np.int64)
+        rows[is_real] = self._draw_real(int(is_real.sum()), epoch)
+        count = int((~is_real).sum())
+        rows[~is_real] = self._simulated[permutation(len(self._simulated), *self._names, epoch, "simulated")][:count]
+        return rows
+
+    def _draw_real(self, count: int, epoch: int) -> np.ndarray:
+        if not count:
+            return np.empty(0, np.int64)
+        if self._mix.star_weighting:
+            drawn = np.searchsorted(self._cumulative, uniforms(count, *self._names, epoch, "real"), side="right")
+            return self._real[drawn]
+        passes = -(-count // len(self._real))
+        shuffled = [permutation(len(self._real), *self._names, epoch, "real", p) for p in range(passes)]
+        return self._real[np.concatenate(shuffled)[:count]]
+
+    def batch(self, step: int, size: int) -> GlobalBatch:
+        """The global batch of one step."""
+        position = np.arange(step * size, (step + 1) * size)
+        epochs, within = np.divmod(position, self.epoch_length)
+        rows = [self.epoch(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
+        return GlobalBatch(np.concatenate(rows), epochs)
+
+
+def rank_slice(size: int, rank: int, world: int) -> slice:
+    """The contiguous part of a global batch of `size` that a rank takes; parts differ by at most one sample."""
+    return slice(size * rank // world, size * (rank + 1) // world)

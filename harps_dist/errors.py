@@ -1,0 +1,29 @@
+"""Errors a user can meet. Every message says what, where, expected against got, and what to do next."""
+
+
+class HarpsDistError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(HarpsDistError):
+    """A recipe, a command line or a combination of settings that cannot work."""
+
+
+class GridError(HarpsDistError):
+    """A wavelength grid that is unknown or does not fit the data."""
+
+
+class SpectrumError(HarpsDistError):
+    """A spectrum that cannot be standardised."""
+
+
+class ArchiveError(HarpsDistError):
+    """An archive that is missing, damaged, or was written for something else."""
+
+
+class ReleaseError(HarpsDistError):
+    """A release whose manifest, index or shards are missing, damaged or inconsistent."""
+
+
+class ResumeError(HarpsDistError):
+    """A checkpoint that cannot continue the run that was asked for."""

@@ -1,0 +1,1 @@
+"""Label errors, reconstruction, interventions, and the tables and figures that show them."""

@@ -1,0 +1,235 @@
+"""Evaluate a run: predict every sample of a split once, score, draw, and write it all beside the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harps_dist.config import Recipe
+from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, load
+from harps_dist.data.manifest import Kind
+from harps_dist.data.reader import Release
+from harps_dist.data.split import SplitName
+from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
+from harps_dist.evaluation.metrics import (
+    group_scores,
+    intervention_error,
+    label_scores,
+    paper_comparable,
+    reconstruction_mae,
+    rvis,
+    rvis_mask,
+    sensitivity,
+)
+from harps_dist.evaluation.report import PAPER_ROWS, Measure, Report
+from harps_dist.files import atomic_write
+from harps_dist.models.supervised import SpectrumModel
+from harps_dist.spectra.doppler import bspline_coefficients, doppler_shift
+from harps_dist.spectra.labels import NAMES
+from harps_dist.training.distributed import World
+
+BATCH = 16
+INTERVENTIONS_KMS = tuple(np.linspace(-40.0, 40.0, 9))
+FIGURE_WINDOW_AA = (6110.0, 6140.0)
+
+
+@dataclass
+class Predictions:
+    """Everything a model said of a set of samples; rows sorted as in the index.
+
+    rows (n,); truth, labels (n, len(NAMES)) in physical units, NaN where missing or not predicted; scores maps
+    a measure's name to (n,) values, one a spectrum.
+    """
+
+    rows: np.ndarray
+    truth: np.ndarray
+    labels: np.ndarray
+    scores: dict[str, np.ndarray]
+
+
+class Evaluator:
+    """A trained model, and the release to try it on."""
+
+    def __init__(self, model: SpectrumModel, recipe: Recipe, release: Release, world: World):
+        self.model, self.recipe, self.release, self.world = model.to(world.device).eval(), recipe, release, world
+        augment = recipe.data.augment
+        self.observer = Observer(release.grid, release.source_grid, augment, world.device)
+        self.noise_free = Observer(
+            release.grid, release.source_grid, augment.model_copy(update={"noise": False}), world.device
+        )
+        self.valid = release.grid.valid
+
+    def predict(self, rows: np.ndarray, progress: Callable[[int], None] = lambda samples: None) -> Predictions:
+        """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them."""
+        mine = rows[self.world.rank :: self.world.size]
+        batches = EvaluationBatches(
+            self.release, mine, self.recipe.data.augment, self.recipe.training.seed, BATCH
+        )
+        pieces = []
+        for raw in load(batches, range(len(batches)), 0, self.world.device):
+            pieces.append(self._predict_batch(raw))
+            progress(len(raw.rows))
+        pieces = [piece for of_rank in self.world.gather(pieces) for piece in of_rank]
+        found = np.concatenate([piece.rows for piece in pieces])
+        order = np.argsort(found)
+        return Predictions(
+            found[order],
+            np.concatenate([piece.truth for piece in pieces])[order],
+            np.concatenate([piece.labels for piece in pieces])[order],
+            {
+                name: np.concatenate([piece.scores[name] for piece in pieces])[order]
+                for name in (pieces[0].scores if pieces else ())
+            },
+        )
+
+    @torch.no_grad()
+    def _predict_batch(self, raw: RawBatch) -> Predictions:
+        batch = self.observer(raw)
+        output = self.model(batch)
+        labels = np.full(batch.labels.shape, np.nan)
+        if output.labels is not None:
+            labels[:, self.model.columns] = self.model.physical(output.labels).cpu().numpy()
+        scores = {}
+        if output.reconstruction is not None:
+            observed, reconstructed = batch.flux.cpu().numpy(), output.reconstruction.cpu().numpy()
+            scores["MAE'"] = reconstruction_mae(observed, reconstructed, self.valid)
+            if output.labels is not None and "rv" in self.model.labels:
+                nodes = self.model.encode(batch.flux).mean
+                scores |= self._rv_interventions(raw, nodes, output.reconstruction)
+        return Predictions(batch.rows.cpu().numpy(), batch.labels.cpu().numpy(), labels, scores)
+
+    def _rv_interventions(self, raw: RawBatch, nodes: Tensor, reconstruction: Tensor) -> dict[str, np.ndarray]:
+        """RVIS (Eq. 16); for simulated spectra also against the noise-free simulator, and the sensitivity."""
+        try:
+            mask = rvis_mask(self.release.grid.wave_aa, self.valid)
+        except Exception:
+            return {}
+        mask &= np.isfinite(self._shift(reconstruction[:1], 40.0) + self._shift(reconstruction[:1], -40.0)).all(0)
+        decoded = np.stack([self.decode_at(nodes, dv) for dv in INTERVENTIONS_KMS], axis=1)
+        shifted = np.stack([self._shift(reconstruction, dv) for dv in INTERVENTIONS_KMS], axis=1)
+        scores = {"RVIS": rvis(decoded, shifted, mask)}
+        if len(raw.sed) == len(nodes):
+            truth = np.stack([self.simulate_at(raw, dv) for dv in INTERVENTIONS_KMS], axis=1)
+            scores["RVIS-true"] = intervention_error(decoded, truth, mask).mean(axis=-1)
+            base = reconstruction.cpu().numpy()
+            scores["RV sensitivity"] = sensitivity(decoded, base, truth, self.simulate_at(raw, 0.0), mask)
+        return scores
+
+    def decode_at(self, nodes: Tensor, dv_kms: float) -> np.ndarray:
+        """(batch, pixel) spectra decoded after adding a velocity to the radial-velocity node (Eq. 15)."""
+        nodes = nodes.clone()
+        node = self.model.labels.index("rv")
+        nodes[:, node] += dv_kms / float(self.model.label_std[node])
+        return self.model.decode(nodes).cpu().numpy()
+
+    def simulate_at(self, raw: RawBatch, dv_kms: float) -> np.ndarray:
+        """(batch, pixel) noise-free simulated spectra with a velocity added to the star's."""
+        return self.noise_free(raw._replace(rv_kms=raw.rv_kms + dv_kms)).flux.cpu().numpy()
+
+    def _shift(self, flux: Tensor, dv_kms: float) -> np.ndarray:
+        velocity = torch.full((len(flux),), dv_kms, device=flux.device)
+        grid = self.release.grid
+        return doppler_shift(bspline_coefficients(flux), velocity, grid, grid).cpu().numpy()
+
+    @torch.no_grad()
+    def figures(self, row: int, folder: Path) -> dict[str, Path]:
+        """Spectrum with reconstruction and RV intervention of one sample, where the model reconstructs."""
+        raw = EvaluationBatches(
+            self.release, np.array([row]), self.recipe.data.augment, self.recipe.training.seed, 1
+        )[0].to(self.world.device)
+        batch = self.observer(raw)
+        output = self.model(batch)
+        if output.reconstruction is None:
+            return {}
+        index, grid = self.release.index, self.release.grid
+        title = f"{index['object'][row]} ({index['kind'][row]}, S/N {index['snr'][row]:.0f})"
+        hide = np.where(self.valid, 0.0, np.nan)
+        reconstructed = output.reconstruction[0].cpu().numpy()
+        drawn = {"Spectrum and reconstruction": folder / "spectrum.png"}
+        spectrum_figure(
+            drawn["Spectrum and reconstruction"], grid.wave_aa, batch.flux[0].cpu().numpy() + hide, reconstructed + hide, title
+        )
+        if output.labels is not None and "rv" in self.model.labels:
+            window = grid.wave_slice(*FIGURE_WINDOW_AA)
+            if window.stop - window.start > 100:
+                nodes = self.model.encode(batch.flux).mean
+                curves = {
+                    dv: (
+                        self.decode_at(nodes, dv)[0, window],
+                        self.simulate_at(raw, dv)[0, window] if len(raw.sed) else self._shift(output.reconstruction, dv)[0, window],
+                    )
+                    for dv in (-20.0, 5.0, 20.0)
+                }
+                path = folder / "rv_intervention.png"
+                intervention_figure(path, grid.wave_aa[window], reconstructed[window], curves, "rv", "km/s")
+                drawn["Intervention on the radial velocity"] = path
+        return drawn
+
+
+def evaluate(
+    evaluator: Evaluator, name: str, step: int, kind: Kind, split: SplitName | str, folder: Path, **progress: Any
+) -> Report | None:
+    """Evaluate one kind and split into `folder`; None where the release has no such sample, or on other ranks."""
+    release = evaluator.release
+    rows = release.index.rows(kind, split)
+    if not len(rows):
+        return None
+    found = evaluator.predict(rows, **progress)
+    if not evaluator.world.is_main:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    stars = release.index["star"][found.rows].astype(str)
+    known = list(evaluator.model.labels) if np.isfinite(found.labels).any() else []
+    columns = [NAMES.index(label) for label in known]
+    truth, labels = found.truth[:, columns], found.labels[:, columns]
+    sigma = dict(zip(evaluator.model.labels, evaluator.model.label_std.tolist(), strict=True))
+    _write_predictions(folder / "predictions.parquet", release, found)
+    figures = {}
+    if known:
+        figures["Residuals by label"] = folder / "residuals.png"
+        residual_figure(figures["Residuals by label"], truth, labels, known, f"{kind}, {split} split")
+    figures |= evaluator.figures(int(found.rows[np.argmax(np.nan_to_num(release.index["snr"][found.rows]))]), folder)
+    measures = [Measure.of(measure, values) for measure, values in found.scores.items()]
+    if "MAE'" in found.scores:
+        share = evaluator.valid.mean()
+        measures.append(
+            Measure.of("MAE' (paper-comparable)", paper_comparable(found.scores["MAE'"], share), "masked zeros averaged in")
+        )
+    row = name.removeprefix("demo-")
+    report = Report(
+        run=name,
+        step=step,
+        release_digest=release.digest,
+        split=split,
+        origin=kind,
+        spectra=len(found.rows),
+        stars=len(np.unique(stars)),
+        labels=label_scores(truth, labels, known, sigma, stars),
+        groups=group_scores(truth, labels, known, sigma, stars) if known else (),
+        measures=measures,
+        paper_row=row if row in PAPER_ROWS else None,
+        figures=figures,
+        notes=[release.manifest.description] if release.manifest.description else [],
+    )
+    report.write(folder)
+    return report
+
+
+def _write_predictions(path: Path, release: Release, found: Predictions) -> None:
+    """One row a sample: key, object, star, split, S/N, true and predicted labels, scores."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    index = release.index
+    columns = {name: index[name][found.rows] for name in ("key", "object", "star", "split", "snr")}
+    columns |= {f"{name}_true": found.truth[:, number] for number, name in enumerate(NAMES)}
+    columns |= {name: found.labels[:, number] for number, name in enumerate(NAMES)}
+    columns |= found.scores
+    with atomic_write(path) as aside:
+        pq.write_table(pa.table(columns), aside)

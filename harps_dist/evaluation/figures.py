@@ -1,0 +1,229 @@
+"""Figures of an evaluation: spectra, residuals, interventions and training curves.
+
+Every function writes one PNG at 150 dpi, whole or not at all, and needs no display. Colours are those of
+Okabe and Ito (2008), which survive colour blindness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harps_dist.evaluation.metrics import mean_with_error
+from harps_dist.files import atomic_write
+from harps_dist.spectra.labels import LABEL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLACK, BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C",
+)  # fmt: skip
+CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "legend.frameon": False,
+    "lines.linewidth": 0.9,
+    "agg.path.chunksize": 10_000,  # a whole spectrum is one path of 327,680 points
+}
+ZOOMS = ((6119.0, 6125.5), (6158.5, 6165.5), (6276.0, 6282.5))  # Ca I 6122, Ca I 6162, head of O2 gamma
+ZOOM_NAMES = dict(zip(ZOOMS, ("Ca I 6122", "Ca I 6162", "telluric O$_2$ γ"), strict=True))
+LEGEND_ABOVE: dict[str, Any] = {
+    "loc": "lower right",
+    "bbox_to_anchor": (1.0, 1.0),
+    "ncols": 2,
+    "borderaxespad": 0.1,
+}
+WAVELENGTH = "air wavelength [Å]"
+
+
+def spectrum_figure(
+    path: Path,
+    wave_aa: np.ndarray,
+    observed: np.ndarray,
+    reconstructed: np.ndarray,
+    title: str,
+    zooms: Sequence[tuple[float, float]] = ZOOMS,
+) -> None:
+    """A spectrum and its reconstruction, the residual beneath, and windows [Å] seen close up.
+
+    wave_aa, observed, reconstructed: (L,); flux over median flux, NaN where invalid. Zooms outside the
+    spectrum are left out.
+    """
+    zooms = [(low, high) for low, high in zooms if wave_aa[0] <= low and high <= wave_aa[-1]]
+    rows = 3 if zooms else 2
+    with _figure(path, 10.0, 2.6 * rows) as figure:
+        grid = figure.add_gridspec(rows, max(1, len(zooms)), height_ratios=(2.0, 1.0, 2.0)[:rows])
+        top = figure.add_subplot(grid[0, :])
+        _overlay(top, wave_aa, observed, reconstructed, linewidth=0.5)
+        top.set_title(title)
+        top.tick_params(labelbottom=False)
+        for line in top.legend(**LEGEND_ABOVE).get_lines():
+            line.set_linewidth(2.0)
+        beneath = figure.add_subplot(grid[1, :], sharex=top)
+        beneath.plot(wave_aa, observed - reconstructed, color=BLUE, linewidth=0.6)
+        beneath.axhline(0.0, color=BLACK, linewidth=0.6)
+        beneath.set(xlabel=WAVELENGTH, ylabel="obs. − rec.", xlim=(wave_aa[0], wave_aa[-1]))
+        for column, (low, high) in enumerate(zooms):
+            axes = figure.add_subplot(grid[2, column])
+            near = (wave_aa >= low) & (wave_aa <= high)
+            _overlay(axes, wave_aa[near], observed[near], reconstructed[near])
+            axes.set(title=ZOOM_NAMES.get((low, high), ""), xlabel=WAVELENGTH, xlim=(low, high))
+            axes.locator_params(axis="x", nbins=5)
+            if column:
+                axes.set_ylabel("")
+        figure.align_ylabels()
+
+
+def residual_figure(
+    path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], data_note: str
+) -> None:
+    """Predicted - true against true for every label, with the running median and the MAE.
+
+    truth, predicted: (n, K) in the labels' units, truth NaN where missing. data_note: which spectra these
+    are, printed above. Axes hold the central 98 % with a margin; each panel counts the points outside, and
+    the predictions that failed (not finite).
+    """
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    with _figure(path, 3.6 * columns, 0.4 + 3.0 * rows) as figure:
+        figure.suptitle(data_note, fontsize=11)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, name, true, guess in zip(panels, names, truth.T, predicted.T, strict=False):
+            known = np.isfinite(true)
+            _residual_panel(axes, name, true[known], (guess - true)[known])
+        for axes in panels[len(names) :]:
+            axes.remove()
+
+
+def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarray) -> None:
+    label = LABEL[name]
+    unit = f" {label.unit}" if label.unit else ""
+    bracket = f" [{label.unit}]" if label.unit else ""
+    axes.set(xlabel=f"true {label.symbol}{bracket}", ylabel=f"predicted − true{bracket}")
+    good = np.isfinite(residual)
+    if not good.any():
+        axes.set(title="no label to compare", xticks=[], yticks=[])
+        return
+    failed = f", {np.sum(~good):,} failed" if not good.all() else ""
+    true, residual = true[good], residual[good]
+    x_range, y_range = _robust_range(true), _robust_range(np.append(residual, 0.0))
+    inside = (true >= x_range[0]) & (true <= x_range[1]) & (residual >= y_range[0]) & (residual <= y_range[1])
+    crowd = float(np.clip(400.0 / len(true), 0.1, 0.6))
+    axes.plot(true[inside], residual[inside], ".", color=BLUE, alpha=crowd, markersize=5, markeredgewidth=0)
+    axes.axhline(0.0, color=BLACK, linewidth=0.8)
+    axes.plot(*_running_median(true, residual), color=VERMILLION, linewidth=1.8)
+    mae, _ = mean_with_error(np.abs(residual))
+    outside = f", {np.sum(~inside):,} outside" if not inside.all() else ""
+    axes.set_title(f"MAE {mae:.3g}{unit}   n = {len(true):,}{outside}{failed}")
+    axes.set(xlim=x_range, ylim=y_range)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def intervention_figure(
+    path: Path,
+    wave_aa: np.ndarray,
+    base: np.ndarray,
+    curves: Mapping[float, tuple[np.ndarray, np.ndarray]],
+    label: str,
+    unit: str,
+) -> None:
+    """Spectra decoded after interventions on one label, against what they should be; a panel for each.
+
+    wave_aa, base: (L,), a narrow window and the spectrum decoded without intervention. curves: change of
+    the label, in `unit`, to (decoded, expected), (L,) each. label: label name.
+    """
+    symbol = LABEL[label].symbol
+    with _figure(path, 8.0, 0.9 + 1.5 * len(curves)) as figure:
+        panels = figure.subplots(len(curves), 1, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (change, (decoded, expected)) in zip(panels, sorted(curves.items()), strict=True):
+            axes.plot(wave_aa, base, color=GREY, linewidth=0.9, label="no intervention")
+            axes.plot(wave_aa, expected, color=BLACK, linewidth=1.1, label="expected")
+            axes.plot(
+                wave_aa, decoded, color=VERMILLION, linewidth=1.3, linestyle=(0, (4, 2)), label="decoded"
+            )
+            gap = np.nanmean(np.abs(decoded - expected))
+            axes.set_title(f"do({symbol} {_signed(change)} {unit})    mean |decoded − expected| = {gap:.2g}")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        panels[0].set_xlim(wave_aa[0], wave_aa[-1])
+        panels[-1].set_xlabel(WAVELENGTH)
+        figure.supylabel("flux / median", fontsize=10)
+
+
+def training_figure(path: Path, steps: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
+    """Loss curves on a log axis: as logged, pale, and their running median.
+
+    steps: (n,) optimiser steps. series: name to (n,) values, NaN where not logged; values that are not
+    positive cannot be drawn and leave a gap.
+    """
+    steps = np.asarray(steps)
+    with _figure(path, 8.0, 4.5) as figure:
+        axes = figure.add_subplot()
+        axes.set_yscale("log", nonpositive="mask")
+        for index, (name, values) in enumerate(series.items()):
+            known = np.isfinite(values)
+            step, value = steps[known], np.asarray(values)[known]
+            colour = CYCLE[index % len(CYCLE)]
+            dense = len(step) > 200
+            axes.plot(
+                step, value, color=colour, alpha=0.25 if dense else 1.0, linewidth=0.7 if dense else 1.5
+            )
+            smooth = _running_median(step, value, bins=100) if dense else (step, value)
+            axes.plot(*smooth, color=colour, linewidth=1.6, label=name)
+        axes.set(xlabel="step", ylabel="loss")
+        axes.margins(x=0.01)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
+        if series:
+            figure.legend(loc="outside right upper")
+
+
+@contextmanager
+def _figure(path: Path, width_in: float, height_in: float) -> Iterator[Figure]:
+    """A styled figure, written to `path` when the block ends."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained")
+        yield figure
+        with atomic_write(path) as aside:
+            figure.savefig(aside, format="png")
+
+
+def _overlay(
+    axes: Axes, wave_aa: np.ndarray, observed: np.ndarray, reconstructed: np.ndarray, linewidth: float = 0.9
+) -> None:
+    axes.plot(wave_aa, observed, color=BLACK, linewidth=linewidth, label="observed")
+    axes.plot(wave_aa, reconstructed, color=VERMILLION, linewidth=linewidth, label="reconstructed")
+    axes.set_ylabel("flux / median")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+g}".replace("-", "−")
+
+
+def _robust_range(values: np.ndarray) -> tuple[float, float]:
+    """The 1st to 99th percentile, widened by a tenth at either end."""
+    low, high = np.percentile(values, [1.0, 99.0])
+    margin = 0.1 * (high - low) or 0.5 * (abs(high) or 1.0)
+    return float(low - margin), float(high + margin)
+
+
+def _running_median(x: np.ndarray, y: np.ndarray, bins: int = 15) -> tuple[list[float], list[float]]:
+    """Medians of x and y in bins of equally many points, at least 8 in each; empty for too few points."""
+    bins = min(bins, len(x) // 8)
+    if bins < 2:
+        return [], []
+    parts = np.array_split(np.argsort(x, kind="stable"), bins)
+    return [float(np.median(x[part])) for part in parts], [float(np.median(y[part])) for part in parts]

@@ -1,0 +1,303 @@
+"""The report of an evaluation: report.md to read, scores.csv for a spreadsheet, scores.json for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from harps_dist.errors import ConfigError
+from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, mean_with_error
+from harps_dist.files import atomic_write
+from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+
+Origin = Literal["real", "simulated", "mixed"]
+ORIGIN_WORDS = {
+    "real": "real HARPS spectra",
+    "simulated": "simulated spectra (no telescope was involved)",
+    "mixed": "real and simulated spectra together",
+}
+
+
+class PaperRow(NamedTuple):
+    """One printed row of Table 4: (value, error) by label, and NMAE by group."""
+
+    legend: str
+    labels: dict[str, tuple[float, float]]
+    groups: dict[str, tuple[float, float]]
+
+
+def _row(legend: str, *cells: tuple[float, float]) -> PaperRow:
+    """A row in the printed order of columns: teff, mh, logg, All | rv, berv, airmass, All."""
+    labels = dict(zip(INTRINSIC, cells[:3], strict=True)) | dict(zip(EXTRINSIC, cells[4:7], strict=True))
+    return PaperRow(legend, labels, {"intrinsic": cells[3], "extrinsic": cells[7]})
+
+
+# fmt: off
+PAPER_ROWS = {  # Table 4 (b) and (c), MAE ± its error on the paper's own HARPS test split
+    "beta-vae-u": _row("β-VAE (U*)", (978.0, 13.0), (0.1578, 0.0027), (0.1798, 0.0025), (1.548, 0.013),
+                       (31.07, 0.27), (16.01, 0.096), (0.181, 0.0019), (1.5751, 0.0074)),
+    "cnn-mix": _row("CNN (mix)", (50.21, 0.82), (0.02118, 0.00064), (0.03957, 0.00085), (0.1793, 0.0022),
+                    (2.375, 0.061), (0.1671, 0.002), (0.01069, 0.00022), (0.0815, 0.001)),
+    "ae-real": _row("AE (real)", (50.32, 0.83), (0.02478, 0.00056), (0.03898, 0.00089), (0.1844, 0.0022),
+                    (1.94, 0.069), (0.1214, 0.0021), (0.00885, 0.00018), (0.0664, 0.0011)),
+    "ae-mix": _row("AE (mix)", (49.74, 0.77), (0.02292, 0.00055), (0.04139, 0.00087), (0.1867, 0.0021),
+                   (1.918, 0.063), (0.1697, 0.0024), (0.0103, 0.00022), (0.0709, 0.0011)),
+    "infovae-mix": _row("infoVAE (mix)",
+                        (43.68, 0.73), (0.03424, 0.00058), (0.04005, 0.00087), (0.1986, 0.0021),
+                        (1.967, 0.071), (0.1855, 0.0024), (0.01023, 0.00021), (0.0722, 0.0011)),
+    "cnn-etc": _row("CNN (ETC)", (273.1, 4.2), (0.1222, 0.0011), (0.4994, 0.0044), (1.7029, 0.0091),
+                    (25.43, 0.27), (NAN, NAN), (1.6827, 0.0054), (6.932, 0.016)),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score that belongs to no single label: MAE', RVIS, GIS(k), a sensitivity."""
+
+    name: str
+    value: float
+    standard_error: float
+    count: int
+    note: str = ""
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray, note: str = "") -> Measure:
+        """From one value a spectrum, (n,)."""
+        return cls(name, *mean_with_error(values), count=len(values), note=note)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was evaluated, on which data, and how it went.
+
+    run, step: name of the run and optimiser step of its checkpoint. release_digest: sha256 of the release's
+    manifest. split: train, validation or test. origin: where the spectra come from, said at the top.
+    spectra, stars: how many were evaluated. paper_row: key of PAPER_ROWS to print beside, or None. figures:
+    caption to path. notes: sentences for the reader. Raises ConfigError for an unknown origin or row.
+    """
+
+    run: str
+    step: int
+    release_digest: str
+    split: str
+    origin: Origin
+    spectra: int
+    stars: int
+    labels: Sequence[LabelScore]
+    groups: Sequence[GroupScore] = ()
+    measures: Sequence[Measure] = ()
+    paper_row: str | None = None
+    figures: Mapping[str, Path] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.origin not in get_args(Origin):
+            raise ConfigError(f"report origin is {self.origin!r}; say one of {', '.join(get_args(Origin))}.")
+        if self.paper_row is not None and self.paper_row not in PAPER_ROWS:
+            raise ConfigError(
+                f"the paper has no row {self.paper_row!r}; choose one of {', '.join(PAPER_ROWS)}, or none."
+            )
+
+    @property
+    def paper(self) -> PaperRow | None:
+        """The printed row to stand beside, if one was asked for."""
+        return PAPER_ROWS[self.paper_row] if self.paper_row else None
+
+    @property
+    def data_line(self) -> str:
+        """The data in one sentence: how many, of what origin, which split of which release."""
+        return (
+            f"{self.spectra:,} {ORIGIN_WORDS[self.origin]} of {self.stars:,} stars, {self.split} split of "
+            f"release {self.release_digest[:12]}"
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write report.md, scores.csv and scores.json into `folder`, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "report.md") as aside:
+            aside.write_text(self.markdown(folder), encoding="utf-8")
+        with (
+            atomic_write(folder / "scores.csv") as aside,
+            aside.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, [column.name for column in fields(LabelScore)])
+            writer.writeheader()
+            writer.writerows(asdict(score) for score in self.labels)
+        with atomic_write(folder / "scores.json") as aside:
+            aside.write_text(self.json(folder), encoding="utf-8")
+
+    def json(self, folder: Path) -> str:
+        """The report as strict JSON: NaN becomes null, figure paths are relative to `folder`."""
+        content = asdict(self) | {"figures": self._figure_links(folder)}
+        if self.paper:
+            content["paper"] = self.paper._asdict()
+        return json.dumps(_nan_to_none(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def markdown(self, folder: Path) -> str:
+        """The report as Markdown; figure links are relative to `folder`."""
+        parts = [
+            f"# {self.run}, step {self.step:,}",
+            f"**Data: {self.data_line}.** Manifest sha256 `{self.release_digest}`.",
+            "## Label errors",
+            markdown_table(*_label_table(self)),
+            "MAE ± standard error, every spectrum counted as independent; *by star* is the same error with "
+            "the star as the independent unit, the one to trust where stars were observed repeatedly. NMAE "
+            "divides by the standard deviation in the training split; *paper* divides as the printed tables "
+            "do. Bias and scatter are mean and standard deviation of predicted - true.",
+        ]
+        if self.paper:
+            parts.append(
+                f"Printed: {self.paper.legend}, Table 4 of the paper, measured on its own test split of real "
+                "HARPS spectra. Other spectra were used here, so a difference is not only the model's."
+            )
+        if self.groups:
+            parts += ["## Groups of labels", markdown_table(*_group_table(self))]
+        if self.measures:
+            header, rows = ("", "value", "spectra", ""), [_measure_row(measure) for measure in self.measures]
+            parts += ["## Reconstruction and interventions", markdown_table(header, rows)]
+        if self.notes:
+            parts += ["## Notes", "\n".join(f"- {note}" for note in self.notes)]
+        if self.figures:
+            links = self._figure_links(folder)
+            parts += ["## Figures", *(f"![{caption}]({link})" for caption, link in links.items())]
+        return "\n\n".join(parts) + "\n"
+
+    def _figure_links(self, folder: Path) -> dict[str, str]:
+        return {
+            caption: Path(os.path.relpath(path, folder)).as_posix() for caption, path in self.figures.items()
+        }
+
+
+def console_table(report: Report) -> Table:
+    """The label errors as a rich table, the data in its caption."""
+    from rich.table import Table
+
+    header, rows = _label_table(report)
+    table = Table(title=f"{report.run}, step {report.step:,}", caption=f"{report.data_line}.")
+    for index, title in enumerate(header):
+        table.add_column(title, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with its columns padded; the first is flush left, the others flush right."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        for line in lines
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (padded[0], ruler, *padded[1:]))
+
+
+def format_value(value: float, error: float) -> str:
+    """`value` to the digit that the second significant digit of its `error` stands at.
+
+    Four significant digits where the error is NaN or zero; an en dash for NaN.
+    """
+    if math.isnan(value):
+        return "–"
+    if not 0.0 < error < math.inf:
+        return f"{value:.4g}"
+    exponent = int(f"{error:.1e}".partition("e")[2])  # after rounding: 0.0996 is 0.10
+    decimals = 1 - exponent
+    return f"{round(value, decimals):.{max(0, decimals)}f}"
+
+
+def format_pair(value: float, error: float) -> str:
+    """`value ± error`, the error to two significant digits; no ± where the error is NaN."""
+    if math.isnan(value) or math.isnan(error):
+        return format_value(value, error)
+    return f"{format_value(value, error)} ± {format_value(error, error)}"
+
+
+def _label_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    header = [
+        "label",
+        "unit",
+        "MAE",
+        "± by star",
+        "NMAE",
+        "NMAE (paper)",
+        "bias",
+        "scatter",
+        "spectra",
+        "stars",
+    ]
+    paper = report.paper
+    if paper:
+        header.insert(4, f"printed, {paper.legend}")
+    rows = []
+    for score in report.labels:
+        relative = score.standard_error / score.mae if score.mae else NAN
+        row = [
+            score.name,
+            score.unit,
+            format_pair(score.mae, score.standard_error),
+            format_value(score.standard_error_stars, score.standard_error_stars),
+            format_value(score.nmae, relative * score.nmae),
+            format_value(score.nmae_paper, relative * score.nmae_paper),
+            format_value(score.bias, score.standard_error),
+            format_value(score.scatter, score.standard_error),
+            f"{score.count:,}",
+            f"{score.stars:,}",
+        ]
+        if paper:
+            row.insert(4, format_pair(*paper.labels.get(score.name, (NAN, NAN))))
+        rows.append(row)
+    return header, rows
+
+
+def _group_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    header = ["group", "labels", "NMAE", "± by star", "NMAE (paper)"]
+    if report.paper:
+        header.append(f"printed, {report.paper.legend}")
+    rows = []
+    for group in report.groups:
+        row = [
+            group.name,
+            " ".join(group.labels),
+            format_pair(group.nmae, group.standard_error),
+            format_value(group.standard_error_stars, group.standard_error_stars),
+            format_pair(group.nmae_paper, group.standard_error_paper),
+        ]
+        if report.paper:
+            row.append(format_pair(*report.paper.groups[group.name]))
+        rows.append(row)
+    return header, rows
+
+
+def _measure_row(measure: Measure) -> list[str]:
+    return [
+        measure.name,
+        format_pair(measure.value, measure.standard_error),
+        f"{measure.count:,}",
+        measure.note,
+    ]
+
+
+def _nan_to_none(content: object) -> object:
+    """NaN and infinities as None, throughout dicts, lists and tuples."""
+    if isinstance(content, Mapping):
+        return {key: _nan_to_none(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_nan_to_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

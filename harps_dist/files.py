@@ -1,0 +1,63 @@
+"""Writing files so that a half-written one is never taken for a whole one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Write a file aside, then put it in place in one step.
+
+    Yields a path in the same folder (it must exist) for the caller to write to. When the block ends, file
+    and folder are flushed to disk and the file takes the name `path`. When the block raises, what was
+    written aside is removed and the old content of `path`, if any, is untouched. After a kill -9 a hidden
+    `.name.xxxxxxxx.tmp` may stay behind; nothing ever reads it.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+        _flush(path.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """Write a folder aside, then put it in place in one step, replacing what stood there.
+
+    Yields an empty folder beside `path`. The same promises as `atomic_write`, but for one instant between
+    removing an old folder and renaming the new one, in which neither is there under its name.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    aside.mkdir()
+    try:
+        yield aside
+        for file in (*aside.rglob("*"), aside):
+            _flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

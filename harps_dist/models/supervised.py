@@ -1,0 +1,136 @@
+"""The three ways of training: spectrum to labels, labels to spectrum, and both at once through a bottleneck.
+
+They share one interface, so that losses, the loop and the evaluation need not know which one they hold.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from harps_dist.data.batches import Batch
+from harps_dist.models.autoencoder import Autoencoder as Network
+from harps_dist.models.autoencoder import Latent
+from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
+from harps_dist.models.encoder import ConvEncoder, LabelEncoder
+from harps_dist.spectra.labels import NAMES
+
+if TYPE_CHECKING:
+    from harps_dist.config import Autoencoder, Decoder, Encoder
+    from harps_dist.spectra.grid import Grid
+
+
+class Output(NamedTuple):
+    """What a model says of a batch; None where it does not.
+
+    labels: (batch, K) normalised labels. reconstruction: (batch, pixel) standardised flux. unknown: (batch, U)
+    nodes behind the labels.
+    """
+
+    labels: Tensor | None = None
+    reconstruction: Tensor | None = None
+    unknown: Tensor | None = None
+
+
+class SpectrumModel(nn.Module):
+    """A model with its labels and their scale: buffers, so that they travel with the weights (Eq. 1)."""
+
+    label_mean: Tensor
+    label_std: Tensor
+
+    def __init__(self, labels: tuple[str, ...]):
+        super().__init__()
+        self.labels = labels
+        self.columns = [NAMES.index(name) for name in labels]
+        self.register_buffer("label_mean", torch.zeros(len(labels), dtype=torch.float64))
+        self.register_buffer("label_std", torch.ones(len(labels), dtype=torch.float64))
+
+    def set_label_scale(self, mean: dict[str, float], std: dict[str, float]) -> None:
+        self.label_mean.copy_(torch.tensor([mean[name] for name in self.labels], dtype=torch.float64))
+        self.label_std.copy_(torch.tensor([std[name] for name in self.labels], dtype=torch.float64))
+
+    def normalise(self, labels: Tensor) -> Tensor:
+        """(batch, len(NAMES)) physical labels to (batch, K) normalised ones, float32; NaN stays NaN (Eq. 1)."""
+        return ((labels[:, self.columns].double() - self.label_mean) / self.label_std).float()
+
+    def physical(self, normalised: Tensor) -> Tensor:
+        """(…, K) normalised labels to physical units, float64."""
+        return normalised.double() * self.label_std + self.label_mean
+
+    def forward(self, batch: Batch) -> Output:
+        raise NotImplementedError
+
+
+class LabelPredictor(SpectrumModel):
+    """Spectrum to labels (Eq. 3)."""
+
+    def __init__(self, config: Encoder, grid: Grid):
+        super().__init__(config.labels)
+        self.network = LabelEncoder(
+            grid.length,
+            len(config.labels),
+            width=config.width,
+            input_centre=config.input_centre,
+            input_scale=config.input_scale,
+            init=config.init,
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        return Output(labels=self.network(batch.flux))
+
+
+class SpectrumSimulator(SpectrumModel):
+    """Labels to spectrum (Eq. 4). A label that is missing makes the simulated spectrum NaN."""
+
+    def __init__(self, config: Decoder, grid: Grid):
+        super().__init__(config.labels)
+        self.network = build_decoder(config, grid, len(config.labels))
+
+    def forward(self, batch: Batch) -> Output:
+        return Output(reconstruction=self.decode(self.normalise(batch.labels)))
+
+    def decode(self, nodes: Tensor) -> Tensor:
+        """(batch, K) normalised labels to (batch, pixel) standardised flux."""
+        return self.network(nodes)
+
+
+class SemiSupervised(SpectrumModel):
+    """Spectrum to latent nodes to spectrum; the first K nodes are the labels (Eqs. 5, 7). Deterministic.
+
+    The log-variance head is there, as in the public model and its printed parameter count, but takes no part.
+    """
+
+    def __init__(self, config: Autoencoder, grid: Grid):
+        super().__init__(config.labels)
+        encoder = ConvEncoder(
+            grid.length,
+            width=config.width,
+            input_centre=config.input_centre,
+            input_scale=config.input_scale,
+            init=config.init,
+        )
+        decoder = build_decoder(config, grid, config.bottleneck)
+        self.network = Network(encoder, decoder, config.bottleneck, init=config.init)
+        self.network.log_variance_head.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> Output:
+        nodes = self.encode(batch.flux).mean
+        known = len(self.labels)
+        return Output(nodes[:, :known], self.decode(nodes), nodes[:, known:])
+
+    def encode(self, flux: Tensor) -> Latent:
+        """(batch, pixel) standardised flux to the latent's mean and log-variance, (batch, bottleneck) each."""
+        return self.network.encode(flux)
+
+    def decode(self, nodes: Tensor) -> Tensor:
+        """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
+        return self.network.decode(nodes)
+
+
+def build_decoder(config: Decoder | Autoencoder, grid: Grid, inputs: int) -> nn.Module:
+    """The decoder that a configuration names."""
+    if config.architecture == "cnn":
+        return ConvDecoder(grid.length, inputs, width=config.width, init=config.init)
+    return ResNetDecoder(grid.length, inputs, width=config.width, block=config.block, init=config.init)

@@ -1,0 +1,1 @@
+"""Grid, labels, Doppler shift, standardisation and the observation model: pure functions of arrays."""

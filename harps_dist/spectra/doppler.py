@@ -1,0 +1,86 @@
+"""Doppler shift and resampling of batches of spectra on the lattice, in torch, on any device.
+
+A shift on this grid is a gather with a fractional offset: the source of pixel i lies at i + d_i with
+d_i = -beta / (1 + beta) (i + lambda_0 / Delta). The offset, at most 233 px at 100 km/s, is what is computed
+and kept, not the index, so float32 resolves it to 2e-5 px.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+
+C_KMS = 299_792.458
+Method = Literal["linear", "cubic"]
+
+MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
+_POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
+_REACH = {torch.float32: 14, torch.float64: 28}  # |pole|^reach is below rounding
+
+
+def bspline_coefficients(flux: Tensor) -> Tensor:
+    """Prefilter spectra: cubic B-spline coefficients whose spline passes through the samples.
+
+    flux: (batch, pixel), finite. Returns (batch, pixel), same unit and dtype. The recursive filter's impulse
+    response sqrt(3) z^|k| decays by 0.27 a pixel, so a short convolution is exact to rounding. Ends mirrored.
+    """
+    reach = min(_REACH[flux.dtype], flux.shape[-1] - 1)
+    tap = torch.arange(-reach, reach + 1, device=flux.device, dtype=flux.dtype).abs()
+    kernel = 3.0**0.5 * torch.pow(torch.tensor(_POLE, dtype=flux.dtype, device=flux.device), tap)
+    padded = F.pad(flux[:, None], (reach, reach), mode="reflect")
+    return F.conv1d(padded, kernel[None, None])[:, 0]
+
+
+def resample_shifted(
+    source: Tensor, rv_kms: Tensor, source_grid: Grid, target_grid: Grid, method: Method = "cubic"
+) -> Tensor:
+    """Values of `source` at the wavelengths that a velocity moves onto the target grid's pixels.
+
+    source: (batch, source pixel) cubic B-spline coefficients (`bspline_coefficients`) for "cubic", the samples
+    themselves for "linear", any unit.
+    rv_kms: (batch,) receding is positive; lambda' = lambda (1 + rv/c).
+    Returns (batch, target pixel) in the unit of the input; pixels whose source lies outside the source grid
+    are NaN. Error against a band-limited truth, rms of the median flux: linear 9e-4, cubic 6e-6.
+    """
+    beta = (rv_kms / C_KMS).to(source.dtype)[:, None]
+    lattice = torch.arange(target_grid.start, target_grid.stop, device=source.device, dtype=source.dtype)
+    offset = -beta / (1 + beta) * (lattice + round(ORIGIN_AA / STEP_AA))
+    whole = torch.floor(offset)
+    fraction = offset - whole
+    index = torch.arange(target_grid.length, device=source.device) + (target_grid.start - source_grid.start)
+    index = index + whole.long()
+    last = source_grid.length - 1
+
+    def tap(k: int) -> Tensor:
+        i = (index + k).clamp(-last, 2 * last).abs()
+        return source.gather(1, torch.where(i > last, 2 * last - i, i))
+
+    if method == "linear":  # a pixel met exactly does not ask its neighbour, which may be NaN
+        right = torch.where(fraction > 0, tap(1) * fraction, 0.0)
+        shifted = tap(0) * (1 - fraction) + right
+    else:
+        f, g = fraction, 1 - fraction
+        shifted = (
+            tap(-1) * (g**3 / 6)
+            + tap(0) * (2 / 3 - f * f * (1 - f / 2))
+            + tap(1) * (2 / 3 - g * g * (1 - g / 2))
+            + tap(2) * (f**3 / 6)
+        )
+    inside = (index >= 0) & ((index < last) | ((index == last) & (fraction == 0)))
+    return torch.where(inside, shifted, torch.nan)
+
+
+def doppler_shift(
+    source: Tensor, rv_kms: Tensor, source_grid: Grid, target_grid: Grid, method: Method = "cubic"
+) -> Tensor:
+    """Shift flux densities by a radial velocity: `resample_shifted`, diluted by 1 + rv/c.
+
+    The same photons spread over more wavelength, as in the public code behind Eqs. A.1 and A.2. Shapes as there.
+    """
+    dilution = (1 + rv_kms / C_KMS).to(source.dtype)[:, None]
+    return resample_shifted(source, rv_kms, source_grid, target_grid, method) / dilution

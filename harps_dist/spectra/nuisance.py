@@ -1,0 +1,53 @@
+"""What a spectrum shows that its labels do not tell: broadening, line-list errors, continuum shape.
+
+Real spectra differ from synthetic ones in these. Simulating them lets a model trained on simulations carry
+over to the sky, and gives the unknown factors of an autoencoder something to learn.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harps_dist.spectra.doppler import C_KMS
+from harps_dist.spectra.grid import STEP_AA, Grid
+
+
+def broaden(flux: Tensor, grid: Grid, sigma_kms: Tensor) -> Tensor:
+    """Convolve with a Gaussian of constant velocity width (rotation and macroturbulence together).
+
+    flux: (batch, pixel) on `grid`; sigma_kms: (batch,) standard deviation, 0 leaves the flux as it is. The
+    width in pixels is that of the grid's middle wavelength. Ends are mirrored.
+    """
+    middle_aa = grid.wave0_aa + STEP_AA * grid.length / 2
+    sigma = (sigma_kms / C_KMS * middle_aa / STEP_AA).to(flux.dtype)[:, None]
+    pad = min(256, flux.shape[-1] - 1)
+    padded = F.pad(flux[:, None], (pad, pad), mode="reflect")[:, 0]
+    frequency = torch.fft.rfftfreq(padded.shape[-1], device=flux.device, dtype=flux.dtype)
+    transfer = torch.exp(-2 * (torch.pi * sigma * frequency) ** 2)
+    blurred = torch.fft.irfft(torch.fft.rfft(padded) * transfer, n=padded.shape[-1])
+    return blurred[:, pad:-pad]
+
+
+def pseudo_continuum(flux: Tensor, block: int = 100, reach: int = 4) -> Tensor:
+    """(batch, pixel) upper envelope: maxima of blocks of pixels, over `reach` blocks either side, smoothed."""
+    width = 2 * reach + 1
+    upper = F.max_pool1d(flux[:, None], block, ceil_mode=True)
+    upper = F.max_pool1d(upper, width, stride=1, padding=reach)
+    upper = F.avg_pool1d(F.pad(upper, (reach, reach), mode="replicate"), width, stride=1)
+    return F.interpolate(upper, size=flux.shape[-1], mode="linear")[:, 0]
+
+
+def scale_lines(flux: Tensor, error: Tensor) -> Tensor:
+    """Change the logarithmic depth of lines below the pseudo-continuum by a relative error per pixel.
+
+    flux: (batch, pixel), positive; error: (batch, pixel), 0.25 makes lines 25 % deeper.
+    """
+    depth = torch.log(flux / pseudo_continuum(flux))
+    return flux * torch.exp(depth * error)
+
+
+def smooth_noise(knots: Tensor, pixels: int) -> Tensor:
+    """Interpolate random knots (batch, knot) evenly spread over a spectrum linearly to (batch, pixels)."""
+    return F.interpolate(knots[:, None], size=pixels, mode="linear", align_corners=True)[:, 0]

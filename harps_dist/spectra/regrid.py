@@ -1,0 +1,40 @@
+"""From any wavelength sampling onto the lattice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+
+_ON_LATTICE = 1e-4  # pixels, 0.05 m/s: nearer than this a sample is copied, not resampled
+_GUARD = 16  # samples kept either side of the grid, so that the spline's ends lie outside it
+
+
+def regrid(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> np.ndarray:
+    """Bring a spectrum onto the grid: copied bit by bit where it lies on the lattice, else by cubic spline.
+
+    wave_aa: (sample,) strictly increasing air wavelengths [Å], even or uneven; flux: (sample,) any unit per
+    wavelength, NaN where missing. Returns (grid.length,) of the flux's dtype, NaN outside the samples and
+    next to missing ones.
+    """
+    position = (wave_aa - ORIGIN_AA) / STEP_AA - grid.start
+    keep = slice(*np.searchsorted(position, [-_GUARD, grid.length + _GUARD]))
+    position, flux = position[keep], flux[keep]
+    regridded = np.full(grid.length, np.nan, flux.dtype)
+    if not len(position):
+        return regridded
+    nearest = np.rint(position).astype(np.int64)
+    if np.abs(position - nearest).max() < _ON_LATTICE:
+        inside = (nearest >= 0) & (nearest < grid.length)
+        regridded[nearest[inside]] = flux[inside]
+        return regridded
+    from scipy.interpolate import make_interp_spline
+
+    finite = np.isfinite(flux)
+    if finite.sum() < 4:
+        return regridded
+    pixel = np.arange(max(0, np.ceil(position[0])), min(grid.length, np.floor(position[-1]) + 1)).astype(np.int64)
+    right = np.searchsorted(position, pixel).clip(1, len(position) - 1)
+    covered = pixel[finite[right] & finite[right - 1]]
+    regridded[covered] = make_interp_spline(position[finite], flux[finite].astype(np.float64), k=3)(covered)
+    return regridded

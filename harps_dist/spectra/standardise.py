@@ -1,0 +1,34 @@
+"""Division by the median, Eq. 2, over the pixels that carry data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harps_dist.errors import SpectrumError
+from harps_dist.spectra.grid import Grid, fill_invalid
+
+MINIMUM_COVERAGE = 0.98
+
+
+def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_COVERAGE) -> tuple[np.ndarray, float]:
+    """Divide a spectrum by the median of its valid pixels and fill what no pixel covers.
+
+    flux: (grid.length,), any unit, NaN where the spectrum has no data. Returns the standardised spectrum,
+    (grid.length,) float32 and finite everywhere, and the median. Missing pixels inside the valid range are
+    bridged by straight lines. Raises SpectrumError where fewer than `minimum_coverage` of the valid pixels
+    are finite, or where the median is not positive.
+    """
+    finite = np.isfinite(flux)
+    usable = finite & grid.valid
+    coverage = usable.sum() / grid.valid.sum()
+    if coverage < minimum_coverage:
+        raise SpectrumError(
+            f"only {coverage:.1%} of the {grid.valid.sum()} valid pixels of grid {grid.name} carry data, "
+            f"expected at least {minimum_coverage:.0%}. Use a narrower grid or leave the spectrum out."
+        )
+    median = float(np.median(flux[usable]))
+    if not median > 0:
+        raise SpectrumError(f"the median flux is {median:g}, expected a positive number. Leave the spectrum out.")
+    pixel = np.arange(grid.length)
+    flux = np.where(usable, flux, np.interp(pixel, pixel[usable], flux[usable]))
+    return (fill_invalid(flux, grid) / median).astype(np.float32), median

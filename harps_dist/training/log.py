@@ -1,0 +1,80 @@
+"""What a run says of itself: a JSON line and a console line now and then, and Weights & Biases on request."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harps_dist.config import Log
+from harps_dist.files import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """The log of one run. Opened at a step, it drops lines of later steps: those were lost with the process."""
+
+    def __init__(self, run: Path, config: Log, settings: dict, step: int, console: Console):
+        self._console = console
+        path = run / LOG
+        kept = [line for line in read_log(run) if line["step"] <= step]
+        with atomic_write(path) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+        self._wandb = self._start_wandb(run, config, settings) if config.wandb != "disabled" else None
+
+    @staticmethod
+    def _start_wandb(run: Path, config: Log, settings: dict):
+        import wandb
+
+        identity = run / "wandb-id.txt"
+        if not identity.exists():
+            identity.write_text(wandb.util.generate_id())
+        return wandb.init(
+            project=config.wandb_project,
+            name=run.name,
+            id=identity.read_text(),
+            resume="allow",
+            mode=config.wandb,
+            dir=run,
+            config=settings,
+        )
+
+    def write(self, line: dict) -> None:
+        """Log one step's figures, a flat dict with "step"."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._console.print(_console_line(line), highlight=False)
+        if self._wandb:
+            self._wandb.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb:
+            self._wandb.finish(quiet=True)
+
+
+def read_log(run: Path) -> list[dict]:
+    """The lines of a run's log; a last line cut short by a kill is left out."""
+    lines = []
+    path = run / LOG
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _console_line(line: dict) -> str:
+    cells = [f"step {line['step']}"]
+    for key, value in line.items():
+        if key != "step":
+            cells.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+    return "  ".join(cells)

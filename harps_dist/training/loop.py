@@ -1,0 +1,214 @@
+"""The training loop: one for every recipe, any number of ranks, resumed at a step as if never interrupted."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.parallel import DistributedDataParallel
+
+from harps_dist.config import Recipe
+from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, load
+from harps_dist.data.order import Order
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError, ResumeError
+from harps_dist.models.losses import global_loss, loss_parts
+from harps_dist.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from harps_dist.training.distributed import World
+from harps_dist.training.log import RunLog
+from harps_dist.training.run import CHECKPOINTS, build_model, save_recipe
+from harps_dist.training.schedule import learning_rate
+
+
+class Trainer:
+    """One run of one recipe on one release, on this rank.
+
+    Raises ConfigError for settings that cannot work, ResumeError where the run's folder holds another run.
+    """
+
+    def __init__(self, recipe: Recipe, name: str, release: Release, run: Path, world: World):
+        config = recipe.training
+        if config.batch_size < world.size:
+            raise ConfigError(
+                f"{world.size} ranks cannot share a global batch of {config.batch_size} spectra. "
+                f"Start fewer ranks or set --training.batch-size to at least {world.size}."
+            )
+        self.recipe, self.release, self.run, self.world = recipe, release, run, world
+        self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
+        self.steps = config.steps or math.ceil(config.epochs * self.order.epoch_length / config.batch_size)
+        self.observer = Observer(release.grid, release.source_grid, recipe.data.augment, world.device)
+        self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
+        self.model = build_model(recipe, release.manifest).to(world.device)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=config.betas)
+        self.console = Console(quiet=not world.is_main)
+        self.step = self._resume()
+        if world.is_main:
+            save_recipe(run, recipe, release.manifest, name)
+        self.wrapped = (
+            DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if world.size > 1
+            else self.model
+        )
+
+    def _resume(self) -> int:
+        """Continue the newest whole checkpoint of the run's folder, if there is one; returns its step."""
+        checkpoint, passed_over = newest_checkpoint(self.run / CHECKPOINTS)
+        for reason in passed_over:
+            self.console.print(f"passed over a checkpoint: {reason}")
+        if checkpoint is None:
+            return 0
+        saved, now = checkpoint.state["release_digest"], self.release.digest
+        if saved != now:
+            raise ResumeError(
+                f"checkpoint {checkpoint.path} was written for release {saved[:12]}, but the release is {now[:12]}. "
+                f"Resume on the old release, or start a new run in another folder with --out."
+            )
+        saved, now = checkpoint.state["recipe_digest"], self.recipe.digest
+        if saved != now:
+            raise ResumeError(
+                f"checkpoint {checkpoint.path} was written for recipe {saved[:12]}, but the settings now make "
+                f"{now[:12]} (compare {self.run / 'recipe.yaml'}). Give the same settings, or another folder with --out."
+            )
+        checkpoint.load_model(self.model)
+        checkpoint.load_optimizer(self.model, self.optimizer)
+        self.console.print(f"resuming {self.run} at step {checkpoint.step} of {self.steps} from {checkpoint.path.name}")
+        return checkpoint.step
+
+    def train(self) -> None:
+        """Train from the current step to the last, saving and validating on the way."""
+        if self.step >= self.steps:
+            self.console.print(f"{self.run} is trained already: {self.step} of {self.steps} steps")
+            return
+        config, world = self.recipe, self.world
+        log = RunLog(self.run, config.log, config.model_dump(mode="json"), self.step, self.console) if world.is_main else None
+        batches = TrainingBatches(
+            self.release, self.order, config.data.augment, config.training.seed, config.training.batch_size,
+            world.rank, world.size,
+        )  # fmt: skip
+        stream = load(batches, range(self.step, self.steps), config.data.workers, world.device)
+        started, waited, since = time.perf_counter(), 0.0, self.step
+        with self._progress() as progress:
+            bar = progress.add_task(self.run.name, total=self.steps, completed=self.step)
+            while self.step < self.steps:
+                before = time.perf_counter()
+                raw = next(stream)
+                waited += time.perf_counter() - before
+                figures = self._train_step(raw)
+                self.step += 1
+                progress.update(bar, completed=self.step)
+                last = self.step == self.steps
+                if self.step % config.log.every == 0 or last:
+                    elapsed = time.perf_counter() - started
+                    line = self._line(figures, elapsed, waited, self.step - since)
+                    started, waited, since = time.perf_counter(), 0.0, self.step
+                    if self.step % config.log.validate_every == 0 or last:
+                        line |= self.validate()
+                        started = time.perf_counter()
+                    if log:
+                        log.write(line)
+                if self.step % config.log.save_every == 0 or last:
+                    self.save()
+        if log:
+            log.close()
+
+    def _train_step(self, raw) -> torch.Tensor:
+        """One optimiser step; returns (2, part) totals and counts of the loss parts over all ranks."""
+        config = self.recipe.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.steps, config)
+        batch = self.observer(raw)
+        with self._autocast():
+            output = self.wrapped(batch)
+        parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss)
+        figures = self.world.sum(_totals(parts))
+        self.optimizer.zero_grad(set_to_none=True)
+        global_loss(parts, figures[1], self.world.size).backward()
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self._names = tuple(parts)
+        return figures
+
+    def _line(self, figures: torch.Tensor, elapsed: float, waited: float, steps: int) -> dict:
+        config = self.recipe.training
+        means = (figures[0] / figures[1].clamp(min=1)).tolist()
+        if not all(map(math.isfinite, means)):
+            raise ArithmeticError(
+                f"the loss is not finite at step {self.step}: {dict(zip(self._names, means, strict=True))}. "
+                f"Lower --training.learning-rate, set --training.clip-norm 1, or use --training.precision fp32; "
+                f"the run continues from its newest checkpoint."
+            )
+        memory = (
+            torch.cuda.max_memory_allocated()
+            if self.world.device.type == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        return {
+            "step": self.step,
+            "epoch": round(self.step * config.batch_size / self.order.epoch_length, 3),
+            "samples": self.step * config.batch_size,
+            **{f"loss_{name}": mean for name, mean in zip(self._names, means, strict=True)},
+            "learning_rate": learning_rate(self.step - 1, self.steps, config),
+            "spectra_per_s": steps * config.batch_size / elapsed,
+            "data_wait": waited / elapsed,
+            "peak_memory_gb": memory / 2**30,
+        }
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss parts over the validation split, each sample once whatever the number of ranks."""
+        mix, total = self.recipe.data.mix, 0.0
+        self.model.eval()
+        names: tuple[str, ...] = ()
+        for kind in ("real", "simulated"):
+            if not getattr(mix, kind):
+                continue
+            rows = self.release.index.rows(kind, "validation")[self.world.rank :: self.world.size]
+            batches = EvaluationBatches(self.release, rows, self.recipe.data.augment, self.recipe.training.seed, 16)
+            for raw in load(batches, range(len(batches)), 0, self.world.device):
+                batch = self.observer(raw)
+                with self._autocast():
+                    output = self.model(batch)
+                parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss)
+                total, names = total + _totals(parts), tuple(parts)
+        self.model.train()
+        names = next((found for found in self.world.gather(names) if found), ())
+        if not isinstance(total, torch.Tensor):
+            total = torch.zeros(2, len(names), dtype=torch.float64, device=self.world.device)
+        total = self.world.sum(total)
+        return {f"validation_{name}": float(t / n) for name, t, n in zip(names, *total, strict=True) if n > 0}
+
+    def save(self) -> Checkpoint | None:
+        """Write a checkpoint on the main rank."""
+        if not self.world.is_main:
+            return None
+        state = {
+            "step": self.step,
+            "samples": self.step * self.recipe.training.batch_size,
+            "recipe_digest": self.recipe.digest,
+            "release_digest": self.release.digest,
+        }
+        return save_checkpoint(self.run / CHECKPOINTS, self.model, self.optimizer, state, self.recipe.log.keep)
+
+    def _autocast(self):
+        if self.recipe.training.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self.console, disable=not self.world.is_main)
+
+
+def _totals(parts: dict) -> torch.Tensor:
+    """(2, part) float64 totals and counts of loss parts."""
+    return torch.stack(
+        [torch.stack([part.total.detach().double(), part.count.double()]) for part in parts.values()], dim=1
+    )

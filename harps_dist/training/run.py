@@ -1,0 +1,98 @@
+"""A run on disk: its resolved recipe and where it came from, its checkpoints, its log."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+
+from harps_dist.config import Recipe
+from harps_dist.data.batches import Augment
+from harps_dist.data.manifest import Manifest
+from harps_dist.errors import ConfigError, ResumeError
+from harps_dist.files import atomic_write
+from harps_dist.spectra.labels import NAMES
+from harps_dist.training.checkpoint import newest_checkpoint
+
+if TYPE_CHECKING:
+    from harps_dist.models.supervised import SpectrumModel
+
+RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
+_PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "harps_dist")
+
+
+def build_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:
+    """A freshly initialised model for the recipe on the release's grid, on the CPU; seeded by the recipe."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        model = recipe.model.build(manifest.grid.grid())
+    mean, std = label_scale(manifest, recipe.data.augment)
+    model.set_label_scale(mean, std)
+    return model
+
+
+def label_scale(manifest: Manifest, augment: Augment) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and standard deviation of every label: the training split's, else of what is drawn (uniform)."""
+    drawn = {"rv": augment.rv_kms / 3**0.5, "berv": (augment.berv_kms or 1.0) / 3**0.5}
+    mean, std = dict.fromkeys(NAMES, 0.0), dict.fromkeys(NAMES, 1.0) | drawn
+    for name, statistics in manifest.label_statistics.items():
+        if statistics.std > 0:
+            mean[name], std[name] = statistics.mean, statistics.std
+    return mean, std
+
+
+def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str) -> None:
+    """Write the resolved recipe with its digest, the release's digest, git revision and versions."""
+    content = {
+        "name": name,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_digest": recipe.digest,
+        "release_digest": manifest.digest,
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+    }
+    run.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run / RECIPE) as file:
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def read_recipe(run: Path) -> tuple[str, Recipe]:
+    """The name and the resolved recipe of a run; raises ConfigError where the folder is not a run."""
+    try:
+        content = yaml.safe_load((run / RECIPE).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
+    return content["name"], Recipe.model_validate(content["recipe"])
+
+
+def load_run(run: Path, manifest: Manifest) -> tuple[str, Recipe, SpectrumModel, int]:
+    """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest whole checkpoint."""
+    name, recipe = read_recipe(run)
+    checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
+    if checkpoint is None:
+        reasons = " ".join(passed_over) or "none was written yet."
+        raise ResumeError(f"run {run} has no whole checkpoint: {reasons} Train it first.")
+    model = build_model(recipe, manifest)
+    checkpoint.load_model(model)
+    return name, recipe, model.eval(), checkpoint.step
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,68 @@
+"""Evaluate a run: `torchrun --nproc_per_node=4 launch/evaluate.py RUN [--release R] [--split test]`.
+
+Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the
+real and the simulated spectra of the release, and prints the tables of label errors.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from harps_dist.errors import HarpsDistError
+
+
+@dataclass
+class Arguments:
+    """run: folder that train.py wrote. release: default is the one it was trained on. out: default is
+    RUN/evaluation."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    release: str | None = None
+    split: Literal["train", "validation", "test", "all"] = "test"
+    out: Path | None = None
+
+
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from harps_dist.data.reader import Release
+    from harps_dist.evaluation.evaluate import Evaluator, evaluate
+    from harps_dist.evaluation.report import console_table
+    from harps_dist.training.distributed import join_world
+    from harps_dist.training.run import load_run, read_recipe
+    from preprocessing.demo import resolve_release
+
+    out = arguments.out or arguments.run / "evaluation"
+    with join_world() as world:
+        release = Release(resolve_release(arguments.release or read_recipe(arguments.run)[1].data.release))
+        name, recipe, model, step = load_run(arguments.run, release.manifest)
+        evaluator = Evaluator(model, recipe, release, world)
+        console = Console(quiet=not world.is_main)
+        for kind in ("real", "simulated"):
+            total = len(release.index.rows(kind, arguments.split)) // world.size
+            with Progress(console=console, disable=not world.is_main) as bar:
+                task = bar.add_task(f"{kind}, {arguments.split} split", total=total)
+                folder = out / f"{arguments.split}-{kind}"
+                report = evaluate(evaluator, name, step, kind, arguments.split, folder, progress=lambda n: bar.advance(task, n))  # noqa: B023
+            if report:
+                console.print(console_table(report))
+                for measure in report.measures:
+                    console.print(f"{measure.name}: {measure.value:.4f} ± {measure.standard_error:.4f}", highlight=False)
+                for caption, path in report.figures.items():
+                    console.print(f"{caption}: {path}", soft_wrap=True)
+                console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except HarpsDistError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,167 @@
+"""`python -m preprocessing ingest | etc | pack | verify | demo`: from files to an archive to a release."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from harps_dist.data.manifest import MANIFEST
+from harps_dist.data.split import PAPER_FRACTIONS
+from harps_dist.errors import HarpsDistError
+from harps_dist.spectra.grid import Grid, named_grid
+from preprocessing.demo import DemoSize, build_demo, demo_home
+from preprocessing.progress import progress_bars
+
+
+def ingest(
+    spectra: Path, archive: Path, catalog: Path | None = None, grid: str | None = None, workers: int = 1
+) -> int:
+    """Add ESO Phase 3 (ADP) and DRS s1d spectra to an archive.
+
+    Args:
+        spectra: Folder (searched recursively) or single file; .fits or .fits.gz.
+        archive: Zarr archive, made where it is missing.
+        catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
+        grid: harps, demo or tiny; default is the archive's own, or harps for a new one.
+        workers: Processes that read files.
+    """
+    from preprocessing.catalog import Catalog
+    from preprocessing.ingest import ingest_spectra
+
+    with progress_bars() as progress:
+        report = ingest_spectra(
+            spectra,
+            archive,
+            _grid(archive, grid),
+            Catalog.read(catalog) if catalog else None,
+            workers,
+            lambda done, total: progress("ingest", done, total),
+        )
+    return _say(report, archive)
+
+
+def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = None) -> int:
+    """Add Exposure Time Calculator 2.0 outputs, of either JSON generation, with their SEDs to an archive.
+
+    Args:
+        json: Folder of .json or .json.gz outputs, searched recursively.
+        archive: Zarr archive, made where it is missing.
+        seds: Folder of SED files (.fits or .npz): those that requests name, and any others to simulate stars from.
+        grid: harps, demo or tiny; default is the archive's own, or harps for a new one.
+    """
+    from preprocessing.ingest import ingest_etc
+
+    with progress_bars() as progress:
+        report = ingest_etc(
+            json, archive, _grid(archive, grid), seds, lambda done, total: progress("ingest", done, total)
+        )
+    return _say(report, archive)
+
+
+def pack(
+    archive: Path,
+    release: Path,
+    split: tuple[float, float, float] = PAPER_FRACTIONS,
+    keep_out_of_range: bool = False,
+    description: str = "",
+) -> int:
+    """Write a release, what training streams, from an archive.
+
+    Args:
+        archive: Zarr archive.
+        release: Folder to write; replaced in one step where it exists.
+        split: Fractions of stars for train, validation and test.
+        keep_out_of_range: Keep spectra with a label outside the paper's training ranges.
+        description: A sentence about the data that evaluation reports repeat.
+    """
+    from preprocessing.pack import pack as write_release
+
+    with progress_bars() as progress:
+        manifest = write_release(
+            archive,
+            release,
+            split,
+            keep_out_of_range,
+            description,
+            progress=lambda done, total: progress("pack", done, total),
+        )
+    print(f"release {release}: digest {manifest.digest}")
+    print(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
+    return 0
+
+
+def verify(path: tyro.conf.Positional[Path]) -> int:
+    """Read every byte of an archive or a release; exit code 1 where something is wrong.
+
+    Args:
+        path: Archive or release.
+    """
+    from preprocessing.verify import verify as problems_of
+
+    with progress_bars() as progress:
+        problems = problems_of(path, lambda done, total: progress("verify", done, total))
+    for problem in problems:
+        print(problem)
+    print(f"{path}: {f'{len(problems)} problems' if problems else 'whole'}")
+    return 1 if problems else 0
+
+
+def demo(folder: Path | None = None, size: DemoSize = DemoSize()) -> int:  # noqa: B008
+    """Build the demo: format-true simulated files, ingested and packed.
+
+    Args:
+        folder: Where; default $HARPS_DIST_DEMO or ./demo.
+        size: How large.
+    """
+    folder = folder or demo_home()
+    if (folder / "release" / MANIFEST).exists():
+        print(f"{folder / 'release'} is there already")
+        return 0
+    with progress_bars() as progress:
+        print(f"demo release: {build_demo(folder, size, progress)}")
+    return 0
+
+
+def _grid(archive: Path, name: str | None) -> Grid:
+    from preprocessing.archive import Archive
+
+    if name is None and (archive / "zarr.json").exists():
+        return Archive(archive).grid
+    return named_grid(name or "harps")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _say(report, archive: Path) -> int:
+    from preprocessing.ingest import quarantine_path
+
+    print(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
+    if report.labels:
+        print(f"catalogue: {_counts(dict(sorted(report.labels.items())))}")
+    for refusal in report.refused[:20]:
+        print(f"  quarantined {refusal}")
+    if report.refused:
+        print(f"all quarantined files and their reasons: {quarantine_path(archive)}")
+    if report.nothing_good:
+        Console(stderr=True).print("nothing usable came in: check the path and the quarantine list.")
+    return 1 if report.nothing_good else 0
+
+
+def main() -> int:
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            {"ingest": ingest, "etc": etc, "pack": pack, "verify": verify, "demo": demo},
+            prog="python -m preprocessing",
+            description=__doc__,
+        )
+    except HarpsDistError as error:
+        return f"{type(error).__name__}: {error}"  # type: ignore[return-value]  # sys.exit prints it
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The archive of record: Zarr v3, lossless, append-only, one row a spectrum.
+
+    A.zarr/
+      real/      flux (spectrum, wave) and what the headers and the catalogue say of each spectrum
+      sed/       flux (spectrum, wave) of stars at rest, on a grid wider by the source margin
+      response/  response (spectrum, term, wave): what lies between an SED of unit median and the counts
+
+Rows are committed in blocks: chunks and columns are written first, then the consolidated metadata in the root
+`zarr.json` is replaced in one step. Readers go by it, so they see whole blocks only, and a killed writer leaves
+at most rows that nobody sees and the next writer overwrites.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harps_dist.errors import ArchiveError
+from harps_dist.spectra.doppler import MARGIN
+from harps_dist.spectra.grid import Grid
+
+SCHEMA = 1
+ROWS_PER_SHARD = 16
+ROWS_PER_COLUMN_CHUNK = 4096
+
+
+class Column(NamedTuple):
+    """A value per row. dtype: "f8" (NaN where missing) or "str" ("" where missing)."""
+
+    dtype: str
+    unit: str = ""
+    note: str = ""
+
+
+LABEL_COLUMNS = {
+    "rv": Column("f8", "km/s", "radial velocity, catalogue"),
+    "teff": Column("f8", "K", "effective temperature, catalogue"),
+    "mh": Column("f8", "dex", "metallicity, catalogue"),
+    "logg": Column("f8", "dex", "surface gravity (cgs), catalogue"),
+}
+SCHEMAS: dict[str, dict[str, Column]] = {
+    "real": {
+        "key": Column("str", note="data product id"),
+        "source": Column("str", note="file, relative to the ingested folder"),
+        "product": Column("str", note="ADP or s1d"),
+        "object": Column("str"),
+        "target": Column("str", note="resolved target id, one per star"),
+        "matched_by": Column("str", note="how the catalogue row was found"),
+        "prog_id": Column("str"),
+        "pipeline": Column("str"),
+        "ra": Column("f8", "deg"),
+        "dec": Column("f8", "deg"),
+        "mjd": Column("f8", "d"),
+        "exptime": Column("f8", "s"),
+        "snr": Column("f8"),
+        "berv": Column("f8", "km/s", "header"),
+        "airmass": Column("f8", "", "header, mean over the exposure"),
+        **LABEL_COLUMNS,
+    },
+    "sed": {
+        "key": Column("str", note="id of the SED"),
+        "source": Column("str"),
+        "teff": Column("f8", "K"),
+        "mh": Column("f8", "dex"),
+        "logg": Column("f8", "dex"),
+        "vmic": Column("f8", "km/s"),
+    },
+    "response": {
+        "key": Column("str", note="id of the ETC run"),
+        "source": Column("str"),
+        "sed": Column("str", note="id of the SED the ETC was run with"),
+        "airmass": Column("f8"),
+        "pwv": Column("f8", "mm"),
+        "mag": Column("f8", "mag"),
+        "exptime": Column("f8", "s"),
+        "snr": Column("f8", "", "median per pixel for its own SED"),
+    },
+}
+DATA = {"real": "flux", "sed": "flux", "response": "response"}
+RESPONSE_TERMS = ("mean", "variance", "floor")
+
+
+class Archive:
+    """An archive opened for reading or, through `Archive.writing`, for appending."""
+
+    def __init__(self, path: Path, *, consolidated: bool = True):
+        import zarr
+        import zarr.errors
+
+        self.path = Path(path)
+        try:
+            self._root = zarr.open_group(self.path, mode="r" if consolidated else "r+", use_consolidated=consolidated)
+            self.grid = Grid(**self._root.attrs["grid"])
+            schema = self._root.attrs["harps_dist_schema"]
+        except (FileNotFoundError, KeyError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
+            raise ArchiveError(
+                f"{path} is not an archive of harps_dist ({type(error).__name__}: {error}). "
+                f"Make one with `python -m preprocessing ingest`, or check the path."
+            ) from None
+        if schema > SCHEMA:
+            raise ArchiveError(f"{path} has schema {schema}, this code knows up to {SCHEMA}. Update harps_dist.")
+        self.source_grid = self.grid.widened(self._root.attrs["source_margin"])
+
+    @classmethod
+    @contextmanager
+    def writing(cls, path: Path, grid: Grid) -> Iterator[Archive]:
+        """Open for appending, alone: created where absent, cut back to its last commit where a writer was killed.
+
+        Raises ArchiveError where the archive has another grid or another process is writing to it.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ArchiveError(f"another process is writing to {path}. Wait until it has ended.") from None
+            if not (path / "zarr.json").exists():
+                cls._create(path, grid)
+            archive = cls(path, consolidated=False)
+            if archive.grid != grid:
+                raise ArchiveError(
+                    f"{path} is on grid {archive.grid.name}, asked for {grid.name}. "
+                    f"Use --grid {archive.grid.name}, or another archive."
+                )
+            archive._roll_back()
+            yield archive
+        finally:
+            os.close(lock)
+
+    @classmethod
+    def _create(cls, path: Path, grid: Grid) -> None:
+        import zarr
+
+        aside = path.with_name(f".{path.name}.new")
+        root = zarr.open_group(aside, mode="w", zarr_format=3)
+        root.attrs.update(
+            {
+                "harps_dist_schema": SCHEMA,
+                "grid": {"name": grid.name, "start": grid.start, "length": grid.length},
+                "source_margin": MARGIN,
+            }
+        )
+        source_grid = grid.widened(MARGIN)
+        for name, columns in SCHEMAS.items():
+            group_grid = grid if name == "real" else source_grid
+            group = root.create_group(name)
+            shape = (group_grid.length,) if name != "response" else (len(RESPONSE_TERMS), group_grid.length)
+            dimensions = ("wave",) if name != "response" else ("term", "wave")
+            group.create_array(
+                DATA[name],
+                shape=(0, *shape),
+                chunks=(1, *shape),
+                shards=(ROWS_PER_SHARD, *shape),
+                dtype="f4",
+                fill_value=np.nan,
+                compressors=[
+                    zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+                    zarr.codecs.Crc32cCodec(),
+                ],
+                dimension_names=["spectrum", *dimensions],
+            )
+            wave = group.create_array("wave", data=group_grid.wave_aa, dimension_names=["wave"])
+            wave.attrs.update({"units": "Angstrom", "medium": "air", "frame": "barycentric"})
+            for column, (dtype, unit, note) in columns.items():
+                array = group.create_array(
+                    column,
+                    shape=(0,),
+                    chunks=(ROWS_PER_COLUMN_CHUNK,),
+                    dtype=str if dtype == "str" else dtype,
+                    dimension_names=["spectrum"],
+                )
+                array.attrs.update({"units": unit, "long_name": note} if note else {"units": unit})
+        _consolidate(aside)
+        os.replace(aside, path)
+
+    def _roll_back(self) -> None:
+        """Cut arrays back to the last commit, where a killed writer left them longer."""
+        committed = Archive(self.path)
+        for name in SCHEMAS:
+            rows = committed.count(name)
+            for array in self._arrays(name).values():
+                if array.shape[0] != rows:
+                    array.resize((rows, *array.shape[1:]))
+
+    def count(self, group: str) -> int:
+        """Number of rows."""
+        return self._root[f"{group}/{DATA[group]}"].shape[0]
+
+    def column(self, group: str, name: str) -> np.ndarray:
+        """(row,) values of one column, float64 or object."""
+        values = self._root[f"{group}/{name}"][:]
+        return values if values.dtype == np.float64 else np.asarray(values, dtype=object)
+
+    def data(self, group: str, row: int) -> np.ndarray:
+        """One row's float32 array: (pixel,) or, for a response, (3, source pixel).
+
+        Raises ArchiveError where its checksum fails.
+        """
+        try:
+            return self._root[f"{group}/{DATA[group]}"][row]
+        except Exception as error:  # codecs raise errors of their own kinds
+            raise ArchiveError(
+                f"row {row} of {group} in {self.path} cannot be read ({error}). Restore its shard from a copy."
+            ) from error
+
+    def append(self, group: str, rows: Sequence[tuple[Mapping[str, Any], np.ndarray]]) -> None:
+        """Add rows of (columns, array) and commit them together."""
+        if not rows:
+            return
+        first = self.count(group)
+        arrays = self._arrays(group)
+        for array in arrays.values():
+            array.resize((first + len(rows), *array.shape[1:]))
+        arrays[DATA[group]][first:] = np.stack([data for _, data in rows]).astype(np.float32)
+        for name, column in SCHEMAS[group].items():
+            values = [columns[name] for columns, _ in rows]
+            arrays[name][first:] = np.array(values, dtype=object if column.dtype == "str" else np.float64)
+        _consolidate(self.path)
+
+    def _arrays(self, group: str) -> dict[str, Any]:
+        return {name: self._root[f"{group}/{name}"] for name in (DATA[group], *SCHEMAS[group])}
+
+
+def _consolidate(path: Path) -> None:
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(path)

@@ -1,0 +1,74 @@
+"""The embedded demo: format-true simulated files, ingested and packed like genuine ones, built on first use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from harps_dist.data.manifest import MANIFEST
+from harps_dist.frozen import Frozen
+from harps_dist.spectra.grid import named_grid
+
+DESCRIPTION = (
+    "Demo: stars simulated by this project from ATLAS9 model atmospheres and observed through a simulated "
+    "HARPS; no genuine spectrum among them."
+)
+HOME = "HARPS_DIST_DEMO"
+
+Progress = Callable[[str, int, int], None]  # what is being done, done, in all
+
+
+class DemoSize(Frozen):
+    """How large the demo is. visits: mean number of spectra a star. split: train, validation, test."""
+
+    stars: int = Field(200, ge=1)
+    visits: float = Field(3.0, ge=1)
+    seds: int = Field(1500, ge=1)
+    etc_runs: int = Field(24, ge=2)
+    grid: str = "demo"
+    split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 1
+
+
+def demo_home() -> Path:
+    """The folder of the demo: $HARPS_DIST_DEMO, or `demo` in the working directory."""
+    return Path(os.environ.get(HOME, "demo"))
+
+
+def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
+    """Write, ingest and pack the demo; returns its release. What is there already is not made again."""
+    from preprocessing.catalog import Catalog
+    from preprocessing.demo_files import write_demo
+    from preprocessing.ingest import ingest_etc, ingest_spectra
+    from preprocessing.pack import pack
+
+    release, archive, grid = folder / "release", folder / "archive.zarr", named_grid(size.grid)
+    if (release / MANIFEST).exists():
+        return release
+    folder.mkdir(parents=True, exist_ok=True)
+    files = folder / "files"
+    if not (files / "complete").exists():
+        write_demo(files, size.stars, size.visits, size.seds, size.etc_runs, size.seed, progress)
+        (files / "complete").touch()
+    catalog = Catalog.read(files / "catalog.csv")
+
+    def told(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total)
+
+    ingest_spectra(files / "spectra", archive, grid, catalog, progress=told("ingest spectra"))
+    ingest_etc(files / "etc", archive, grid, files / "sed", progress=told("ingest ETC runs and SEDs"))
+    pack(archive, release, size.split, description=DESCRIPTION, progress=told("pack"))
+    return release
+
+
+def resolve_release(release: str) -> Path:
+    """The folder of a release: a path, or "demo" for the embedded one, which is built where it is missing."""
+    if release != "demo":
+        return Path(release)
+    from preprocessing.progress import progress_bars
+
+    with progress_bars() as progress:
+        return build_demo(demo_home(), DemoSize(), progress)

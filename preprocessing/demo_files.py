@@ -1,0 +1,351 @@
+"""Format-true demo inputs: ESO-like spectra, a catalogue, ETC runs and SEDs. All SIMULATED, nothing from ESO.
+
+The spectra come from the packaged SED grid through the simulated instrument (`preprocessing.instrument`), with
+rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits that labels do
+not tell. Their catalogue is exact, but has the gaps of the paper's Table 1.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from harps_dist.files import atomic_write
+from harps_dist.spectra.doppler import C_KMS
+from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+from preprocessing.instrument import ORDERS, OrderOutput, observe, orders_covering
+from preprocessing.phase3 import write_phase3
+from preprocessing.sed import SedGrid, write_sed
+from preprocessing.simulator_files import EtcSettings, write_etc
+
+Progress = Callable[[str, int, int], None]
+
+LOW_AA, HIGH_AA = 5987.0, 6321.0  # what the SED grid still fills at 70 km/s
+CONAD = 1.42  # electrons per ADU
+AVAILABLE = {"teff": 0.631, "logg": 0.544, "mh": 0.450, "rv": 0.535}  # of the spectra (paper, Table 1)
+GAP_CORRELATION = 0.68  # of the gaps of a star's labels: all four are known for 28.8 % of the spectra
+BATCH = 32  # stars whose fluxes are held at a time
+THREADS = 4  # flushing a file to disk takes as long as making its content
+LINE_LIST_SEED = 0  # the line list is wrong in the same way for every star of every demo
+
+
+@dataclass(frozen=True)
+class Star:
+    """What is true of a star, and the names observers use for it."""
+
+    tic: int
+    hd: int
+    ra_deg: float
+    dec_deg: float
+    teff_k: float
+    logg: float
+    mh: float
+    rv_kms: float
+    known: frozenset[str]  # labels the catalogue has
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The circumstances of one exposure."""
+
+    star: Star
+    dp_id: str
+    object: str
+    start: datetime
+    berv_kms: float
+    airmass: float
+    pwv_mm: float
+    snr: float  # per extracted pixel, median
+    exptime_s: float
+    radvel_guess_kms: float  # -99999 for none
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def write_demo(
+    folder: Path,
+    stars: int,
+    visits: float,
+    seds: int,
+    etc_runs: int,
+    seed: int,
+    progress: Progress = _silent,
+) -> None:
+    """Write spectra/*.fits, catalog.csv, sed/*.fits and etc/*.json into `folder`, the same for the same seed.
+
+    visits: mean number of spectra a star, 1..6. seds: all SED files, those of the ETC runs among them.
+    etc_runs: half of either JSON generation. progress: called with what is written, how many are done, and
+    how many there will be.
+    """
+    folder = Path(folder)
+    for name in ("spectra", "sed", "etc"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    grid = SedGrid.packaged()
+    population = _population(grid, stars, seed)
+    _write_catalogue(folder / "catalog.csv", population)
+    _write_seds(folder / "sed", grid, seds, seed, progress)
+    _write_etc_runs(folder / "etc", grid, seds, etc_runs, seed, progress)
+    _write_spectra(folder / "spectra", grid, population, visits, seed, progress)
+
+
+# --- stars and their catalogue
+
+
+def _population(grid: SedGrid, count: int, seed: int) -> list[Star]:
+    """Stars over the whole grid, half of them near the solar main sequence, as in the archive."""
+    from scipy.special import ndtri
+
+    rng = np.random.default_rng([seed, 1])
+    (teff_low, teff_high), (logg_low, logg_high), (mh_low, mh_high) = grid.ranges.values()
+    solar_like = rng.random(count) < 0.5
+    teff = np.where(solar_like, rng.normal(5600, 450, count), rng.uniform(teff_low, teff_high, count))
+    dwarf_logg = 4.6 - np.clip((teff - 5000) / 1000, 0, 1.5) * 0.3 + rng.normal(0, 0.07, count)
+    logg = np.where(solar_like, dwarf_logg, rng.uniform(logg_low, logg_high, count))
+    mh = np.where(solar_like, rng.normal(-0.05, 0.2, count), rng.uniform(mh_low, mh_high, count))
+    # Rounded as catalogues are, so what they print is the truth.
+    teff = np.clip(teff, teff_low, teff_high).round()
+    logg, mh = np.clip(logg, logg_low, logg_high).round(2), np.clip(mh, mh_low, mh_high).round(2)
+    rv = rng.uniform(-70, 70, count).round(2)
+
+    # A star is well known or not: a shared factor, evenly spread so that small demos keep the rates.
+    shared = ndtri((rng.permutation(count) + 0.5) / count)
+    own = rng.standard_normal((len(AVAILABLE), count))
+    score = np.sqrt(GAP_CORRELATION) * shared + np.sqrt(1 - GAP_CORRELATION) * own
+    known = score < ndtri(np.array(list(AVAILABLE.values())))[:, None]
+
+    tic = rng.choice(400_000_000, count, replace=False) + 1_000_000
+    hd = rng.choice(220_000, count, replace=False) + 1_000 if count <= 220_000 else np.arange(count) + 1_000
+    ra, dec = (
+        rng.uniform(0, 360, count).round(6),
+        np.degrees(np.arcsin(rng.uniform(-0.98, 0.42, count))).round(6),
+    )
+    return [
+        Star(
+            int(tic[i]), int(hd[i]), float(ra[i]), float(dec[i]), float(teff[i]), float(logg[i]), float(mh[i]),
+            float(rv[i]), frozenset(name for name, has in zip(AVAILABLE, known[:, i], strict=True) if has),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def _write_catalogue(path: Path, population: list[Star]) -> None:
+    """One row a star in the manner of the TESS Input Catalog; an empty cell is an unknown label."""
+    with atomic_write(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["TIC", "name", "ra", "dec", "Teff", "logg", "MH", "RV"])
+        for star in population:
+            values = {"teff": f"{star.teff_k:.0f}", "logg": star.logg, "mh": star.mh, "rv": star.rv_kms}
+            labels = [value if name in star.known else "" for name, value in values.items()]
+            writer.writerow([star.tic, f"HD {star.hd}", star.ra_deg, star.dec_deg, *labels])
+
+
+# --- SEDs and ETC runs
+
+
+def _sed_labels(grid: SedGrid, index: int, seed: int) -> tuple[float, float, float]:
+    """teff_k, logg and mh of a simulated SED, uniform over the grid."""
+    rng = np.random.default_rng([seed, 2, index])
+    teff, logg, mh = (rng.uniform(low, high) for low, high in grid.ranges.values())
+    return round(teff, 1), round(logg, 3), round(mh, 3)
+
+
+def _sed_name(index: int) -> str:
+    return f"sed_{index:05d}.fits"
+
+
+def _write_seds(folder: Path, grid: SedGrid, count: int, seed: int, progress: Progress) -> None:
+    def write(i: int, labels: tuple[float, float, float], flux: np.ndarray) -> None:
+        write_sed(folder / _sed_name(i), grid.wave_aa, flux, *labels, grid.vmic_kms)
+
+    done = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, count, 100):
+            indices = range(first, min(first + 100, count))
+            labels = [_sed_labels(grid, i, seed) for i in indices]
+            for _ in pool.map(write, indices, labels, grid.sample(*np.transpose(labels))):
+                done += 1
+                progress("SEDs", done, count)
+
+
+def _write_etc_runs(
+    folder: Path, grid: SedGrid, seds: int, count: int, seed: int, progress: Progress
+) -> None:
+    orders = orders_covering(LOW_AA, HIGH_AA)
+    uses = np.random.default_rng([seed, 3]).permutation(seds)
+    for i in range(count):
+        rng = np.random.default_rng([seed, 3, i])
+        index = int(uses[i % seds])
+        settings = EtcSettings(
+            sed_name=_sed_name(index),
+            airmass=round(rng.uniform(1.0, 2.9), 3),
+            pwv_mm=round(rng.uniform(0.5, 20.0), 2),
+            mag=round(rng.uniform(5.0, 9.0), 2),
+            exptime_s=float(rng.choice([300, 600, 900, 1800])),
+            fli=round(rng.uniform(0, 1), 2),
+        )
+        flux = grid.sample(*_sed_labels(grid, index, seed))[0]
+        asked = (settings.airmass, settings.pwv_mm, settings.mag, settings.exptime_s)
+        outputs = observe(grid.wave_aa, flux, *asked, orders=orders, fli=settings.fli)
+        write_etc(folder / f"harps_{i:05d}.json", outputs, settings, "2023" if i % 2 == 0 else "2026")
+        progress("ETC runs", i + 1, count)
+
+
+# --- spectra
+
+
+def _write_spectra(
+    folder: Path, grid: SedGrid, population: list[Star], visits: float, seed: int, progress: Progress
+) -> None:
+    nights = [_visits(star, i, visits, seed) for i, star in enumerate(population)]
+    total, done = sum(map(len, nights)), 0
+
+    def write(i: int, k: int, flux: np.ndarray) -> None:
+        visit = nights[i][k]
+        wave_aa, adu, order_snr = expose(grid.wave_aa, flux, visit, np.random.default_rng([seed, 5, i, k]))
+        write_phase3(folder / f"{visit.dp_id}.fits", visit, wave_aa, adu, order_snr)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(population), BATCH):
+            fluxes = _stellar_fluxes(grid, population, first, seed)
+            tasks = [
+                (first + j, k, flux) for j, flux in enumerate(fluxes) for k in range(len(nights[first + j]))
+            ]
+            for _ in pool.map(write, *zip(*tasks, strict=True)):
+                done += 1
+                progress("spectra", done, total)
+
+
+def _stellar_fluxes(grid: SedGrid, population: list[Star], first: int, seed: int) -> np.ndarray:
+    """Surface flux at rest of a batch of stars, (star, pixels) float32, with what labels do not tell."""
+    import torch
+
+    from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
+
+    lattice = Grid("sed", round((grid.wave_aa[0] - ORIGIN_AA) / STEP_AA), grid.wave_aa.size)
+    line_knots = round(lattice.length * STEP_AA / 0.5)
+    line_list_error = 0.20 * np.random.default_rng(LINE_LIST_SEED).uniform(-1, 1, line_knots)
+    batch = population[first : first + BATCH]
+    rngs = [np.random.default_rng([seed, 4, first + j]) for j in range(len(batch))]
+    sigma_kms = torch.tensor([rng.uniform(0, 8) for rng in rngs], dtype=torch.float32)
+    own_error = np.stack([0.05 * rng.uniform(-1, 1, line_knots) for rng in rngs])
+    wiggles = np.stack([0.02 * rng.standard_normal(12) for rng in rngs])
+    labels = np.array([(star.teff_k, star.logg, star.mh) for star in batch])
+    flux = torch.from_numpy(grid.sample(*labels.T))
+    error = smooth_noise(torch.from_numpy(line_list_error + own_error).float(), lattice.length)
+    flux = broaden(scale_lines(flux, error), lattice, sigma_kms)
+    return (flux * (1 + smooth_noise(torch.from_numpy(wiggles).float(), lattice.length))).numpy()
+
+
+def _visits(star: Star, index: int, mean: float, seed: int) -> list[Visit]:
+    rng = np.random.default_rng([seed, 6, index])
+    count = 1 + rng.binomial(5, (np.clip(mean, 1, 6) - 1) / 5)
+    return [_visit(star, rng) for _ in range(count)]
+
+
+def _visit(star: Star, rng: np.random.Generator) -> Visit:
+    while True:  # a night when the star stands more than 60 degrees from the Sun
+        start = datetime(2004, 1, 1) + timedelta(days=int(rng.integers(365 * 18)), hours=rng.uniform(0, 10))
+        berv_kms, elongation = barycentric_velocity(star.ra_deg, star.dec_deg, start)
+        if elongation > 60:
+            break
+    start = start.replace(microsecond=start.microsecond // 1000 * 1000)
+    archived = start + timedelta(days=rng.uniform(20, 700))
+    spellings = [
+        f"HD{star.hd}", f"HD{star.hd}", f"HD {star.hd}", f"HD-{star.hd}", f"hd{star.hd:06d}",
+        f"TIC-{star.tic}", f"TIC {star.tic}", f"OBJ-{star.hd % 97:02d}",
+    ]  # fmt: skip
+    return Visit(
+        star=star,
+        dp_id=f"ADP.{archived.isoformat(timespec='milliseconds')}",
+        object=str(rng.choice(spellings)),
+        start=start,
+        berv_kms=berv_kms,
+        airmass=1.0 + 1.9 * float(rng.random()) ** 2,
+        pwv_mm=float(np.exp(rng.uniform(np.log(1.0), np.log(12.0)))),
+        snr=float(np.exp(rng.uniform(np.log(30), np.log(300)))),
+        exptime_s=float(rng.choice([60, 300, 600, 900, 1800])),
+        radvel_guess_kms=round(star.rv_kms, 1) if rng.random() < 0.6 else -99999.0,
+    )
+
+
+def barycentric_velocity(ra_deg: float, dec_deg: float, when: datetime) -> tuple[float, float]:
+    """BERV [km/s] for a circular orbit of the Earth, and the star's angle from the Sun [deg].
+
+    Good to 1 km/s: the demo defines its own truth. A star that the Earth approaches has a positive BERV.
+    """
+    tilt, ra, dec = np.radians([23.439, ra_deg, dec_deg])
+    star = np.array([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    days = (when - datetime(2000, 3, 20, 7, 35)).total_seconds() / 86400
+    longitude = 2 * np.pi * days / 365.2422
+    ahead = longitude - np.pi / 2  # the Earth moves towards 90 degrees behind the Sun
+
+    def direction(angle: float) -> np.ndarray:
+        return np.array([np.cos(angle), np.sin(angle) * np.cos(tilt), np.sin(angle) * np.sin(tilt)])
+
+    elongation = np.degrees(np.arccos(np.clip(star @ direction(longitude), -1, 1)))
+    return float(29.785 * star @ direction(ahead)), float(elongation)
+
+
+def expose(
+    rest_aa: np.ndarray, flux: np.ndarray, visit: Visit, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, dict[int, float]]:
+    """Take one spectrum and reduce it as the DRS does to an s1d: deblazed, on the barycentric lattice, merged.
+
+    rest_aa, flux: (k,) the star at rest. Returns wavelengths [Å, air, barycentric] and flux [ADU], (n,) each,
+    and the S/N at the centre of each order by its index on the detectors, blue to red.
+    """
+    motion = (1 + visit.star.rv_kms / C_KMS) / (1 + visit.berv_kms / C_KMS)
+    orders = observe(
+        rest_aa * motion,
+        flux,
+        visit.airmass,
+        visit.pwv_mm,
+        mag=8.0,
+        exptime_s=visit.exptime_s,
+        orders=orders_covering(LOW_AA, HIGH_AA),
+    )
+    brightness = _brightness_for(visit.snr, orders)
+    widest_m = max(order.dispersion_m_per_px.max() for order in orders)
+    wave_aa = LOW_AA + STEP_AA * np.arange(round((HIGH_AA - LOW_AA) / STEP_AA) + 1)
+    total, covering = np.zeros(wave_aa.size), np.zeros(wave_aa.size)
+    order_snr = {}
+    for order in orders:
+        signal = brightness * order.target
+        sigma = np.sqrt(signal + order.sky + _readout_variance(order))
+        order_snr[ORDERS.index(order.order)] = float(np.median((signal / sigma)[1948:2148]))
+        electrons = signal + sigma * rng.standard_normal(signal.size)
+        hits = rng.integers(0, signal.size, rng.poisson(visit.exptime_s / 600))
+        electrons[hits] += signal.mean() * rng.exponential(0.5, hits.size)
+        deblazed = electrons / (order.blaze * order.dispersion_m_per_px / widest_m)
+        inside, values = _on_lattice(order.wave_aa * (1 + visit.berv_kms / C_KMS), deblazed, wave_aa)
+        total[inside] += values
+        covering[inside] += 1
+    return wave_aa, total / covering / CONAD, order_snr
+
+
+def _readout_variance(order: OrderOutput) -> float:
+    return order.nspat * order.nspec * order.ndit * (order.dit_s * order.dark + order.ron**2)
+
+
+def _brightness_for(snr: float, orders: list[OrderOutput]) -> float:
+    """Factor on the target's signal that gives a median S/N per extracted pixel."""
+    signal = np.median([order.target for order in orders])
+    other = np.median([order.sky + _readout_variance(order) for order in orders])
+    return (snr**2 + np.sqrt(snr**4 + 4 * snr**2 * other)) / (2 * signal)
+
+
+def _on_lattice(source_aa: np.ndarray, values: np.ndarray, wave_aa: np.ndarray) -> tuple[slice, np.ndarray]:
+    """Spline an order onto the lattice pixels it covers."""
+    from scipy.interpolate import CubicSpline
+
+    first, end = np.searchsorted(wave_aa, [source_aa[0], source_aa[-1]])
+    inside = slice(int(first), int(end))
+    return inside, CubicSpline(source_aa, values)(wave_aa[inside])

@@ -1,0 +1,335 @@
+"""From files to the archive: FITS spectra with a catalogue, and Exposure Time Calculator output with its SEDs.
+
+Bad input is quarantined with its reason in `<archive>.quarantine.csv` and the rest goes on. Files are taken in
+sorted order and committed in blocks, so that a killed ingest, started again, ends with the same archive.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harps_dist.errors import SpectrumError
+from harps_dist.files import atomic_write
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.labels import LABEL
+from harps_dist.spectra.observation import Response, fold_response
+from harps_dist.spectra.regrid import regrid
+from harps_dist.spectra.standardise import MINIMUM_COVERAGE, standardise
+from preprocessing.archive import ROWS_PER_SHARD, Archive
+from preprocessing.catalog import Catalog, resolve_target
+from preprocessing.etc import EtcRecord, read_etc
+from preprocessing.readers import find_spectra, read_spectrum
+from preprocessing.records import Reason, Refusal, SpectrumRecord
+from preprocessing.sed import SedRecord, read_sed
+
+Progress = Callable[[int, int], None]  # files done, files in all
+Row = tuple[dict[str, Any], np.ndarray]
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did. `labels` counts catalogue outcomes: matched_tic, unmatched, out_of_range_teff, …"""
+
+    added: int = 0
+    already: int = 0
+    refused: list[Refusal] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def nothing_good(self) -> bool:
+        """Not one usable file, now or before."""
+        return self.added + self.already == 0
+
+
+def quarantine_path(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.quarantine.csv")
+
+
+class Quarantine:
+    """The refused files of an archive, with their reasons, one line a file, in a CSV beside it."""
+
+    def __init__(self, archive: Path):
+        self.path = quarantine_path(archive)
+        self._rows: dict[str, Refusal] = {}
+        if self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    self._rows[row["source"]] = Refusal(row["source"], Reason(row["reason"]), row["detail"])
+
+    def update(self, refused: Sequence[Refusal], accepted: Sequence[str] = ()) -> None:
+        """Add refusals, forget sources that were accepted meanwhile, and write the file."""
+        before = dict(self._rows)
+        self._rows |= {refusal.source: refusal for refusal in refused}
+        for source in accepted:
+            self._rows.pop(source, None)
+        if self._rows == before:
+            return
+        with atomic_write(self.path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["source", "reason", "detail"])
+            writer.writerows(
+                (r.source, r.reason.value, r.detail) for r in sorted(self._rows.values(), key=lambda r: r.source)
+            )
+
+
+def ingest_spectra(
+    spectra: Path,
+    archive: Path,
+    grid: Grid,
+    catalog: Catalog | None = None,
+    workers: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> IngestReport:
+    """Add ADP and s1d files below a folder (or one file) to the archive's `real` group.
+
+    A file whose relative name is in the archive already is left alone. workers: processes that read files.
+    """
+    report = IngestReport()
+    root = spectra if spectra.is_dir() else spectra.parent
+    with Archive.writing(archive, grid) as writer, _mapper(workers) as mapper:
+        quarantine = Quarantine(archive)
+        known = dict(zip(writer.column("real", "source"), writer.column("real", "key"), strict=True))
+        keys = {key: source for source, key in known.items()}
+        paths = find_spectra(spectra)
+        todo = [path for path in paths if str(path.relative_to(root)) not in known]
+        report.already = len(paths) - len(todo)
+        progress(report.already, len(paths))
+        for block in _blocks(todo, ROWS_PER_SHARD * workers):
+            rows, refused = [], []
+            for path, found in zip(block, mapper(partial(_read_real, grid=grid), block), strict=True):
+                source = str(path.relative_to(root))
+                if isinstance(found, Refusal):
+                    refused.append(replace(found, source=source))
+                    continue
+                record, flux = found
+                if record.dp_id in keys:
+                    detail = f"data product {record.dp_id} is in the archive already, from {keys[record.dp_id]}"
+                    refused.append(Refusal(source, Reason.DUPLICATE, detail))
+                    continue
+                keys[record.dp_id] = source
+                rows.append((_real_columns(record, source, catalog, report.labels), flux))
+            quarantine.update(refused, [columns["source"] for columns, _ in rows])
+            writer.append("real", rows)
+            report.added += len(rows)
+            report.refused += refused
+            progress(report.already + report.added + len(report.refused), len(paths))
+    return report
+
+
+def _read_real(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray] | Refusal:
+    """Read one file and bring it onto the grid; refused where it could not be standardised there."""
+    record = read_spectrum(path)
+    if isinstance(record, Refusal):
+        return record
+    flux = regrid(record.wave_aa, record.flux, grid)
+    flux[~grid.valid] = np.nan
+    try:
+        standardise(flux, grid)
+    except SpectrumError as error:
+        coverage = np.isfinite(flux).sum() / grid.valid.sum()
+        reason = Reason.COVERAGE if coverage < MINIMUM_COVERAGE else Reason.NEGATIVE
+        return Refusal(record.source, reason, str(error))
+    empty = np.empty(0, np.float32)
+    return replace(record, wave_aa=empty, flux=empty), flux
+
+
+def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None, counts: Counter[str]) -> dict[str, Any]:
+    match = catalog.match(record) if catalog else None
+    counts[f"matched by {match.by}" if match else "not in the catalogue"] += 1
+    labels = dict.fromkeys(("rv", "teff", "mh", "logg"), np.nan)
+    if match:
+        labels |= match.labels
+        counts.update(f"{name} out of physical range" for name in match.out_of_range)
+    counts.update(f"with {name}" for name, value in labels.items() if np.isfinite(value))
+    return {
+        "key": record.dp_id,
+        "source": source,
+        "product": record.product,
+        "object": record.object,
+        "target": resolve_target(record, match),
+        "matched_by": match.by if match else "",
+        "prog_id": record.prog_id,
+        "pipeline": record.pipeline,
+        "ra": record.ra_deg,
+        "dec": record.dec_deg,
+        "mjd": record.mjd_obs,
+        "exptime": record.exptime_s,
+        "snr": record.snr,
+        "berv": _physical("berv", record.berv_kms, counts),
+        "airmass": _physical("airmass", record.airmass, counts),
+        **labels,
+    }
+
+
+def _physical(name: str, value: float, counts: Counter[str]) -> float:
+    low, high = LABEL[name].physical
+    if np.isfinite(value) and not low <= value <= high:
+        counts[f"{name} out of physical range"] += 1
+        return np.nan
+    return value
+
+
+def ingest_etc(
+    runs: Path, archive: Path, grid: Grid, seds: Path | None = None, progress: Progress = lambda done, total: None
+) -> IngestReport:
+    """Add ETC 2.0 outputs below a folder, and every SED of the folder `seds`, to the archive.
+
+    Each run adds a response; its SED is added with it unless it is there. SEDs are scaled to unit median and
+    the response takes up the brightness, so that any SED may be seen through any response.
+    """
+    report = IngestReport()
+    with Archive.writing(archive, grid) as writer:
+        quarantine = Quarantine(archive)
+        etc_paths = sorted((*runs.rglob("*.json"), *runs.rglob("*.json.gz")))
+        sed_paths = sorted((*seds.rglob("*.fits"), *seds.rglob("*.npz"))) if seds else []
+        for group, root, paths, read in (
+            ("sed", seds, sed_paths, partial(_sed_rows, writer)),
+            ("response", runs, etc_paths, partial(_response_rows, writer, seds)),
+        ):
+            known = set(writer.column(group, "source"))
+            todo = [path for path in paths if str(path.relative_to(root)) not in known]
+            report.already += len(paths) - len(todo)
+            for block in _blocks(todo, ROWS_PER_SHARD):
+                sed_rows: list[Row] = []
+                response_rows: list[Row] = []
+                refused: list[Refusal] = []
+                for path in block:
+                    source = str(path.relative_to(root))
+                    found = read(path, source)
+                    if isinstance(found, Refusal):
+                        refused.append(replace(found, source=source))
+                        continue
+                    sed_rows += found.get("sed", [])
+                    response_rows += found.get("response", [])
+                quarantine.update(refused, [columns["source"] for columns, _ in (*sed_rows, *response_rows)])
+                writer.append("sed", _new(writer, "sed", sed_rows))
+                added = _new(writer, "response", response_rows)
+                writer.append("response", added)
+                report.added += len(block) - len(refused)
+                report.refused += refused
+                progress(report.already + report.added + len(report.refused), len(sed_paths) + len(etc_paths))
+    return report
+
+
+def _sed_rows(writer: Archive, path: Path, source: str) -> dict[str, list[Row]] | Refusal:
+    record = read_sed(path)
+    if isinstance(record, Refusal):
+        return record
+    row = _sed_row(record, source, writer.grid, writer.source_grid)
+    return row if isinstance(row, Refusal) else {"sed": [row[0]]}
+
+
+def _sed_row(record: SedRecord, source: str, grid: Grid, source_grid: Grid) -> tuple[Row, float] | Refusal:
+    """The archive row of an SED, scaled to unit median over the valid pixels, and that median."""
+    flux = regrid(record.wave_aa, record.flux, source_grid)
+    inner = flux[grid.within(source_grid)][grid.valid]
+    covered = np.isfinite(inner).mean()
+    if covered < 1:
+        detail = f"covers {covered:.1%} of the valid pixels of grid {grid.name}, expected all"
+        return Refusal(record.source, Reason.COVERAGE, detail)
+    level = float(np.median(inner))
+    if not (level > 0 and np.nanmin(flux) > 0):
+        return Refusal(record.source, Reason.NEGATIVE, "an SED must be positive everywhere")
+    columns = {
+        "key": record.sed_id,
+        "source": source,
+        "teff": record.teff_k,
+        "mh": record.mh,
+        "logg": record.logg,
+        "vmic": record.vmic_kms,
+    }
+    return (columns, _hold_ends(flux) / level), level
+
+
+def _response_rows(writer: Archive, seds: Path | None, path: Path, source: str) -> dict[str, list[Row]] | Refusal:
+    record = read_etc(path, seds)
+    if isinstance(record, Refusal):
+        return record
+    sed = _sed_row(record.sed, record.sed.source, writer.grid, writer.source_grid)
+    if isinstance(sed, Refusal):
+        return sed
+    (sed_columns, sed_flux), level = sed
+    response = etc_response(record, writer.source_grid)
+    inner = writer.grid.within(writer.source_grid)
+    covered = np.isfinite(response.mean[inner][writer.grid.valid]).mean()
+    if covered < MINIMUM_COVERAGE:
+        detail = f"its orders cover {covered:.1%} of the valid pixels of grid {writer.grid.name}"
+        return Refusal(record.etc_id, Reason.COVERAGE, f"{detail}, expected at least {MINIMUM_COVERAGE:.0%}")
+    terms = np.stack([response.mean * level, response.variance * level, response.floor])
+    signal = terms[0] * sed_flux
+    snr = signal / np.sqrt(terms[1] * sed_flux + terms[2])
+    columns = {
+        "key": record.etc_id,
+        "source": source,
+        "sed": record.sed.sed_id,
+        "airmass": record.airmass,
+        "pwv": record.pwv_mm,
+        "mag": record.mag,
+        "exptime": record.exptime_s,
+        "snr": float(np.nanmedian(snr[inner][writer.grid.valid])),
+    }
+    return {"sed": [(sed_columns, sed_flux)], "response": [(columns, np.stack([_hold_ends(term) for term in terms]))]}
+
+
+def etc_response(record: EtcRecord, grid: Grid) -> Response:
+    """Fold a run's orders into the response on the lattice (Appendix A); (grid.length,) with NaN where no order is.
+
+    Wavelengths are the detector's, topocentric.
+    """
+    widest = max(order.dispersion_m_per_px.max() for order in record.orders)
+    names = ("throughput", "blaze_dispersion", "sky", "readout")
+    arrays = {name: np.full((2, grid.length), np.nan) for name in names}
+    for order in record.orders:
+        values = (
+            order.target / order.sed,
+            order.blaze * order.dispersion_m_per_px / widest,
+            order.sky,
+            np.full(len(order.wave_aa), order.readout_variance),
+        )
+        parity = order.order % 2
+        for name, value in zip(names, values, strict=True):
+            on_grid = regrid(order.wave_aa, value, grid)
+            arrays[name][parity] = np.where(np.isfinite(on_grid), on_grid, arrays[name][parity])
+    return fold_response(*(tuple(arrays[name]) for name in names))
+
+
+def _hold_ends(values: np.ndarray) -> np.ndarray:
+    """Bridge missing pixels by straight lines, and hold the outermost values beyond them."""
+    pixel, finite = np.arange(len(values)), np.isfinite(values)
+    return np.interp(pixel, pixel[finite], values[finite])
+
+
+def _new(writer: Archive, group: str, rows: list[Row]) -> list[Row]:
+    """Rows whose key is not in the archive yet, each key once."""
+    known = set(writer.column(group, "key"))
+    fresh = {}
+    for columns, data in rows:
+        if columns["key"] not in known:
+            fresh.setdefault(columns["key"], (columns, data))
+    return list(fresh.values())
+
+
+def _blocks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    for first in range(0, len(paths), size):
+        yield paths[first : first + size]
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """`map`, or the same over processes."""
+    if workers <= 1:
+        yield map
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield pool.map

@@ -1,0 +1,82 @@
+"""What a reader hands on: a spectrum with what its header says, or a refusal with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumRecord:
+    """One HARPS spectrum as ESO or the DRS delivered it, and the header values the archive keeps.
+
+    Numbers the header does not give are NaN, texts it does not give are ''.
+    """
+
+    dp_id: str  # ESO data-product id: 'ADP.2014-09-16T11:04:45.123', 'HARPS.2012-03-24T08:37:45.581_s1d_A'
+    product: str  # 'ADP' (ESO Phase 3 table) or 's1d' (DRS image)
+    source: str  # file name
+    object: str  # OBJECT, as typed by the observer
+    target_name: str  # HIERARCH ESO OBS TARG NAME
+    ra_deg: float  # J2000; the target's catalogue position where it is given, else the telescope's pointing
+    dec_deg: float
+    mjd_obs: float  # start of the exposure
+    exptime_s: float
+    snr: float  # median over the orders, per extracted pixel
+    berv_kms: float  # barycentric Earth radial velocity
+    airmass: float  # mean of start and end
+    prog_id: str
+    pipeline: str  # DRS version
+    radvel_guess_kms: float  # HIERARCH ESO TEL TARG RADVEL, the observer's guess
+    wave_aa: np.ndarray  # (n,) float64, air, barycentric, strictly increasing
+    flux: np.ndarray  # (n,) float32, any scale; NaN where the file has no finite value
+
+
+class Reason(StrEnum):
+    """Why a file was refused. The names are what counts, logs and quarantine lists show."""
+
+    # the file
+    UNREADABLE = "unreadable"
+    NOT_FITS = "not_fits"
+    TRUNCATED = "truncated"
+    CHECKSUM = "checksum"
+    TOO_LARGE = "too_large"
+    # what it holds
+    NO_SPECTRUM = "no_spectrum"
+    WRONG_INSTRUMENT = "wrong_instrument"
+    WRONG_FIBRE = "wrong_fibre"
+    NOT_SCIENCE = "not_science"
+    MISSING_COLUMN = "missing_column"
+    MISSING_FIELD = "missing_field"
+    LENGTH_MISMATCH = "length_mismatch"
+    # wavelength
+    WRONG_UNIT = "wrong_unit"
+    VACUUM = "vacuum"
+    WRONG_FRAME = "wrong_frame"
+    NOT_INCREASING = "not_increasing"
+    COVERAGE = "coverage"
+    # flux
+    NO_FINITE_FLUX = "no_finite_flux"
+    ALL_ZERO = "all_zero"
+    NEGATIVE = "negative"
+    # the set
+    DUPLICATE = "duplicate"
+    # exposure-time-calculator output
+    NOT_JSON = "not_json"
+    MISSING_ORDER = "missing_order"
+    ZERO_DISPERSION = "zero_dispersion"
+    NO_SED = "no_sed"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A file that was not taken in. detail: one sentence, what was expected against what was found."""
+
+    source: str
+    reason: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason} ({self.detail})"

@@ -1,0 +1,85 @@
+"""Read every byte of an archive or a release and say what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from harps_dist.data.manifest import MANIFEST
+from harps_dist.data.reader import Release
+from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
+from preprocessing.archive import DATA, SCHEMAS, Archive
+
+Progress = Callable[[int, int], None]
+
+
+def verify(path: Path, progress: Progress = lambda done, total: None) -> list[str]:
+    """Problems found in an archive or a release, none where it is whole; told by what the folder holds.
+
+    Raises ArchiveError where it is neither.
+    """
+    try:
+        if (path / MANIFEST).exists():
+            return list(_release_problems(path, progress))
+        if (path / "zarr.json").exists():
+            return list(_archive_problems(Archive(path), progress))
+    except HarpsDistError as error:
+        return [str(error)]
+    raise ArchiveError(f"{path} is neither an archive (zarr.json) nor a release ({MANIFEST}). Check the path.")
+
+
+def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
+    counts = {group: archive.count(group) for group in SCHEMAS}
+    done, total = 0, sum(counts.values())
+    for group, rows in counts.items():
+        columns = {name: archive.column(group, name) for name in SCHEMAS[group]}
+        for name, values in columns.items():
+            if len(values) != rows:
+                yield f"column {group}/{name} has {len(values)} rows, {DATA[group]} has {rows}."
+        keys, times = np.unique(columns["key"].astype(str), return_counts=True)
+        yield from (f"{group} holds {key} {n} times." for key, n in zip(keys, times, strict=True) if n > 1)
+        for row in range(rows):
+            try:
+                if not np.isfinite(archive.data(group, row)).any():
+                    yield f"row {row} of {group} ({columns['key'][row]}) has no finite value: its chunk is missing."
+            except ArchiveError as error:
+                yield str(error)
+            done += 1
+            progress(done, total)
+
+
+def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
+    release = Release(path)
+    index, manifest = release.index, release.manifest
+    for shard in manifest.shards:
+        try:
+            with (path / shard.name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield f"shard {path / shard.name} is missing."
+            continue
+        if found != shard.sha256:
+            yield f"shard {path / shard.name} has sha256 {found[:12]}, the manifest says {shard.sha256[:12]}."
+        else:
+            with tarfile.open(path / shard.name) as tar:
+                members = len(tar.getmembers())
+            if members != 2 * shard.samples:
+                yield f"shard {shard.name} has {members} members, expected {2 * shard.samples}."
+    if len(set(index["key"])) != len(index):
+        yield "a key occurs more than once in the index."
+    splits: dict[str, str] = {}
+    for star, split in zip(index["star"], index["split"], strict=True):
+        if star and splits.setdefault(star, split) != split:
+            yield f"star {star} lies in splits {splits[star]} and {split}."
+    for row in range(len(index)):
+        try:
+            if not np.isfinite(release.array(row)).all():
+                yield f"sample {index['key'][row]} has values that are not finite."
+        except ReleaseError as error:
+            yield str(error)
+        progress(row + 1, len(index))
+    release.close()
