@@ -1,8 +1,8 @@
 """Format-true demo inputs: ESO-like spectra, a catalogue, ETC runs and SEDs. All SIMULATED, nothing from ESO.
 
 The spectra come from the packaged SED grid through the simulated instrument (`preprocessing.instrument`), with
-rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits that labels do
-not tell. Their catalogue is exact, but has the gaps of the paper's Table 1.
+rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits, which
+labels do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1.
 """
 
 from __future__ import annotations
@@ -123,14 +123,13 @@ def _population(grid: SedGrid, count: int, seed: int) -> list[Star]:
 
     tic = rng.choice(400_000_000, count, replace=False) + 1_000_000
     hd = rng.choice(220_000, count, replace=False) + 1_000 if count <= 220_000 else np.arange(count) + 1_000
-    ra, dec = (
-        rng.uniform(0, 360, count).round(6),
-        np.degrees(np.arcsin(rng.uniform(-0.98, 0.42, count))).round(6),
-    )
+    ra = rng.uniform(0, 360, count).round(6)
+    dec = np.degrees(np.arcsin(rng.uniform(-0.98, 0.42, count))).round(6)  # as seen from La Silla
     return [
         Star(
-            int(tic[i]), int(hd[i]), float(ra[i]), float(dec[i]), float(teff[i]), float(logg[i]), float(mh[i]),
-            float(rv[i]), frozenset(name for name, has in zip(AVAILABLE, known[:, i], strict=True) if has),
+            int(tic[i]), int(hd[i]), float(ra[i]), float(dec[i]), float(teff[i]), float(logg[i]),
+            float(mh[i]), float(rv[i]),
+            frozenset(name for name, has in zip(AVAILABLE, known[:, i], strict=True) if has),
         )
         for i in range(count)
     ]  # fmt: skip
@@ -297,7 +296,7 @@ def barycentric_velocity(ra_deg: float, dec_deg: float, when: datetime) -> tuple
 def expose(
     rest_aa: np.ndarray, flux: np.ndarray, visit: Visit, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, dict[int, float]]:
-    """Take one spectrum and reduce it as the DRS does to an s1d: deblazed, on the barycentric lattice, merged.
+    """Take one spectrum and reduce it as the DRS does: deblazed, on the barycentric lattice, orders merged.
 
     rest_aa, flux: (k,) the star at rest. Returns wavelengths [Å, air, barycentric] and flux [ADU], (n,) each,
     and the S/N at the centre of each order by its index on the detectors, blue to red.
@@ -322,7 +321,7 @@ def expose(
         sigma = np.sqrt(signal + order.sky + _readout_variance(order))
         order_snr[ORDERS.index(order.order)] = float(np.median((signal / sigma)[1948:2148]))
         electrons = signal + sigma * rng.standard_normal(signal.size)
-        hits = rng.integers(0, signal.size, rng.poisson(visit.exptime_s / 600))
+        hits = rng.integers(0, signal.size, rng.poisson(visit.exptime_s / 1800))
         electrons[hits] += signal.mean() * rng.exponential(0.5, hits.size)
         deblazed = electrons / (order.blaze * order.dispersion_m_per_px / widest_m)
         inside, values = _on_lattice(order.wave_aa * (1 + visit.berv_kms / C_KMS), deblazed, wave_aa)

@@ -76,10 +76,10 @@ class _Refused(Exception):
 def read_etc(path: Path, seds: Path | None = None) -> EtcRecord | Refusal:
     """Read one ETC output file, .json or .json.gz.
 
-    seds: folder with the SED files that the requests name. The newer generation needs it; an older run without
-    it keeps the SED of its own output, with NaN labels. Refuses what is not JSON, another instrument's, or
-    lacks an order between its first and last (but 115, which falls between the CCDs), a field, a finite value,
-    a positive dispersion or an SED.
+    seds: folder with the SED files that the requests name. The newer generation needs it, an older run
+    without it keeps the SED of its output, with NaN labels. Refuses what is not JSON or another instrument's,
+    and what lacks an order between its first and last (but 115, which falls between the CCDs), a field, a finite
+    value, a positive dispersion or an SED.
     """
     path = Path(path)
     try:

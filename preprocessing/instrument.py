@@ -1,8 +1,8 @@
 """A HARPS-like spectrograph seen the way ESO's exposure time calculator (ETC 2.0) reports it.
 
 The order layout, the blaze and the constant dispersion of an order are those that public ETC-derived HARPS
-data show; efficiency, sky and detector are round numbers, scaled to the S/N of the HARPS manual. Everything is
-SIMULATED by this package; it is no product of ESO.
+data show; efficiency, sky and detector are round numbers, scaled to the S/N of the HARPS manual. Everything
+is SIMULATED by this package; it is no product of ESO.
 """
 
 from __future__ import annotations

@@ -18,3 +18,20 @@ def genuine_data() -> Path:
     if not GENUINE.is_dir():
         pytest.skip(f"genuine data files are not at {GENUINE}")
     return GENUINE
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(tmp_path_factory) -> Path:
+    """Folder of a small demo on the tiny grid: files, archive.zarr, release. Read only: copy before changing."""
+    from preprocessing.demo import DemoSize, build_demo
+
+    folder = tmp_path_factory.mktemp("demo")
+    size = DemoSize(stars=16, visits=2.0, seds=40, etc_runs=4, grid="tiny", split=(0.6, 0.2, 0.2), seed=3)
+    build_demo(folder, size, progress=lambda what, done, total: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tiny_demo) -> Path:
+    """A small release with real and simulated samples on the tiny grid. Read only."""
+    return tiny_demo / "release"

@@ -256,6 +256,8 @@ def test_earth_approaches_a_star_90_degrees_behind_the_sun():
 
 
 def test_demo_is_whole_readable_and_the_same_for_the_same_seed(tmp_path):
+    from astropy.io import fits
+
     seen = []
     write_demo(tmp_path / "a", 4, 2.0, 3, 2, 7, lambda *state: seen.append(state))
     write_demo(tmp_path / "b", 4, 2.0, 3, 2, 7)
@@ -266,6 +268,9 @@ def test_demo_is_whole_readable_and_the_same_for_the_same_seed(tmp_path):
     assert len(files) == 1 + 3 + 2 + len(spectra)
     assert seen[-1] == ("spectra", len(spectra), len(spectra))
     for path in spectra:
+        with fits.open(path, checksum=True) as hdus:  # warns, and so fails, where a checksum is wrong
+            assert [hdu.verify_checksum() for hdu in hdus] == [1, 1]
+            assert [hdu.verify_datasum() for hdu in hdus] == [1, 1]
         record = read_spectrum(path)
         assert not isinstance(record, Refusal), record
         assert record.dp_id == path.name.removesuffix(".fits")

@@ -1,0 +1,211 @@
+"""Reading samples and turning them into batches: shapes, physics, keyed randomness, damaged bytes."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harps_dist.data.batches import (
+    BERV,
+    RV,
+    Augment,
+    EvaluationBatches,
+    Nuisance,
+    Observer,
+    RawBatch,
+    TrainingBatches,
+)
+from harps_dist.data.order import Mix, Order
+from harps_dist.data.reader import Release
+from harps_dist.errors import ReleaseError
+from harps_dist.spectra.doppler import C_KMS, MARGIN
+from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.labels import NAMES
+
+CPU = torch.device("cpu")
+EVERYTHING = Augment(
+    rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.2, continuum=0.02)
+)
+
+
+@pytest.fixture(scope="module")
+def release(tiny_release) -> Release:
+    return Release(tiny_release)
+
+
+def observed(release: Release, augment: Augment, rows: np.ndarray, epoch: int = 0):
+    batches = EvaluationBatches(release, rows, augment, seed=5, size=len(rows))
+    batches.EPOCH = epoch
+    raw = batches[0]
+    return raw, Observer(release.grid, release.source_grid, augment, CPU)(raw)
+
+
+def test_batches_are_standardised_and_labelled(release):
+    index = release.index
+    rows = np.concatenate([index.rows("real", "train")[:3], index.rows("simulated", "train")[:4]])
+    raw, batch = observed(release, EVERYTHING, rows)
+    assert batch.flux.shape == (7, release.grid.length)
+    assert batch.flux.dtype == torch.float32
+    assert batch.simulated.tolist() == [False] * 3 + [True] * 4
+    torch.testing.assert_close(batch.flux.median(dim=1).values, torch.ones(7), rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(batch.labels[:3], index.labels[rows[:3]])
+    for name in ("teff", "mh", "logg", "airmass", "pwv"):
+        column = NAMES.index(name)
+        np.testing.assert_array_equal(batch.labels[3:, column], index.labels[rows[3:], column])
+    np.testing.assert_array_equal(batch.labels[3:, RV], raw.rv_kms)
+    assert batch.labels[3:, RV].abs().max() <= 70
+    assert batch.labels[3:, BERV].abs().max() <= 30
+    assert len(set(batch.labels[3:, RV].tolist())) == 4
+
+
+def test_without_berv_augmentation_berv_is_missing_as_in_the_paper(release):
+    rows = release.index.rows("simulated", "train")[:2]
+    _, batch = observed(release, Augment(), rows)
+    assert torch.isnan(batch.labels[:, BERV]).all()
+
+
+def test_draws_are_keyed_to_seed_epoch_and_sample_not_to_the_batch(release):
+    rows = release.index.rows("simulated", "train")[:4]
+    _, together = observed(release, EVERYTHING, rows)
+    for number, row in enumerate(rows):
+        _, alone = observed(release, EVERYTHING, np.array([row]))
+        torch.testing.assert_close(alone.flux[0], together.flux[number], rtol=0, atol=2e-6)
+        assert alone.labels[0, RV] == together.labels[number, RV]
+    _, later = observed(release, EVERYTHING, rows, epoch=1)
+    assert not torch.equal(later.labels[:, RV], together.labels[:, RV])
+
+
+def test_ranks_share_a_global_batch(release):
+    order = Order(release.index, Mix(), 0, release.digest)
+    whole = TrainingBatches(release, order, EVERYTHING, 0, 10)[3]
+    parts = [TrainingBatches(release, order, EVERYTHING, 0, 10, rank, 3)[3] for rank in range(3)]
+    assert sorted(torch.cat([part.rows for part in parts]).tolist()) == sorted(whole.rows.tolist())
+    keys = torch.cat([part.key for part in parts])
+    assert sorted(keys.tolist()) == sorted(whole.key.tolist())
+
+
+def test_noise_scatters_as_the_model_says(release):
+    row = release.index.rows("simulated", "train")[:1]
+    quiet = Augment(rv_kms=0, noise=False)
+    raw, truth = observed(release, quiet, row)
+    noisy = torch.stack([observed(release, Augment(rv_kms=0), row, epoch)[1].flux[0] for epoch in range(200)])
+    window = release.grid.within(release.source_grid)
+    mean, variance, floor = raw.response[0, :, window]
+    sed = raw.sed[0, window]
+    expected = torch.sqrt(variance * sed + floor) / (mean * sed)
+    measured = (noisy / truth.flux).std(dim=0)
+    assert (measured / expected).mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("shift", ["linear", "cubic"])
+def test_berv_moves_tellurics_and_rv_moves_the_star(shift):
+    """One stellar and one telluric line must land where their own velocity puts them, and nowhere else."""
+    grid = GRIDS["tiny"]
+    source_grid = grid.widened(MARGIN)
+    wave = torch.from_numpy(source_grid.wave_aa)
+    stellar_aa, telluric_aa = 6105.0, 6125.0
+    rv_kms, berv_kms = torch.tensor([-61.0, 33.0]).double(), torch.tensor([28.0, -17.0]).double()
+
+    def line(centre_aa: float) -> Tensor:
+        return (1 - 0.5 * torch.exp(-0.5 * ((wave - centre_aa) / 0.03) ** 2)).float()
+
+    response = torch.stack([line(telluric_aa), torch.ones(len(wave)), torch.ones(len(wave))])
+    raw = RawBatch(
+        flux=torch.empty(0, grid.length),
+        sed=line(stellar_aa).expand(2, -1).contiguous(),
+        response=response.expand(2, -1, -1).contiguous(),
+        rv_kms=rv_kms,
+        berv_kms=berv_kms,
+        key=torch.zeros(2, dtype=torch.int64),
+        labels=torch.zeros(2, len(NAMES)),
+        rows=torch.arange(2),
+    )
+    flux = Observer(grid, source_grid, Augment(berv_kms=30, noise=False, shift=shift), CPU)(raw).flux
+    for number in range(2):
+        for centre_aa, velocity in ((stellar_aa, rv_kms), (telluric_aa, berv_kms)):
+            expected = centre_aa * (1 + velocity[number].item() / C_KMS)
+            near = np.abs(grid.wave_aa - expected) < 0.2
+            depth = 1 - flux[number].numpy()[near]
+            assert (grid.wave_aa[near] * depth).sum() / depth.sum() == pytest.approx(expected, abs=1e-3)
+            assert depth.max() == pytest.approx(0.5, abs=0.01)
+            assert np.abs(1 - flux[number].numpy()[np.abs(grid.wave_aa - centre_aa) < 0.1]).max() < 1e-3
+
+
+@pytest.mark.parametrize("nuisance", [Nuisance(broadening_kms=5), Nuisance(line_error=0.2), Nuisance(continuum=0.02)])
+def test_each_nuisance_changes_the_spectrum_but_no_label(release, nuisance):
+    rows = release.index.rows("simulated", "train")[:3]
+    _, plain = observed(release, Augment(noise=False), rows)
+    _, changed = observed(release, Augment(noise=False, nuisance=nuisance), rows)
+    assert ((plain.flux - changed.flux).abs().mean(dim=1) > 1e-4).all()
+    torch.testing.assert_close(plain.labels, changed.labels, equal_nan=True)
+
+
+def test_a_release_survives_pickling(release):
+    row = int(release.index.rows("real")[0])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(release)).array(row), release.array(row))
+
+
+def flip_byte(path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_one_flipped_bit_names_shard_and_sample(tiny_release, tmp_path):
+    shutil.copytree(tiny_release, tmp_path / "release")
+    release = Release(tmp_path / "release")
+    row = int(release.index.rows("simulated")[3])
+    shard = release.index["shard"][row]
+    flip_byte(tmp_path / "release" / shard, int(release.index["offset"][row]) + 1_000)
+    with pytest.raises(ReleaseError) as error:
+        release.array(row)
+    assert shard in str(error.value)
+    assert release.index["key"][row] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("index.parquet", "index.parquet is damaged"), ("manifest.json", "digest|damaged")]
+)
+def test_a_damaged_index_or_manifest_is_refused(tiny_release, tmp_path, name, message):
+    shutil.copytree(tiny_release, tmp_path / "release")
+    path = tmp_path / "release" / name
+    position = path.read_text().index('"count": ') + 9 if name == "manifest.json" else 500
+    flip_byte(path, position)
+    with pytest.raises(ReleaseError, match=message):
+        Release(tmp_path / "release")
+
+
+def test_missing_pieces_are_named(tiny_release, tmp_path):
+    with pytest.raises(ReleaseError, match="python -m preprocessing pack"):
+        Release(tmp_path)
+    shutil.copytree(tiny_release, tmp_path / "release")
+    release = Release(tmp_path / "release")
+    shard = release.index["shard"][0]
+    (tmp_path / "release" / shard).unlink()
+    with pytest.raises(ReleaseError, match=shard):
+        release.array(0)
+
+
+def test_a_newer_schema_is_refused(tiny_release, tmp_path):
+    shutil.copytree(tiny_release, tmp_path / "release")
+    path = tmp_path / "release" / "manifest.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(ReleaseError, match="Update harps_dist"):
+        Release(tmp_path / "release")
+
+
+def test_stock_webdataset_reads_every_sample(release):
+    import webdataset
+
+    urls = [str(release.path / shard.name) for shard in release.manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert len(samples) == len(release.index)
+    rows = {key: row for row, key in enumerate(release.index["key"])}
+    for sample in samples:
+        array = next(value for name, value in sample.items() if name.endswith(".npy"))
+        np.testing.assert_array_equal(array, release.array(rows[sample["json"]["key"]]))
