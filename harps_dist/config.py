@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harps_dist.data.batches import Augment
+from harps_dist.data.augment import Augment
 from harps_dist.data.order import Mix
 from harps_dist.frozen import Frozen
 from harps_dist.spectra.labels import LABEL, SEVEN

@@ -8,7 +8,7 @@ simulated spectra too.
 from __future__ import annotations
 
 from harps_dist.config import Autoencoder, Data, Decoder, Encoder, Loss, Recipe, Training
-from harps_dist.data.batches import Augment, Nuisance
+from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.order import Mix
 from harps_dist.errors import ConfigError
 from harps_dist.spectra.labels import SEVEN, SIX

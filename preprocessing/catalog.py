@@ -384,7 +384,7 @@ def _numbers(column: Any, ours: str) -> np.ndarray:
     from astropy.coordinates import Angle
 
     if column.dtype.kind in "fiu":
-        values = np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
+        values: np.ndarray = np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
         unit, wanted = column.unit, _UNITS.get(ours)
         if wanted and isinstance(unit, units.UnitBase) and unit.is_equivalent(wanted):
             values = values * unit.to(wanted)

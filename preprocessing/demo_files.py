@@ -1,7 +1,7 @@
 """Format-true demo inputs: ESO-like spectra, a catalogue, ETC runs and SEDs. All SIMULATED, nothing from ESO.
 
-The spectra come from the packaged SED grid through the simulated instrument (`preprocessing.instrument`), with
-rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits, which
+The spectra come from the packaged SED grid through the simulated instrument (`preprocessing.instrument`),
+with rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits, which
 labels do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1.
 """
 

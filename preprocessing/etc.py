@@ -76,9 +76,9 @@ class _Refused(Exception):
 def read_etc(path: Path, seds: Path | None = None) -> EtcRecord | Refusal:
     """Read one ETC output file, .json or .json.gz.
 
-    seds: folder with the SED files that the requests name. The newer generation needs it, an older run
-    without it keeps the SED of its output, with NaN labels. Refuses what is not JSON or another instrument's,
-    and what lacks an order between its first and last (but 115, which falls between the CCDs), a field, a finite
+    seds: folder with the SED files that the requests name. The newer one needs it; an older run without it
+    keeps the SED of its output, with NaN labels. Refused are what is not JSON, other instruments, and runs
+    that lack an order between their first and last (but 115, which falls between the CCDs), a field, a finite
     value, a positive dispersion or an SED.
     """
     path = Path(path)
@@ -243,7 +243,7 @@ def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_i
             f"order {number} lies at {middle_aa:.0f} Å, on HARPS's echelle it would at {expected_aa:.0f} Å"
         )
         raise _Refused(Reason.WRONG_INSTRUMENT, detail)
-    values = {
+    values: dict[str, Any] = {
         name: np.full(wave_aa.size, np.nan) if given is None else _array(given, f"{name} {where}")
         for name, given in arrays.items()
     }
@@ -260,9 +260,18 @@ def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_i
         )
     if not (np.diff(wave_aa) > 0).all():
         raise _Refused(Reason.NOT_INCREASING, f"wavelength {where} does not increase strictly")
-    info = {key: _number(noise_info, (key,)) for key in ("nspat", "nspec", "ndit", "dit", "dark", "ron2")}
-    info["dit_s"] = info.pop("dit")
-    return OrderRecord(number, str(detector), wave_aa, **values, **info)
+    return OrderRecord(
+        order=number,
+        detector=str(detector),
+        wave_aa=wave_aa,
+        **values,
+        nspat=_number(noise_info, ("nspat",)),
+        nspec=_number(noise_info, ("nspec",)),
+        ndit=_number(noise_info, ("ndit",)),
+        dit_s=_number(noise_info, ("dit",)),
+        dark=_number(noise_info, ("dark",)),
+        ron2=_number(noise_info, ("ron2",)),
+    )
 
 
 def _array(values: Any, what: str) -> np.ndarray:

@@ -28,9 +28,8 @@ VEGA_V = 3.63e-9  # erg/s/cm²/Å at V = 0
 COLLECTING_CM2 = 8.86e4  # 3.57 m, less the secondary mirror
 FIBRE_ARCSEC = 1.0
 SEEING_ARCSEC = 1.0  # at the zenith
-EFFICIENCY = (
-    0.1182  # telescope, spectrograph and CCD at 6200 Å: S/N 110 at 5500 Å for V = 6, 60 s, airmass 1.2
-)
+# of telescope, spectrograph and CCD at 6200 Å, for S/N 110 at 5500 Å with V = 6, 60 s, airmass 1.2
+EFFICIENCY = 0.1182
 NSPAT, NSPEC = 4, 1  # pixels summed across and along the order
 READOUT_E = 6.0  # electrons a pixel
 DARK_E_S = {"blue": 1.4e-4, "red": 2.8e-4}  # electrons a second and pixel

@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from harps_dist.files import atomic_write
 from preprocessing.records import Reason, Refusal
@@ -82,7 +83,7 @@ class SedGrid:
         values = self._coefficients.astype(np.float64)
         return RegularGridInterpolator(self._axes, values, method="cubic", solver=spsolve)
 
-    def sample(self, teff_k: np.ndarray, logg: np.ndarray, mh: np.ndarray) -> np.ndarray:
+    def sample(self, teff_k: ArrayLike, logg: ArrayLike, mh: ArrayLike) -> np.ndarray:
         """Surface flux, (n, pixels) float32 in FLUX_UNIT, for labels (n,) each or scalars.
 
         Raises ValueError for labels outside `ranges`.
@@ -135,20 +136,22 @@ def _read_fits(path: Path) -> SedRecord | Refusal:
         with fits.open(path, memmap=False) as hdus:
             table = hdus[1]
             header, names = table.header, {name.upper() for name in table.columns.names}
-            if missing := {"WAVE", "FLUX"} - names:
-                return Refusal(path.name, Reason.MISSING_COLUMN, f"no column {', '.join(sorted(missing))}")
+            if missing := [name for name in ("WAVE", "FLUX") if name not in names]:
+                return Refusal(path.name, Reason.MISSING_COLUMN, f"no column {', '.join(missing)}")
             medium = str(header.get("TUCD1", ""))
             if "obs.atmos" not in medium:
                 detail = f"wavelengths are marked {medium!r}, expected air, 'em.wl;obs.atmos'"
                 return Refusal(path.name, Reason.VACUUM, detail)
             if missing := [key for key in ("TEFF", "LOGG", "MH") if key not in header]:
                 return Refusal(path.name, Reason.MISSING_FIELD, f"no header keyword {', '.join(missing)}")
-            labels = [float(header.get(key, np.nan)) for key in ("TEFF", "LOGG", "MH", "VMIC")]
+            teff_k, logg, mh, vmic_kms = (
+                float(header.get(key, np.nan)) for key in ("TEFF", "LOGG", "MH", "VMIC")
+            )
             wave_aa = np.array(table.data["WAVE"], np.float64).ravel()
             flux = np.array(table.data["FLUX"], np.float32).ravel()
     except Exception as error:  # astropy raises nearly anything on a damaged file
         return Refusal(path.name, Reason.UNREADABLE, f"{type(error).__name__}: {error}")
-    return _checked(SedRecord(path.stem, *labels, wave_aa, flux, path.name))
+    return _checked(SedRecord(path.stem, teff_k, logg, mh, vmic_kms, wave_aa, flux, path.name))
 
 
 def read_sed_library(path: Path) -> SedRecord | Refusal:
@@ -158,12 +161,13 @@ def read_sed_library(path: Path) -> SedRecord | Refusal:
         with np.load(path) as node:
             log_flux = node["log_flux_offset"] + node["log_flux_scale"] * node["log_flux_u16"]
             wave_aa = node["wave0_aa"] + node["step_aa"] * np.arange(log_flux.size)
-            labels = [float(node[key]) for key in ("teff_k", "logg", "mh", "vmic_kms")]
+            teff_k, logg, mh, vmic_kms = (float(node[key]) for key in ("teff_k", "logg", "mh", "vmic_kms"))
+            flux = np.exp(log_flux).astype(np.float32)
     except KeyError as error:
         return Refusal(path.name, Reason.MISSING_FIELD, str(error.args[0]))
     except Exception as error:  # zipfile, zlib, OSError, ValueError: all mean a damaged file
         return Refusal(path.name, Reason.UNREADABLE, f"{type(error).__name__}: {error}")
-    return _checked(SedRecord(path.stem, *labels, wave_aa, np.exp(log_flux).astype(np.float32), path.name))
+    return _checked(SedRecord(path.stem, teff_k, logg, mh, vmic_kms, wave_aa, flux, path.name))
 
 
 def _checked(record: SedRecord) -> SedRecord | Refusal:

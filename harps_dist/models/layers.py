@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -94,17 +93,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def autocast_off(x: Tensor) -> AbstractContextManager:
-    """A context without autocast on the device of `x`; the meta device knows none."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
 class Float32Linear(nn.Linear):
     """nn.Linear that computes and answers in float32 (or float64), also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with autocast_off(x):
+        with torch.autocast(x.device.type, enabled=False):
             return F.linear(*map(at_least_float32, (x, self.weight, self.bias)))
 
 
@@ -115,7 +108,7 @@ class Float32Conv1d(nn.Conv1d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        with autocast_off(x):
+        with torch.autocast(x.device.type, enabled=False):
             return F.conv1d(*map(at_least_float32, (x, self.weight, self.bias)), padding=1)
 
 
@@ -127,7 +120,7 @@ class InstanceNorm1d(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with autocast_off(x):
+        with torch.autocast(x.device.type, enabled=False):
             return F.instance_norm(at_least_float32(x)).to(x.dtype)
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from harps_dist.config import Recipe
-from harps_dist.data.batches import Augment
+from harps_dist.data.augment import Augment
 from harps_dist.data.manifest import Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.batches import (
     BERV,
     RV,
-    Augment,
     EvaluationBatches,
-    Nuisance,
     Observer,
     RawBatch,
     TrainingBatches,

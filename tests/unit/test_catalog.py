@@ -257,6 +257,13 @@ def test_names_survive_every_format(tmp_path):
         assert (match.target_id, match.labels) == ("GJ581", {"rv": pytest.approx(-9.2)})
 
 
+def test_positions_of_2000_go_before_those_of_the_catalogues_epoch(tmp_path):
+    (tmp_path / "x.csv").write_text("primary,teff,ra,dec,ra_j2000,dec_j2000\nHD1,5000,10.1,0.1,10,0\n")
+    catalog = Catalog.read(tmp_path / "x.csv")
+    assert catalog.match(placed(10.0, 0.0)).by == "position"
+    assert catalog.match(placed(10.1, 0.1)) is None
+
+
 def test_a_header_line_in_a_dat_file(tmp_path):
     (tmp_path / "x.dat").write_text("# by hand\nname teff logg\nHD1 5000 4.5\nHD2 6000 4.0\n")
     assert Catalog.read(tmp_path / "x.dat").match(named("HD 2")).labels == {"teff": 6000.0, "logg": 4.0}

@@ -129,10 +129,8 @@ def test_plain_gzipped_and_renamed_copies_are_the_same_spectrum(genuine_data, tm
     (tmp_path / "renamed.fit").write_bytes(raw)
     record = read_spectrum(tmp_path / "renamed.fit")
     assert record.dp_id == ADP  # from ARCFILE
-    (tmp_path / S1D.replace(":", "_")).with_suffix(".581_s1d_A.fits.gz").write_bytes(
-        s1d_path(genuine_data).read_bytes()
-    )
-    (path,) = tmp_path.glob("HARPS*")
+    path = tmp_path / f"{S1D.replace(':', '_')}.fits.gz"
+    path.write_bytes(s1d_path(genuine_data).read_bytes())
     assert read_spectrum(path).dp_id == S1D  # colons restored
 
 
@@ -354,13 +352,16 @@ def test_position_is_the_targets_unless_it_cannot_be(tmp_path, cards, expected):
 # --- folders -----------------------------------------------------------------------------------------
 
 
-def test_find_spectra_walks_sorted_and_survives_link_loops(tmp_path):
+def test_find_spectra_walks_sorted_follows_links_and_survives_loops(tmp_path, tmp_path_factory):
     for name in ("b/2.fits", "a/1.fits.gz", "a/c/3.FIT", "a/notes.txt", "4.fits"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     os.symlink(tmp_path, tmp_path / "a" / "up")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "5.fits").touch()
+    os.symlink(elsewhere, tmp_path / "disk2")
     found = [path.relative_to(tmp_path).as_posix() for path in find_spectra(tmp_path)]
-    assert found == ["4.fits", "a/1.fits.gz", "a/c/3.FIT", "b/2.fits"]
+    assert found == ["4.fits", "a/1.fits.gz", "a/c/3.FIT", "b/2.fits", "disk2/5.fits"]
     assert find_spectra(tmp_path / "4.fits") == [tmp_path / "4.fits"]
     with pytest.raises(FileNotFoundError, match="absent"):
         find_spectra(tmp_path / "absent")

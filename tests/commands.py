@@ -1,0 +1,49 @@
+"""Run the launch scripts as a user does, from tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--model.width", "0.25", "--training.batch-size", "12", "--log.every", "1")
+
+
+def command(script: str, *arguments: object, ranks: int = 1) -> list[str]:
+    """The command line of a script of the launch room, or of a test's worker, on so many ranks."""
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, str(ROOT / script), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0) -> str:
+    """Run a command; returns what it printed, and fails with it where the exit code is not the expected one."""
+    done = subprocess.run(
+        arguments, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert expect is None or done.returncode == expect, f"exit code {done.returncode}:\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def kill_when(arguments: Sequence[str], cwd: Path, ready: Callable[[], bool], patience_s: float = 120) -> int:
+    """Start a command and kill -9 its whole process group as soon as `ready()`; returns its exit code."""
+    process = subprocess.Popen(
+        arguments, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + patience_s
+    while process.poll() is None and not ready():
+        assert time.monotonic() < deadline, "the command was not ready to be killed in time"
+        time.sleep(0.01)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()

@@ -1,0 +1,292 @@
+"""From files to a release: nothing lost, nothing doubled, bad input set aside with its reason."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from harps_dist.data.manifest import read_manifest
+from harps_dist.data.reader import Release
+from harps_dist.errors import ArchiveError
+from harps_dist.spectra.grid import GRIDS, HARPS
+from harps_dist.spectra.labels import NAMES
+from preprocessing.archive import DATA, SCHEMAS, Archive
+from preprocessing.catalog import Catalog
+from preprocessing.ingest import ingest_etc, ingest_spectra, quarantine_path
+from preprocessing.pack import pack
+from preprocessing.verify import verify
+from tests.commands import command, kill_when, run
+
+TINY = GRIDS["tiny"]
+PREPROCESSING = "preprocessing/__main__.py"
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    """Everything an archive holds."""
+    archive = Archive(path)
+    found = {}
+    for group, columns in SCHEMAS.items():
+        for name in columns:
+            found[f"{group}/{name}"] = archive.column(group, name).astype(str)
+        for row in range(archive.count(group)):
+            found[f"{group}/{DATA[group]}/{row}"] = archive.data(group, row)
+    return found
+
+
+def assert_same(first: Path, second: Path) -> None:
+    expected, found = content(first), content(second)
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(values, found[name], err_msg=name)
+
+
+def quarantined(archive: Path) -> dict[str, str]:
+    with quarantine_path(archive).open(newline="", encoding="utf-8") as file:
+        return {row["source"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def change(source: Path, target: Path, **cards: object) -> None:
+    """A copy of an ADP with header cards changed, under a data product id of its own."""
+    with fits.open(source) as hdus:
+        hdus[0].header["ARCFILE"] = f"{target.name}"
+        for key, value in cards.items():
+            hdus[0].header[key] = value
+        hdus.writeto(target)
+
+
+def test_bad_files_are_set_aside_and_the_rest_goes_on(tiny_demo, tmp_path):
+    good = sorted((tiny_demo / "files/spectra").glob("*.fits"))
+    folder = tmp_path / "spectra"
+    folder.mkdir()
+    for path in good[:4]:
+        shutil.copy(path, folder)
+    (folder / "a_text.fits").write_text("no FITS at all")
+    (folder / "b_empty.fits").touch()
+    (folder / "c_cut.fits").write_bytes(good[4].read_bytes()[:40_000])
+    shutil.copy(good[0], folder / "z_again.fits")
+    with fits.open(good[5]) as hdus:
+        hdus[1].data["FLUX"][:] = -1.0
+        hdus[0].header.remove("CHECKSUM", ignore_missing=True)
+        hdus[1].header.remove("DATASUM", ignore_missing=True)
+        hdus[1].header.remove("CHECKSUM", ignore_missing=True)
+        hdus.writeto(folder / "d_negative.fits")
+    archive = tmp_path / "a.zarr"
+    report = ingest_spectra(folder, archive, TINY, Catalog.read(tiny_demo / "files/catalog.csv"))
+    assert report.added == 4
+    assert Archive(archive).count("real") == 4
+    reasons = quarantined(archive)
+    assert reasons.keys() == {"a_text.fits", "b_empty.fits", "c_cut.fits", "d_negative.fits", "z_again.fits"}
+    assert reasons["z_again.fits"] == "duplicate"
+    assert reasons["d_negative.fits"] == "negative"
+    assert reasons["c_cut.fits"] == "truncated"
+    full = ingest_spectra(good[6], tmp_path / "full.zarr", HARPS)
+    assert full.nothing_good
+    assert quarantined(tmp_path / "full.zarr") == {good[6].name: "coverage"}
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_ingesting_again_adds_nothing_and_loses_nothing(tiny_demo, tmp_path):
+    archive = tmp_path / "archive.zarr"
+    shutil.copytree(tiny_demo / "archive.zarr", archive)
+    catalog = Catalog.read(tiny_demo / "files/catalog.csv")
+    report = ingest_spectra(tiny_demo / "files/spectra", archive, TINY, catalog)
+    assert (report.added, report.already) == (0, Archive(archive).count("real"))
+    report = ingest_etc(tiny_demo / "files/etc", archive, TINY, tiny_demo / "files/sed")
+    assert (report.added, report.already) == (0, 40 + 4)
+    assert_same(tiny_demo / "archive.zarr", archive)
+
+
+def test_killed_ingest_ends_with_the_same_archive(tiny_demo, tmp_path):
+    """Killed between commits and in the middle of one, then started again."""
+    archive, files = tmp_path / "archive.zarr", tiny_demo / "files"
+    spectra = command(
+        PREPROCESSING, "ingest", "--spectra", files / "spectra", "--catalog", files / "catalog.csv",
+        "--archive", archive, "--grid", "tiny",
+    )  # fmt: skip
+    etc = command(PREPROCESSING, "etc", "--json", files / "etc", "--seds", files / "sed", "--archive", archive)
+    column = archive / "real/flux/c"
+    assert kill_when(spectra, tmp_path, lambda: column.exists()) == -9
+    run(spectra, tmp_path)
+    assert kill_when(etc, tmp_path, lambda: (archive / "sed/flux/c/1").exists()) == -9
+    run(etc, tmp_path)
+    assert_same(tiny_demo / "archive.zarr", archive)
+    assert verify(archive) == []
+
+
+def test_readers_see_whole_commits_only(tiny_demo, tmp_path, monkeypatch):
+    archive = tmp_path / "archive.zarr"
+    shutil.copytree(tiny_demo / "archive.zarr", archive)
+    rows = Archive(archive).count("real")
+    columns = {name: "x" if column.dtype == "str" else 0.0 for name, column in SCHEMAS["real"].items()}
+    with Archive.writing(archive, TINY) as writer:
+        with pytest.raises(KeyError), monkeypatch.context() as patch:
+            patch.delitem(columns, "logg")  # the last column: flux and all others are written already
+            writer.append("real", [(columns, np.ones(TINY.length))])
+        assert Archive(archive).count("real") == rows
+        with pytest.raises(ArchiveError, match="another process is writing"), Archive.writing(archive, TINY):
+            pass
+    with Archive.writing(archive, TINY) as writer:
+        assert writer.count("real") == rows
+    assert_same(tiny_demo / "archive.zarr", archive)
+
+
+def test_the_archive_opens_in_xarray(tiny_demo):
+    import xarray
+
+    dataset = xarray.open_zarr(tiny_demo / "archive.zarr", group="real")
+    assert dataset.flux.dims == ("spectrum", "wave")
+    assert dataset.wave.attrs == {"units": "Angstrom", "medium": "air", "frame": "barycentric"}
+    np.testing.assert_allclose(dataset.wave, TINY.wave_aa)
+    assert dataset.teff.attrs["units"] == "K"
+    archive = Archive(tiny_demo / "archive.zarr")
+    np.testing.assert_array_equal(dataset.flux[3], archive.data("real", 3))
+
+
+def test_verify_finds_a_flipped_byte_in_an_archive(tiny_demo, tmp_path):
+    shutil.copytree(tiny_demo / "archive.zarr", tmp_path / "a.zarr")
+    assert verify(tmp_path / "a.zarr") == []
+    shard = next((tmp_path / "a.zarr/real/flux/c").rglob("0/0"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 3] ^= 1
+    shard.write_bytes(damaged)
+    (problem,) = verify(tmp_path / "a.zarr")
+    assert "of real" in problem
+    shard.unlink()
+    assert any("chunk is missing" in problem for problem in verify(tmp_path / "a.zarr"))
+
+
+def test_verify_finds_a_flipped_byte_and_a_missing_shard_in_a_release(tiny_release, tmp_path):
+    shutil.copytree(tiny_release, tmp_path / "r")
+    assert verify(tmp_path / "r") == []
+    shard = sorted((tmp_path / "r").glob("real-*.tar"))[0]
+    damaged = bytearray(shard.read_bytes())
+    damaged[5_000] ^= 1
+    shard.write_bytes(damaged)
+    problems = verify(tmp_path / "r")
+    assert any(shard.name in problem and "sha256" in problem for problem in problems)
+    assert any("crc32" in problem for problem in problems)
+    shard.unlink()
+    assert any("is missing" in problem for problem in verify(tmp_path / "r"))
+
+
+def test_same_archive_same_release(tiny_demo, tmp_path):
+    release = tiny_demo / "release"
+    manifest = read_manifest(release)
+    again = pack(tiny_demo / "archive.zarr", tmp_path / "again", manifest.split_fractions, description=manifest.description)
+    assert again.digest == manifest.digest
+    for shard in manifest.shards:
+        found = hashlib.sha256((tmp_path / "again" / shard.name).read_bytes()).hexdigest()
+        assert found == shard.sha256
+    other = pack(tiny_demo / "archive.zarr", tmp_path / "other", (0.5, 0.25, 0.25))
+    assert other.digest != manifest.digest
+
+
+def test_release_holds_what_the_archive_holds(tiny_demo):
+    archive, release = Archive(tiny_demo / "archive.zarr"), Release(tiny_demo / "release")
+    index = release.index
+    keys = {f"real-{key}": row for row, key in enumerate(archive.column("real", "key"))}
+    rows = index.rows("real")
+    assert len(rows) == len(keys) > 0
+    for row in rows:
+        source = keys[index["key"][row]]
+        flux = archive.data("real", source)
+        np.testing.assert_allclose(release.array(row) * index["median"][row], flux, rtol=2e-6)
+        assert index["star"][row] == archive.column("real", "target")[source]
+        for name in ("teff", "mh", "logg", "rv", "berv"):
+            np.testing.assert_equal(index.labels[row, NAMES.index(name)], archive.column("real", name)[source])
+    assert len(set(index["split"][rows])) > 1
+    statistics = release.manifest.label_statistics["teff"]
+    train = index.labels[index.rows("real", "train"), NAMES.index("teff")]
+    assert statistics.mean == pytest.approx(np.nanmean(train))
+    assert statistics.std == pytest.approx(np.nanstd(train))
+
+
+def test_labels_out_of_the_training_range_leave_the_spectrum_out(tiny_demo, tmp_path):
+    shutil.copytree(tiny_demo / "archive.zarr", tmp_path / "a.zarr")
+    columns = {name: "extra" if column.dtype == "str" else np.nan for name, column in SCHEMAS["real"].items()}
+    giant = columns | {"key": "giant", "source": "giant", "teff": 4500.0, "logg": 2.0, "airmass": 3.5}
+    missing = columns | {"key": "unlabelled", "source": "unlabelled", "airmass": 3.5}
+    with Archive.writing(tmp_path / "a.zarr", TINY) as writer:
+        writer.append("real", [(giant, np.ones(TINY.length)), (missing, np.ones(TINY.length))])
+    strict = pack(tmp_path / "a.zarr", tmp_path / "strict")
+    assert strict.left_out == {"logg outside 3.5..5": 1}
+    kept = pack(tmp_path / "a.zarr", tmp_path / "kept", keep_out_of_range=True)
+    assert kept.counts["real"] == strict.counts["real"] + 1
+    index = Release(tmp_path / "strict").index
+    row = index["key"].tolist().index("real-unlabelled")
+    assert np.isnan(index.labels[row]).all()  # an airmass of 3.5 counts as missing
+
+
+def test_etc_outputs_without_an_order_or_dispersion_are_set_aside(tiny_demo, tmp_path):
+    runs = tmp_path / "etc"
+    runs.mkdir()
+    paths = sorted((tiny_demo / "files/etc").glob("*.json*"))
+    for path in paths:
+        shutil.copy(path, runs)
+    (runs / "broken.json").write_text("{ not JSON")
+    older = next(path for path in paths if "orders" in json.loads(path.read_text())["data"])
+    damaged = json.loads(older.read_text())
+    del damaged["data"]["orders"][1]
+    (runs / "no_order.json").write_text(json.dumps(damaged))
+    report = ingest_etc(runs, tmp_path / "a.zarr", TINY, tiny_demo / "files/sed")
+    assert quarantined(tmp_path / "a.zarr")["broken.json"] == "not_json"
+    assert "no_order.json" in quarantined(tmp_path / "a.zarr")
+    assert len(report.refused) == 2
+    assert Archive(tmp_path / "a.zarr").count("response") == len(paths)
+
+
+def test_commands_exit_with_what_happened(tiny_demo, tmp_path):
+    (tmp_path / "empty").mkdir()
+    printed = run(
+        command(PREPROCESSING, "ingest", "--spectra", tmp_path / "empty", "--archive", tmp_path / "x.zarr"), tmp_path, expect=1
+    )
+    assert "nothing usable" in printed
+    assert "whole" in run(command(PREPROCESSING, "verify", tiny_demo / "release"), tmp_path)
+    printed = run(command(PREPROCESSING, "verify", tmp_path / "empty"), tmp_path, expect=1)
+    assert "neither an archive" in printed
+
+
+def test_genuine_files_ingest_with_their_true_headers(genuine_data, tmp_path):
+    """All 15 genuine spectra, on the full grid: headers as astropy reads them, labels as the table says."""
+    report = ingest_spectra(
+        genuine_data / "harps", tmp_path / "g.zarr", HARPS, Catalog.read(genuine_data / "labels.csv"), workers=2
+    )
+    assert (report.added, report.refused) == (15, [])
+    archive = Archive(tmp_path / "g.zarr")
+    with (genuine_data / "labels.csv").open() as file:
+        literature = {row["object"]: row for row in csv.DictReader(file)}
+    for row, source in enumerate(archive.column("real", "source")):
+        with gzip.open(genuine_data / "harps" / source) as stream, fits.open(stream) as hdus:
+            header = hdus[0].header
+        values = {name: archive.column("real", name)[row] for name in SCHEMAS["real"]}
+        assert values["object"] == header["OBJECT"]
+        assert values["berv"] == header["HIERARCH ESO DRS BERV"]
+        assert values["mjd"] == header["MJD-OBS"]
+        airmass = (header["HIERARCH ESO TEL AIRM START"] + header["HIERARCH ESO TEL AIRM END"]) / 2
+        assert values["airmass"] == pytest.approx(airmass)
+        assert values["snr"] > 5
+        if "SNR" in header:
+            assert values["snr"] == header["SNR"]
+        labels = literature[values["object"]]
+        for name, column in (("teff", "teff"), ("logg", "logg"), ("mh", "mh"), ("rv", "rv_kms")):
+            expected = float(labels[column]) if labels[column] else np.nan
+            np.testing.assert_equal(values[name], expected)
+    targets = archive.column("real", "target")
+    assert len(set(targets)) == 5
+    manifest = pack(tmp_path / "g.zarr", tmp_path / "release")
+    assert manifest.counts["real"] == 14
+    assert manifest.left_out == {"logg outside 3.5..5": 1}
+    release = Release(tmp_path / "release")
+    for row in release.index.rows("real"):
+        flux = release.array(row)
+        assert flux.shape == (327_680,)
+        assert np.median(flux[HARPS.valid]) == pytest.approx(1.0, abs=1e-6)
+    assert verify(tmp_path / "release") == []
