@@ -67,6 +67,7 @@ def pack(
     split: tuple[float, float, float] = PAPER_FRACTIONS,
     keep_out_of_range: bool = False,
     description: str = "",
+    genuine: bool = True,
 ) -> int:
     """Write a release, what training streams, from an archive.
 
@@ -76,6 +77,7 @@ def pack(
         split: Fractions of stars for train, validation and test.
         keep_out_of_range: Keep spectra with a label outside the paper's training ranges.
         description: A sentence about the data that evaluation reports repeat.
+        genuine: Whether the spectra came from a telescope; reports say it.
     """
     from preprocessing.pack import pack as write_release
 
@@ -86,6 +88,7 @@ def pack(
             split,
             keep_out_of_range,
             description,
+            genuine,
             progress=lambda done, total: progress("pack", done, total),
         )
     print(f"release {release}: digest {manifest.digest}")

@@ -51,13 +51,15 @@ def pack(
     fractions: tuple[float, float, float] = PAPER_FRACTIONS,
     keep_out_of_range: bool = False,
     description: str = "",
+    genuine: bool = True,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
     """Write a release of everything in the archive that may be trained on.
 
     fractions: of stars in train, validation and test. keep_out_of_range: keep spectra with a label outside the
-    paper's ranges, which are left out and counted otherwise. progress is told (samples done, samples in all).
+    paper's ranges, which are left out and counted otherwise. genuine: False where no telescope was involved,
+    which every report then says. progress is told (samples done, samples in all).
     The folder appears when it is whole; a release that stood there is replaced. Raises ArchiveError where the
     archive has nothing to pack.
     """
@@ -88,6 +90,7 @@ def pack(
         table = _index_table(index)
         manifest = Manifest(
             description=description,
+            genuine=genuine,
             grid=GridSpec(name=archive.grid.name, start=archive.grid.start, length=archive.grid.length),
             source_margin=archive.grid.start - archive.source_grid.start,
             split_fractions=fractions,

@@ -70,10 +70,14 @@ class LabelStatistics(Frozen):
 
 
 class Manifest(Frozen):
-    """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data."""
+    """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data.
+
+    genuine: whether the samples called real came from a telescope; the demo's did not.
+    """
 
     schema_version: int = SCHEMA
     description: str
+    genuine: bool
     grid: GridSpec
     source_margin: int
     split_fractions: tuple[float, float, float] = PAPER_FRACTIONS

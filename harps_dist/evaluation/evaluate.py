@@ -207,7 +207,7 @@ def evaluate(
         step=step,
         release_digest=release.digest,
         split=split,
-        origin=kind,
+        origin="demo" if kind == "real" and not release.manifest.genuine else kind,
         spectra=len(found.rows),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, labels, known, sigma, stars),

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-Origin = Literal["real", "simulated", "mixed"]
+Origin = Literal["real", "demo", "simulated", "mixed"]
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
+    "demo": "demo spectra, simulated by this project to look like observed ones,",
     "simulated": "simulated spectra (no telescope was involved)",
     "mixed": "real and simulated spectra together",
 }

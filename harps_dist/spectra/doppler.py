@@ -55,10 +55,11 @@ def resample_shifted(
     index = torch.arange(target_grid.length, device=source.device) + (target_grid.start - source_grid.start)
     index = index + whole.long()
     last = source_grid.length - 1
+    mirrored = torch.cat([source[:, 1:2], source, source[:, [-2, -3]]], dim=1)
+    base = index.clamp(0, last) + 1
 
     def tap(k: int) -> Tensor:
-        i = (index + k).clamp(-last, 2 * last).abs()
-        return source.gather(1, torch.where(i > last, 2 * last - i, i))
+        return mirrored.gather(1, base + k)
 
     if method == "linear":  # a pixel met exactly does not ask its neighbour, which may be NaN
         right = torch.where(fraction > 0, tap(1) * fraction, 0.0)

@@ -124,8 +124,8 @@ def test_encoder_refuses_spectra_of_another_grid():
 
 def test_input_is_centred_and_scaled():
     torch.manual_seed(0)
-    plain = ConvEncoder(4096, width=0.125)
-    shifted = ConvEncoder(4096, width=0.125, input_centre=1.0, input_scale=5.0)
+    plain = ConvEncoder(4096, width=0.25, init="on_scale")
+    shifted = ConvEncoder(4096, width=0.25, input_centre=1.0, input_scale=5.0)
     shifted.load_state_dict(plain.state_dict())
     flux = spectra(2)
     torch.testing.assert_close(shifted(flux), plain((flux - 1) * 5))
@@ -188,8 +188,10 @@ def test_decoder_passes_its_inputs_on(decoder, length):
     torch.manual_seed(0)
     model = DECODERS[decoder](length, 3, width=0.125, init="on_scale").double()
     inputs = torch.randn(1, 3, dtype=torch.float64)
-    jacobian = torch.func.jacfwd(model)(inputs).reshape(length, 3)
-    assert jacobian.square().mean(0).sqrt().min() > 0.005  # of a flux that varies by about 0.1
+    step = 1e-6 * torch.eye(3, dtype=torch.float64)
+    with torch.no_grad():
+        slopes = (model(inputs + step) - model(inputs - step)) / 2e-6
+    assert slopes.square().mean(1).sqrt().min() > 0.005  # of a flux that varies by about 0.1
 
 
 @pytest.mark.parametrize("init", ["paper", "on_scale"])

@@ -140,6 +140,7 @@ def test_markdown_says_what_was_evaluated_first(report, tmp_path):
         "# ae-mix-7, step 120,000\n\n**Data: 60 simulated spectra (no telescope was involved)"
     )
     assert "20 stars, test split of release 0123456789ab." in text.splitlines()[2]
+    assert "simulated by this project" in replace(report, origin="demo").markdown(tmp_path).splitlines()[2]
     assert "real HARPS spectra" in replace(report, origin="real").markdown(tmp_path).splitlines()[2]
     teff = next(line for line in text.splitlines() if line.startswith("| teff"))
     score = report.labels[NAMES.index("teff")]
@@ -202,7 +203,7 @@ def test_console_table(report):
 
 
 def test_unknown_origin_and_row_are_refused(report):
-    with pytest.raises(ConfigError, match="origin is 'fake'; say one of real, simulated, mixed"):
+    with pytest.raises(ConfigError, match="origin is 'fake'; say one of real, demo, simulated, mixed"):
         replace(report, origin="fake")
     with pytest.raises(ConfigError, match="no row 'ae'; choose one of beta-vae-u, cnn-mix"):
         replace(report, paper_row="ae")

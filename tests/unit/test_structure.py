@@ -1,0 +1,91 @@
+"""The rooms of the design: imports point one way, configuration is light, the README's commands exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from harps_dist.recipes import RECIPES
+from tests.commands import ROOT, environment
+
+ROOMS = {  # room: rooms of harps_dist it may import from, besides itself
+    "spectra": set(),
+    "data": {"spectra"},
+    "models": {"spectra", "data"},
+    "training": {"spectra", "data", "models"},
+    "evaluation": {"spectra", "data", "models", "training"},
+    "inference": {"spectra", "data", "models", "training"},
+}
+COMMON = {"errors", "files", "frozen"}
+PREPROCESSING = {
+    "spectra",
+    "data.manifest",
+    "data.reader",  # verify reads what pack wrote
+    "data.split",
+    "data.keyed",
+    *COMMON,
+}
+
+
+def imported_modules(path) -> set[str]:
+    """Modules of this project that a file imports when it is imported; not what only type checkers see."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("harps_dist", "preprocessing", "launch", "tests")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_one_way(room):
+    allowed = ROOMS[room] | COMMON | {room} | ({"config"} if room in ("models", "training", "evaluation") else set())
+    files = list((ROOT / "harps_dist" / room).rglob("*.py"))
+    assert files or room == "inference"
+    for path in files:
+        for module in imported_modules(path):
+            assert module.startswith("harps_dist."), f"{path} imports {module}"
+            assert module.split(".")[1] in allowed, f"{path} imports {module}"
+
+
+def test_preprocessing_knows_only_spectra_and_the_release_format():
+    for path in (ROOT / "preprocessing").rglob("*.py"):
+        for module in imported_modules(path):
+            if module.startswith("harps_dist."):
+                inner = module.removeprefix("harps_dist.")
+                assert any(inner == name or inner.startswith(f"{name}.") for name in PREPROCESSING), f"{path} imports {module}"
+            else:
+                assert module.startswith("preprocessing"), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("module", ["harps_dist.recipes", "preprocessing.demo", "harps_dist.data.manifest"])
+def test_configuration_imports_nothing_heavy(module):
+    heavy = ("torch", "astropy", "matplotlib", "zarr", "scipy", "pyarrow", "wandb")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_launch_scripts_hold_no_logic():
+    for path in (ROOT / "launch").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 80, path
+
+
+def test_the_readme_names_things_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"launch/\w+\.py|harps_dist/[\w/]+\.py", text):
+        assert (ROOT / name).exists(), name
+    named = set(re.findall(r"`((?:demo-)?(?:cnn|ae|resnet)-[\w-]+)`", text))
+    assert named
+    assert named <= set(RECIPES)
+    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
