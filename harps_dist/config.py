@@ -164,4 +164,8 @@ class Recipe(Frozen):
         unknown = [name for name in self.model.labels if name not in LABEL]
         if unknown:
             raise ValueError(f"unknown labels {unknown}; known are {list(LABEL)}.")
+        if isinstance(self.model, Decoder) and self.data.mix.real > 0:
+            raise ValueError(
+                "a decoder alone needs every label of every spectrum, which real ones do not have; set data.mix.real 0."
+            )
         return self

@@ -36,16 +36,16 @@ def main() -> int:
     from harps_dist.evaluation.evaluate import Evaluator, evaluate
     from harps_dist.evaluation.report import console_table
     from harps_dist.training.distributed import join_world
-    from harps_dist.training.run import load_run, read_recipe
+    from harps_dist.training.run import load_run, read_run
     from preprocessing.demo import resolve_release
 
     out = arguments.out or arguments.run / "evaluation"
     with join_world() as world:
-        release = Release(resolve_release(arguments.release or read_recipe(arguments.run)[1].data.release))
+        release = Release(resolve_release(arguments.release or read_run(arguments.run).recipe.data.release))
         name, recipe, model, step = load_run(arguments.run, release.manifest)
         evaluator = Evaluator(model, recipe, release, world)
         console = Console(quiet=not world.is_main)
-        for kind in ("real", "simulated"):
+        for kind in evaluator.kinds:
             total = len(release.index.rows(kind, arguments.split)) // world.size
             with Progress(console=console, disable=not world.is_main) as bar:
                 task = bar.add_task(f"{kind}, {arguments.split} split", total=total)

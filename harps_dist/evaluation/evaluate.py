@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harps_dist.config import Recipe
+from harps_dist.config import Decoder, Recipe
 from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, load
 from harps_dist.data.manifest import Kind
 from harps_dist.data.reader import Release
@@ -28,6 +28,7 @@ from harps_dist.evaluation.metrics import (
     sensitivity,
 )
 from harps_dist.evaluation.report import PAPER_ROWS, Measure, Report
+from harps_dist.errors import GridError
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, doppler_shift
@@ -64,6 +65,11 @@ class Evaluator:
             release.grid, release.source_grid, augment.model_copy(update={"noise": False}), world.device
         )
         self.valid = release.grid.valid
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the model can be tried on: a decoder alone needs every label, which real spectra do not have."""
+        return ("simulated",) if isinstance(self.recipe.model, Decoder) else ("real", "simulated")
 
     def predict(self, rows: np.ndarray, progress: Callable[[int], None] = lambda samples: None) -> Predictions:
         """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them."""
@@ -108,7 +114,7 @@ class Evaluator:
         """RVIS (Eq. 16); for simulated spectra also against the noise-free simulator, and the sensitivity."""
         try:
             mask = rvis_mask(self.release.grid.wave_aa, self.valid)
-        except Exception:
+        except GridError:  # a window without the range of Eq. 16 has no RVIS
             return {}
         mask &= np.isfinite(self._shift(reconstruction[:1], 40.0) + self._shift(reconstruction[:1], -40.0)).all(0)
         decoded = np.stack([self.decode_at(nodes, dv) for dv in INTERVENTIONS_KMS], axis=1)

@@ -16,7 +16,7 @@ INITS: tuple[Init, ...] = ("paper", "on_scale")
 
 FULL_STAGES = 14  # 327,680 px = 20 · 2^14
 MIN_STAGES = 8
-MIN_INNER_PIXELS = 16  # InstanceNorm over one or two pixels leaves nothing but signs, and no gradient
+MIN_INNER_PIXELS = 16  # InstanceNorm over one pixel is undefined, over two leaves signs: a decoder of jumps
 
 LEAKY_SLOPE = 0.1
 MEAN_SQUARE_LEAKY = (1 + LEAKY_SLOPE**2) / 2  # of LeakyReLU(x), x standard normal; its variance:

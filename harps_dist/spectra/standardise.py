@@ -32,3 +32,12 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
     pixel = np.arange(grid.length)
     flux = np.where(usable, flux, np.interp(pixel, pixel[usable], flux[usable]))
     return (fill_invalid(flux, grid) / median).astype(np.float32), median
+
+
+def is_broken(standardised: np.ndarray, grid: Grid) -> bool:
+    """Whether a spectrum is numerically broken: over 0.1 % of its valid pixels beyond 100 times the median.
+
+    Cosmic hits touch fewer pixels and emission lines stay lower. Some products of the HARPS pipeline diverged in
+    its interpolation to +-1e20 while the median stayed sane; one of them outweighs all others in a loss.
+    """
+    return bool(np.mean(np.abs(standardised[grid.valid]) > 100) > 1e-3)

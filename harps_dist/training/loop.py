@@ -52,7 +52,7 @@ class Trainer:
         if world.is_main:
             save_recipe(run, recipe, release.manifest, name)
         self.wrapped = (
-            DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             if world.size > 1
             else self.model
         )

@@ -6,14 +6,14 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import yaml
 
 from harps_dist.config import Recipe
 from harps_dist.data.augment import Augment
-from harps_dist.data.manifest import Manifest
+from harps_dist.data.manifest import GridSpec, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import NAMES
@@ -53,6 +53,7 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str) -> Non
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,
+        "grid": manifest.grid.model_dump(),
         "git": _git_revision(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
@@ -62,18 +63,32 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str) -> Non
         file.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def read_recipe(run: Path) -> tuple[str, Recipe]:
-    """The name and the resolved recipe of a run; raises ConfigError where the folder is not a run."""
+class SavedRun(NamedTuple):
+    """What a run's folder says of it."""
+
+    name: str
+    recipe: Recipe
+    grid: GridSpec
+
+
+def read_run(run: Path) -> SavedRun:
+    """Name, resolved recipe and grid of a run; raises ConfigError where the folder is not a run."""
     try:
         content = yaml.safe_load((run / RECIPE).read_text())
     except FileNotFoundError:
         raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
-    return content["name"], Recipe.model_validate(content["recipe"])
+    recipe, grid = Recipe.model_validate(content["recipe"]), GridSpec.model_validate(content["grid"])
+    return SavedRun(content["name"], recipe, grid)
 
 
 def load_run(run: Path, manifest: Manifest) -> tuple[str, Recipe, SpectrumModel, int]:
     """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest whole checkpoint."""
-    name, recipe = read_recipe(run)
+    name, recipe, grid = read_run(run)
+    if grid != manifest.grid:
+        raise ConfigError(
+            f"run {run} was trained on grid {grid.name}, but the release is on grid {manifest.grid.name}. "
+            f"Give a release on the same grid: ingest with --grid {grid.name}."
+        )
     checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:
         reasons = " ".join(passed_over) or "none was written yet."

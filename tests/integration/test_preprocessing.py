@@ -288,8 +288,8 @@ def test_genuine_files_ingest_with_their_true_headers(genuine_data, tmp_path):
     targets = archive.column("real", "target")
     assert len(set(targets)) == 5
     manifest = pack(tmp_path / "g.zarr", tmp_path / "release")
-    assert manifest.counts["real"] == 14
-    assert manifest.left_out == {"logg outside 3.5..5": 1}
+    assert manifest.counts["real"] == 13
+    assert manifest.left_out == {"logg outside 3.5..5": 1, "numerically broken flux": 1}  # a giant; Gl 273
     release = Release(tmp_path / "release")
     for row in release.index.rows("real"):
         flux = release.array(row)

@@ -184,14 +184,16 @@ def test_resnet_block_is_the_printed_one(c_in, c_mid, c_out, kernel, stride):
 @pytest.mark.parametrize("length", [4096, 32_768])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_decoder_passes_its_inputs_on(decoder, length):
-    """The innermost InstanceNorm must leave more than signs: every input moves the flux, and smoothly."""
+    """Every input moves the flux, and smoothly: with two pixels innermost the slopes are in the hundreds."""
     torch.manual_seed(0)
     model = DECODERS[decoder](length, 3, width=0.125, init="on_scale").double()
-    inputs = torch.randn(1, 3, dtype=torch.float64)
+    inputs = torch.randn(16, 1, 3, dtype=torch.float64)
     step = 1e-6 * torch.eye(3, dtype=torch.float64)
     with torch.no_grad():
-        slopes = (model(inputs + step) - model(inputs - step)) / 2e-6
-    assert slopes.square().mean(1).sqrt().min() > 0.005  # of a flux that varies by about 0.1
+        up, down = (model((inputs + sign * step).flatten(0, 1)) for sign in (1, -1))
+    slopes = ((up - down) / 2e-6).square().mean(1).sqrt()
+    assert slopes.min() > 0.005  # of a flux that varies by about 0.1
+    assert slopes.median() < 50
 
 
 @pytest.mark.parametrize("init", ["paper", "on_scale"])

@@ -10,7 +10,7 @@ from harps_dist.errors import SpectrumError
 from harps_dist.spectra.doppler import doppler_shift
 from harps_dist.spectra.grid import GRIDS, ORIGIN_AA, STEP_AA, Grid
 from harps_dist.spectra.observation import combine_orders, fold_response, observe
-from harps_dist.spectra.standardise import standardise
+from harps_dist.spectra.standardise import is_broken, standardise
 
 EDGE = slice(250, -250)
 
@@ -69,3 +69,12 @@ def test_standardise_divides_by_the_median_of_valid_pixels_and_fills():
 def test_what_cannot_be_standardised_is_refused(flux, message):
     with pytest.raises(SpectrumError, match=message):
         standardise(np.full(4_096, flux), GRIDS["tiny"])
+
+
+def test_a_few_cosmic_hits_are_no_broken_spectrum():
+    grid = GRIDS["tiny"]
+    flux = np.ones(grid.length, np.float32)
+    flux[::2_000] = 1e4
+    assert not is_broken(flux, grid)
+    flux[::500] = -1e12
+    assert is_broken(flux, grid)

@@ -1,0 +1,124 @@
+"""Loss parts against arithmetic written out, and means over ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from harps_dist.config import Autoencoder, Data, Decoder, Encoder, Loss, Recipe
+from harps_dist.data.batches import Batch
+from harps_dist.data.order import Mix
+from harps_dist.models.losses import global_loss, loss_parts
+from harps_dist.models.supervised import Output
+from harps_dist.recipes import RECIPES, find_recipe
+from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.labels import NAMES
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two labels, teff with mean 5000 and deviation 500, logg with 4 and 0.5."""
+    model = Encoder(labels=("teff", "logg"), width=0.25).build(GRIDS["tiny"])
+    model.set_label_scale({"teff": 5000.0, "logg": 4.0}, {"teff": 500.0, "logg": 0.5})
+    return model
+
+
+def batch_of(teff: list[float], logg: list[float], simulated: list[bool]) -> Batch:
+    labels = torch.full((len(teff), len(NAMES)), NAN, dtype=torch.float64)
+    labels[:, NAMES.index("teff")] = torch.tensor(teff)
+    labels[:, NAMES.index("logg")] = torch.tensor(logg)
+    flux = torch.tensor([[1.0, 2.0, 9.0]] * len(teff))
+    return Batch(flux, labels, torch.tensor(simulated), torch.arange(len(teff)))
+
+
+def test_label_loss_leaves_missing_labels_out(model):
+    batch = batch_of([5500.0, NAN, 4500.0], [4.5, 3.0, NAN], [True, False, False])
+    predicted = torch.tensor([[0.0, 0.0], [7.0, 0.0], [0.0, 7.0]])
+    part = loss_parts(model, Output(labels=predicted), batch, torch.tensor([0, 1]), Loss())["label"]
+    # normalised truths (1, 1), (-, -2), (-1, -): errors 1, 1, 2, 1
+    assert part.total.item() == pytest.approx(5.0)
+    assert part.count.item() == 4
+
+
+def test_smooth_label_loss_is_quadratic_below_and_linear_above(model):
+    batch = batch_of([5500.0], [4.0], [True])
+    predicted = torch.tensor([[0.95, 1.0]])
+    part = loss_parts(
+        model, Output(labels=predicted), batch, torch.tensor([0]), Loss(label_error="smooth_l1", smooth_below=0.1)
+    )["label"]
+    assert part.total.item() == pytest.approx(0.05**2 / (2 * 0.1) + (1.0 - 0.05), rel=1e-5)
+
+
+def test_reconstruction_counts_valid_pixels_only(model):
+    batch = batch_of([5000.0] * 2, [4.0] * 2, [True, False])
+    output = Output(reconstruction=torch.tensor([[1.5, 2.0, 0.0], [1.0, 1.0, 0.0]]))
+    part = loss_parts(model, output, batch, torch.tensor([0, 1]), Loss())["reconstruction"]
+    assert part.total.item() == pytest.approx(0.5 + 1.0)
+    assert part.count.item() == 4
+
+
+def test_unknown_factors_are_penalised_on_simulated_spectra_alone(model):
+    batch = batch_of([5000.0] * 3, [4.0] * 3, [True, False, True])
+    output = Output(unknown=torch.tensor([[1.0, -2.0], [5.0, 5.0], [0.5, 0.0]]))
+    part = loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0.3))["unknown"]
+    assert (part.weight, part.total.item(), part.count.item()) == (0.3, pytest.approx(3.5), 4)
+    assert "unknown" not in loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0.0))
+
+
+def test_loss_over_ranks_is_the_loss_of_the_whole_batch(model):
+    """Ranks with unequal numbers of labels: averaged over ranks, their shares make the one global mean."""
+    teff, logg = [5500.0, NAN, 4500.0, NAN], [4.5, 3.0, NAN, NAN]
+    predicted = torch.tensor([[0.3, 0.1], [7.0, 0.5], [0.2, 7.0], [1.0, 1.0]])
+
+    def parts_of(rows: slice):
+        batch = batch_of(teff[rows], logg[rows], [True] * len(teff[rows]))
+        return loss_parts(model, Output(labels=predicted[rows]), batch, torch.tensor([0]), Loss(label=2.0))
+
+    whole = parts_of(slice(0, 4))
+    expected = global_loss(whole, whole["label"].count[None], world=1)
+    ranks = [parts_of(slice(0, 1)), parts_of(slice(1, 4))]
+    counts = sum(parts["label"].count for parts in ranks)[None]
+    mean_over_ranks = sum(global_loss(parts, counts, world=2) for parts in ranks) / 2
+    torch.testing.assert_close(mean_over_ranks, expected)
+    assert expected.item() == pytest.approx(2.0 * (0.7 + 0.9 + 2.5 + 1.2) / 4)
+
+
+def test_a_batch_without_labels_costs_nothing_and_is_finite(model):
+    batch = batch_of([NAN], [NAN], [False])
+    predicted = torch.zeros(1, 2, requires_grad=True)
+    parts = loss_parts(model, Output(labels=predicted), batch, torch.tensor([0]), Loss())
+    loss = global_loss(parts, parts["label"].count[None], 1)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.isfinite(predicted.grad).all()
+
+
+def test_physical_labels_invert_normalised_ones(model):
+    batch = batch_of([5730.0], [4.44], [False])
+    torch.testing.assert_close(
+        model.physical(model.normalise(batch.labels)), torch.tensor([[5730.0, 4.44]], dtype=torch.float64), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_being_saved(name):
+    recipe = find_recipe(name)
+    again = Recipe.model_validate_json(recipe.model_dump_json())
+    assert again == recipe
+    assert again.digest == recipe.digest
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValidationError, match="cannot hold 7 labels"):
+        Autoencoder(bottleneck=5)
+    with pytest.raises(ValidationError, match=r"data\.mix\.real 0"):
+        Recipe(model=Decoder(), data=Data(mix=Mix()))
+    with pytest.raises(ValidationError, match="unknown labels"):
+        Recipe(model=Encoder(labels=("teff", "mass")))
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Encoder(depth=3)
+    with pytest.raises(ValidationError, match="frozen"):
+        RECIPES["cnn-mix"].training.seed = 3
