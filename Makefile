@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/python -m preprocessing demo
 	$(BIN)/torchrun --nproc_per_node=2 launch/train.py demo-cnn-mix --out $(RUNS)/cnn-mix
-	$(BIN)/torchrun --nproc_per_node=2 launch/train.py demo-ae-mix --out $(RUNS)/ae-mix
+	$(BIN)/torchrun --nproc_per_node=2 launch/train.py demo-ae-mix --out $(RUNS)/ae-mix --start-from $(RUNS)/cnn-mix
 	$(BIN)/torchrun --nproc_per_node=2 launch/evaluate.py $(RUNS)/cnn-mix
 	$(BIN)/torchrun --nproc_per_node=2 launch/evaluate.py $(RUNS)/ae-mix
 

@@ -17,8 +17,7 @@ from harps_dist.frozen import Frozen
 from harps_dist.spectra.labels import LABEL, SEVEN
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from harps_dist.models.supervised import SpectrumModel
     from harps_dist.spectra.grid import Grid
 
 Init = Literal["paper", "on_scale"]
@@ -39,7 +38,7 @@ class Encoder(Frozen):
     input_centre: float = 0.0
     input_scale: float = 1.0
 
-    def build(self, grid: Grid) -> nn.Module:
+    def build(self, grid: Grid) -> SpectrumModel:
         from harps_dist.models.supervised import LabelPredictor
 
         return LabelPredictor(self, grid)
@@ -55,14 +54,17 @@ class Decoder(Frozen):
     width: float = Field(1.0, gt=0)
     init: Init = "paper"
 
-    def build(self, grid: Grid) -> nn.Module:
+    def build(self, grid: Grid) -> SpectrumModel:
         from harps_dist.models.supervised import SpectrumSimulator
 
         return SpectrumSimulator(self, grid)
 
 
 class Autoencoder(Frozen):
-    """Spectrum to latent to spectrum; the first latent nodes are the labels, the others unknown factors."""
+    """Spectrum to latent to spectrum; the first latent nodes are the labels, the others unknown factors.
+
+    width scales the encoder's channels, decoder_width the decoder's.
+    """
 
     kind: Literal["autoencoder"] = "autoencoder"
     labels: tuple[str, ...] = SEVEN
@@ -70,6 +72,7 @@ class Autoencoder(Frozen):
     architecture: Literal["cnn", "resnet"] = "resnet"
     block: Literal["public", "appendix_b"] = "public"
     width: float = Field(1.0, gt=0)
+    decoder_width: float = Field(1.0, gt=0)
     init: Init = "paper"
     input_centre: float = 0.0
     input_scale: float = 1.0
@@ -82,7 +85,7 @@ class Autoencoder(Frozen):
             )
         return self
 
-    def build(self, grid: Grid) -> nn.Module:
+    def build(self, grid: Grid) -> SpectrumModel:
         from harps_dist.models.supervised import SemiSupervised
 
         return SemiSupervised(self, grid)
@@ -105,17 +108,19 @@ class Data(Frozen):
 
 
 class Loss(Frozen):
-    """Weights of the loss parts (Eqs. 3-7) and the shape of the label loss.
+    """Weights of the loss parts (Eqs. 3-7) and the shape of their errors.
 
-    label_error: "l1" as the paper; "smooth_l1" is quadratic below `smooth_below` (in standard deviations).
     unknown_penalty: weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2).
+    label_below, reconstruction_below: the errors are absolute as in the paper, but quadratic below this, in standard
+    deviations of the label and in medians of the flux. Under the plain absolute error a decoder that draws no line
+    at all is a strong attractor, since most pixels are continuum; a quadratic error pulls it out.
     """
 
     label: float = Field(1.0, ge=0)
     reconstruction: float = Field(1.0, ge=0)
     unknown_penalty: float = Field(1.0, ge=0)
-    label_error: Literal["l1", "smooth_l1"] = "l1"
-    smooth_below: float = Field(0.1, gt=0)
+    label_below: float = Field(0.0, ge=0)
+    reconstruction_below: float = Field(0.0, ge=0)
 
 
 class Training(Frozen):

@@ -50,11 +50,21 @@ def main() -> int:
             with Progress(console=console, disable=not world.is_main) as bar:
                 task = bar.add_task(f"{kind}, {arguments.split} split", total=total)
                 folder = out / f"{arguments.split}-{kind}"
-                report = evaluate(evaluator, name, step, kind, arguments.split, folder, progress=lambda n: bar.advance(task, n))  # noqa: B023
+                report = evaluate(
+                    evaluator,
+                    name,
+                    step,
+                    kind,
+                    arguments.split,
+                    folder,
+                    progress=lambda n: bar.advance(task, n),
+                )  # noqa: B023
             if report:
                 console.print(console_table(report))
                 for measure in report.measures:
-                    console.print(f"{measure.name}: {measure.value:.4f} ± {measure.standard_error:.4f}", highlight=False)
+                    console.print(
+                        f"{measure.name}: {measure.value:.4f} ± {measure.standard_error:.4f}", highlight=False
+                    )
                 for caption, path in report.figures.items():
                     console.print(f"{caption}: {path}", soft_wrap=True)
                 console.print(f"report: {folder / 'report.md'}", soft_wrap=True)

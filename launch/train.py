@@ -1,4 +1,4 @@
-"""Train a recipe: `torchrun --nproc_per_node=4 launch/train.py [RECIPE] [--data.release R] [--out DIR] [--field value …]`.
+"""Train a recipe: `torchrun --nproc_per_node=4 launch/train.py [RECIPE] [--data.release R] [--out DIR] [--FIELD VALUE]`.
 
 Without arguments it trains the default recipe on the embedded demo release, building that on first use. The
 recipes are those of harps_dist/recipes.py; any field can be overridden. A run's folder that holds a checkpoint
@@ -19,8 +19,8 @@ from harps_dist.errors import HarpsDistError
 from harps_dist.recipes import DEFAULT, RECIPES, find_recipe
 
 
-def parse(arguments: list[str]) -> tuple[str, Recipe, Path]:
-    """Recipe name, resolved recipe and folder of the run, from the command line."""
+def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None]:
+    """Recipe name, resolved recipe, folder of the run and run to start from, from the command line."""
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else DEFAULT
     preset = find_recipe(name)
@@ -30,6 +30,8 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path]:
         recipe: Annotated[Recipe, tyro.conf.arg(name="")] = preset
         out: Path = Path("runs") / name
         """Folder of the run."""
+        start_from: Path | None = None
+        """Another run whose fitting weights a new run begins with: an encoder's for an autoencoder, say."""
 
     parsed = tyro.cli(
         Arguments,
@@ -38,11 +40,11 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path]:
         description=f"{__doc__}\nRecipes: {', '.join(RECIPES)}.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    return name, parsed.recipe, parsed.out
+    return name, parsed.recipe, parsed.out, parsed.start_from
 
 
 def main() -> int:
-    name, recipe, run = parse(sys.argv[1:])
+    name, recipe, run, start_from = parse(sys.argv[1:])
     from harps_dist.data.reader import Release
     from harps_dist.training.distributed import join_world
     from harps_dist.training.loop import Trainer
@@ -53,7 +55,7 @@ def main() -> int:
             resolve_release(recipe.data.release)
         world.barrier()
         release = Release(resolve_release(recipe.data.release))
-        Trainer(recipe, name, release, run, world).train()
+        Trainer(recipe, name, release, run, world, start_from).train()
     return 0
 
 

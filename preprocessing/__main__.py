@@ -16,9 +16,7 @@ from preprocessing.demo import DemoSize, build_demo, demo_home
 from preprocessing.progress import progress_bars
 
 
-def ingest(
-    spectra: Path, archive: Path, catalog: Path | None = None, grid: str | None = None, workers: int = 1
-) -> int:
+def ingest(spectra: Path, archive: Path, catalog: Path | None = None, grid: str | None = None, workers: int = 1) -> int:
     """Add ESO Phase 3 (ADP) and DRS s1d spectra to an archive.
 
     Args:
@@ -155,7 +153,7 @@ def _say(report, archive: Path) -> int:
     return 1 if report.nothing_good else 0
 
 
-def main() -> int:
+def main() -> int | str:
     try:
         return tyro.extras.subcommand_cli_from_dict(
             {"ingest": ingest, "etc": etc, "pack": pack, "verify": verify, "demo": demo},
@@ -163,7 +161,7 @@ def main() -> int:
             description=__doc__,
         )
     except HarpsDistError as error:
-        return f"{type(error).__name__}: {error}"  # type: ignore[return-value]  # sys.exit prints it
+        return f"{type(error).__name__}: {error}"  # sys.exit prints it
 
 
 if __name__ == "__main__":

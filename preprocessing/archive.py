@@ -18,13 +18,16 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from harps_dist.errors import ArchiveError
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import Grid
+
+if TYPE_CHECKING:
+    import zarr
 
 SCHEMA = 1
 ROWS_PER_SHARD = 16
@@ -97,8 +100,9 @@ class Archive:
         self.path = Path(path)
         try:
             self._root = zarr.open_group(self.path, mode="r" if consolidated else "r+", use_consolidated=consolidated)
-            self.grid = Grid(**self._root.attrs["grid"])
-            schema = self._root.attrs["harps_dist_schema"]
+            attributes: dict[str, Any] = self._root.attrs.asdict()
+            self.grid = Grid(**attributes["grid"])
+            schema = attributes["harps_dist_schema"]
         except (FileNotFoundError, KeyError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
             raise ArchiveError(
                 f"{path} is not an archive of harps_dist ({type(error).__name__}: {error}). "
@@ -106,7 +110,7 @@ class Archive:
             ) from None
         if schema > SCHEMA:
             raise ArchiveError(f"{path} has schema {schema}, this code knows up to {SCHEMA}. Update harps_dist.")
-        self.source_grid = self.grid.widened(self._root.attrs["source_margin"])
+        self.source_grid = self.grid.widened(attributes["source_margin"])
 
     @classmethod
     @contextmanager
@@ -139,6 +143,7 @@ class Archive:
     @classmethod
     def _create(cls, path: Path, grid: Grid) -> None:
         import zarr
+        from zarr.codecs import BloscCodec, Crc32cCodec
 
         aside = path.with_name(f".{path.name}.new")
         root = zarr.open_group(aside, mode="w", zarr_format=3)
@@ -162,10 +167,7 @@ class Archive:
                 shards=(ROWS_PER_SHARD, *shape),
                 dtype="f4",
                 fill_value=np.nan,
-                compressors=[
-                    zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
-                    zarr.codecs.Crc32cCodec(),
-                ],
+                compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
                 dimension_names=["spectrum", *dimensions],
             )
             wave = group.create_array("wave", data=group_grid.wave_aa, dimension_names=["wave"])
@@ -193,11 +195,11 @@ class Archive:
 
     def count(self, group: str) -> int:
         """Number of rows."""
-        return self._root[f"{group}/{DATA[group]}"].shape[0]
+        return self._array(group, DATA[group]).shape[0]
 
     def column(self, group: str, name: str) -> np.ndarray:
         """(row,) values of one column, float64 or object."""
-        values = self._root[f"{group}/{name}"][:]
+        values = np.asarray(self._array(group, name)[:])
         return values if values.dtype == np.float64 else np.asarray(values, dtype=object)
 
     def data(self, group: str, row: int) -> np.ndarray:
@@ -206,7 +208,7 @@ class Archive:
         Raises ArchiveError where its checksum fails.
         """
         try:
-            return self._root[f"{group}/{DATA[group]}"][row]
+            return np.asarray(self._array(group, DATA[group])[row])
         except Exception as error:  # codecs raise errors of their own kinds
             raise ArchiveError(
                 f"row {row} of {group} in {self.path} cannot be read ({error}). Restore its shard from a copy."
@@ -226,8 +228,16 @@ class Archive:
             arrays[name][first:] = np.array(values, dtype=object if column.dtype == "str" else np.float64)
         _consolidate(self.path)
 
-    def _arrays(self, group: str) -> dict[str, Any]:
-        return {name: self._root[f"{group}/{name}"] for name in (DATA[group], *SCHEMAS[group])}
+    def _arrays(self, group: str) -> dict[str, zarr.Array]:
+        return {name: self._array(group, name) for name in (DATA[group], *SCHEMAS[group])}
+
+    def _array(self, group: str, name: str) -> zarr.Array:
+        import zarr
+
+        array = self._root[f"{group}/{name}"]
+        if not isinstance(array, zarr.Array):
+            raise ArchiveError(f"{group}/{name} in {self.path} is a group, expected an array. Restore it from a copy.")
+        return array
 
 
 def _consolidate(path: Path) -> None:

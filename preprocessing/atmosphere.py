@@ -127,9 +127,7 @@ def line_depth(wave_aa: np.ndarray, lines: Path, mass_u: float, scale_height_km:
             air_aa = float(vacuum_to_air(1e8 / centre[k]))
             middle = round((air_aa - wave_aa[0]) / STEP_AA)
             near = slice(max(0, middle - wing), max(0, middle + wing + 1))
-            offset = (
-                (air_aa - wave_aa[near]) / air_aa * centre[k]
-            )  # 1/cm; the air index is constant over a line
+            offset = (air_aa - wave_aa[near]) / air_aa * centre[k]  # 1/cm; the air index is constant over a line
             voigt = wofz((offset + 1j * lorentz[k]) / doppler[k]).real / (doppler[k] * np.sqrt(np.pi))
             depth[near] += strength[k] * voigt / layers
     return depth

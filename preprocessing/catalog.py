@@ -64,9 +64,7 @@ _BAYER = re.compile(rf"({'|'.join(_GREEK)})(?=\d*(?:{_CONSTELLATIONS.replace(' '
 _DURCHMUSTERUNG = re.compile(r"(BD|CO?D|CPD?) ?([+-]) ?(?:(\d\d)(\d+)|(\d\d?)[ -](\d+))[ -]?([A-Z]*)")
 _COORDINATES = re.compile(r"\d{4}(?:\.\d+)?[+-]\d{4}")
 _TIC = re.compile(r"TIC([1-9]\d*)")
-_GENERIC = re.compile(
-    r"(STAR|OBJECT|TARG|TARGET|CALIB|SCIENCE|TEST|NONE|UNKNOWN|DEFAULT|NONAME|SKY|FIELD)?[\d-]*"
-)
+_GENERIC = re.compile(r"(STAR|OBJECT|TARG|TARGET|CALIB|SCIENCE|TEST|NONE|UNKNOWN|DEFAULT|NONAME|SKY|FIELD)?[\d-]*")
 _SEXAGESIMAL = re.compile(r"[+-]?\d+[: ]+\d+[: ]+\d+(\.\d*)?")
 
 
@@ -86,9 +84,7 @@ def normalise_name(name: str) -> str:
     names made of coordinates keep signs and zeros. Idempotent.
     """
     text = "".join(_greek_word(letter) for letter in unicodedata.normalize("NFKC", name))
-    text = (
-        unicodedata.normalize("NFKD", text.replace("\N{MINUS SIGN}", "-")).encode("ascii", "ignore").decode()
-    )
+    text = unicodedata.normalize("NFKD", text.replace("\N{MINUS SIGN}", "-")).encode("ascii", "ignore").decode()
     text = re.sub(r"^\s*(?:(?:\*+|V\*|NAME)\s+|\*+)", "", text.upper())  # SIMBAD's marks of the kind of name
     previous = None
     while text != previous:
@@ -351,9 +347,7 @@ def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, An
         )
     actual = {name.lower(): name for name in reversed(table.colnames)}
     chosen = {
-        ours: actual[known]
-        for ours, names in COLUMNS.items()
-        if (known := next((n for n in names if n in actual), ""))
+        ours: actual[known] for ours, names in COLUMNS.items() if (known := next((n for n in names if n in actual), ""))
     }
     if "ID" in table.colnames and not {"object", "tic"} & chosen.keys():
         chosen["tic"] = "ID"
@@ -365,17 +359,14 @@ def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, An
             f"{', '.join(CATALOGUE_LABELS)}, got columns {', '.join(table.colnames)}. Pass a mapping."
         )
     return {
-        ours: _texts(table[name]) if ours in _TEXTS else _numbers(table[name], ours)
-        for ours, name in chosen.items()
+        ours: _texts(table[name]) if ours in _TEXTS else _numbers(table[name], ours) for ours, name in chosen.items()
     }
 
 
 def _texts(column: Any) -> list[str]:
     mask = getattr(column, "mask", np.zeros(len(column), dtype=bool))
     values = zip(column.tolist(), np.broadcast_to(mask, len(column)), strict=True)
-    return [
-        "" if hidden or value is None or value != value else str(value).strip() for value, hidden in values
-    ]
+    return ["" if hidden or value is None or value != value else str(value).strip() for value, hidden in values]
 
 
 def _numbers(column: Any, ours: str) -> np.ndarray:

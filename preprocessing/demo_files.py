@@ -174,9 +174,7 @@ def _write_seds(folder: Path, grid: SedGrid, count: int, seed: int, progress: Pr
                 progress("SEDs", done, count)
 
 
-def _write_etc_runs(
-    folder: Path, grid: SedGrid, seds: int, count: int, seed: int, progress: Progress
-) -> None:
+def _write_etc_runs(folder: Path, grid: SedGrid, seds: int, count: int, seed: int, progress: Progress) -> None:
     orders = orders_covering(LOW_AA, HIGH_AA)
     uses = np.random.default_rng([seed, 3]).permutation(seds)
     for i in range(count):
@@ -214,9 +212,7 @@ def _write_spectra(
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(population), BATCH):
             fluxes = _stellar_fluxes(grid, population, first, seed)
-            tasks = [
-                (first + j, k, flux) for j, flux in enumerate(fluxes) for k in range(len(nights[first + j]))
-            ]
+            tasks = [(first + j, k, flux) for j, flux in enumerate(fluxes) for k in range(len(nights[first + j]))]
             for _ in pool.map(write, *zip(*tasks, strict=True)):
                 done += 1
                 progress("spectra", done, total)

@@ -109,9 +109,7 @@ def _load(path: Path) -> dict:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise _Refused(Reason.NOT_JSON, str(error)) from None
     if not isinstance(document, dict):
-        raise _Refused(
-            Reason.NOT_JSON, f"expected a JSON object at the top, found a {type(document).__name__}"
-        )
+        raise _Refused(Reason.NOT_JSON, f"expected a JSON object at the top, found a {type(document).__name__}")
     return document
 
 
@@ -233,15 +231,11 @@ def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_i
     where = f"of order {number}"
     wave_aa = _array(wave_m, f"wavelength {where}") * 1e10
     if wave_aa.size < 2:
-        raise _Refused(
-            Reason.LENGTH_MISMATCH, f"wavelength {where} has {wave_aa.size} values, expected 2 or more"
-        )
+        raise _Refused(Reason.LENGTH_MISMATCH, f"wavelength {where} has {wave_aa.size} values, expected 2 or more")
     off = number * float(np.median(wave_aa)) / GRATING_AA - 1
     if abs(off) > 0.02:
         middle_aa, expected_aa = np.median(wave_aa), GRATING_AA / number
-        detail = (
-            f"order {number} lies at {middle_aa:.0f} Å, on HARPS's echelle it would at {expected_aa:.0f} Å"
-        )
+        detail = f"order {number} lies at {middle_aa:.0f} Å, on HARPS's echelle it would at {expected_aa:.0f} Å"
         raise _Refused(Reason.WRONG_INSTRUMENT, detail)
     values: dict[str, Any] = {
         name: np.full(wave_aa.size, np.nan) if given is None else _array(given, f"{name} {where}")
@@ -255,9 +249,7 @@ def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_i
             raise _Refused(Reason.LENGTH_MISMATCH, detail)
     if not (values["dispersion_m_per_px"] > 0).all():
         worst = values["dispersion_m_per_px"].min()
-        raise _Refused(
-            Reason.ZERO_DISPERSION, f"dispersion {where} falls to {worst:g} m/px, expected above 0"
-        )
+        raise _Refused(Reason.ZERO_DISPERSION, f"dispersion {where} falls to {worst:g} m/px, expected above 0")
     if not (np.diff(wave_aa) > 0).all():
         raise _Refused(Reason.NOT_INCREASING, f"wavelength {where} does not increase strictly")
     return OrderRecord(
@@ -321,9 +313,7 @@ def _texts(node: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _with_sed(
-    orders: list[OrderRecord], sed: SedRecord | None, path: Path
-) -> tuple[list[OrderRecord], SedRecord]:
+def _with_sed(orders: list[OrderRecord], sed: SedRecord | None, path: Path) -> tuple[list[OrderRecord], SedRecord]:
     """Give every order its SED in the unit of the continuous one.
 
     An order's own SED, what the calculator really multiplied by, is kept up to one scale factor per run;
@@ -334,9 +324,7 @@ def _with_sed(
         raise _Refused(Reason.NO_SED, "the SED of the output is not positive everywhere")
     if sed is None:
         if not own:
-            raise _Refused(
-                Reason.NO_SED, "no SED in the output, and none of the name it gives in the SED folder"
-            )
+            raise _Refused(Reason.NO_SED, "no SED in the output, and none of the name it gives in the SED folder")
         return orders, _merged_sed(orders, path)
     sampled = [interpolate_sed(sed.wave_aa, sed.flux, order.wave_aa) for order in orders]
     if own:

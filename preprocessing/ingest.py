@@ -181,7 +181,11 @@ def _physical(name: str, value: float, counts: Counter[str]) -> float:
 
 
 def ingest_etc(
-    runs: Path, archive: Path, grid: Grid, seds: Path | None = None, progress: Progress = lambda done, total: None
+    runs: Path,
+    archive: Path,
+    grid: Grid,
+    seds: Path | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> IngestReport:
     """Add ETC 2.0 outputs below a folder, and every SED of the folder `seds`, to the archive.
 
@@ -191,12 +195,14 @@ def ingest_etc(
     report = IngestReport()
     with Archive.writing(archive, grid) as writer:
         quarantine = Quarantine(archive)
+        sources: list[tuple[str, Path, list[Path], Callable[[Path, str], dict[str, list[Row]] | Refusal]]] = []
+        if seds:
+            sed_paths = sorted((*seds.rglob("*.fits"), *seds.rglob("*.npz")))
+            sources.append(("sed", seds, sed_paths, partial(_sed_rows, writer)))
         etc_paths = sorted((*runs.rglob("*.json"), *runs.rglob("*.json.gz")))
-        sed_paths = sorted((*seds.rglob("*.fits"), *seds.rglob("*.npz"))) if seds else []
-        for group, root, paths, read in (
-            ("sed", seds, sed_paths, partial(_sed_rows, writer)),
-            ("response", runs, etc_paths, partial(_response_rows, writer, seds)),
-        ):
+        sources.append(("response", runs, etc_paths, partial(_response_rows, writer, seds)))
+        total = sum(len(paths) for _, _, paths, _ in sources)
+        for group, root, paths, read in sources:
             known = set(writer.column(group, "source"))
             todo = [path for path in paths if str(path.relative_to(root)) not in known]
             report.already += len(paths) - len(todo)
@@ -218,7 +224,7 @@ def ingest_etc(
                 writer.append("response", added)
                 report.added += len(block) - len(refused)
                 report.refused += refused
-                progress(report.already + report.added + len(report.refused), len(sed_paths) + len(etc_paths))
+                progress(report.already + report.added + len(report.refused), total)
     return report
 
 
@@ -279,7 +285,10 @@ def _response_rows(writer: Archive, seds: Path | None, path: Path, source: str) 
         "exptime": record.exptime_s,
         "snr": float(np.nanmedian(snr[inner][writer.grid.valid])),
     }
-    return {"sed": [(sed_columns, sed_flux)], "response": [(columns, np.stack([_hold_ends(term) for term in terms]))]}
+    return {
+        "sed": [(sed_columns, sed_flux)],
+        "response": [(columns, np.stack([_hold_ends(term) for term in terms]))],
+    }
 
 
 def etc_response(record: EtcRecord, grid: Grid) -> Response:
@@ -301,7 +310,7 @@ def etc_response(record: EtcRecord, grid: Grid) -> Response:
         for name, value in zip(names, values, strict=True):
             on_grid = regrid(order.wave_aa, value, grid)
             arrays[name][parity] = np.where(np.isfinite(on_grid), on_grid, arrays[name][parity])
-    return fold_response(*(tuple(arrays[name]) for name in names))
+    return fold_response(*((even, odd) for even, odd in arrays.values()))
 
 
 def _hold_ends(values: np.ndarray) -> np.ndarray:
@@ -313,7 +322,7 @@ def _hold_ends(values: np.ndarray) -> np.ndarray:
 def _new(writer: Archive, group: str, rows: list[Row]) -> list[Row]:
     """Rows whose key is not in the archive yet, each key once."""
     known = set(writer.column(group, "key"))
-    fresh = {}
+    fresh: dict[str, Row] = {}
     for columns, data in rows:
         if columns["key"] not in known:
             fresh.setdefault(columns["key"], (columns, data))

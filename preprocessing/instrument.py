@@ -19,9 +19,7 @@ GRATING_AA = 611_400.0  # order number times blaze wavelength
 GAP_ORDER = 115  # falls between the two detectors
 ORDERS = tuple(m for m in range(161, 88, -1) if m != GAP_ORDER)
 PIXELS = 4096
-RELATIVE_SPAN = (
-    0.01121  # an order's length over its central wavelength; 12 % overlap at order 100, 30 % at 116
-)
+RELATIVE_SPAN = 0.01121  # an order's length over its central wavelength; 12 % overlap at order 100, 30 % at 116
 
 PHOTON_ERG_AA = 1.98645e-8  # h c
 VEGA_V = 3.63e-9  # erg/s/cm²/Å at V = 0
@@ -72,9 +70,7 @@ def order_wave_aa(order: int) -> np.ndarray:
 def orders_covering(low_aa: float, high_aa: float) -> tuple[int, ...]:
     """The orders with pixels inside [low_aa, high_aa], as numbered, from blue to red."""
     half = RELATIVE_SPAN / 2
-    return tuple(
-        m for m in ORDERS if GRATING_AA / m * (1 + half) > low_aa and GRATING_AA / m * (1 - half) < high_aa
-    )
+    return tuple(m for m in ORDERS if GRATING_AA / m * (1 + half) > low_aa and GRATING_AA / m * (1 - half) < high_aa)
 
 
 def blaze(order: int, wave_aa: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -58,8 +59,8 @@ def pack(
     """Write a release of everything in the archive that may be trained on.
 
     fractions: of stars in train, validation and test. keep_out_of_range: keep spectra with a label outside the
-    paper's ranges, which are left out and counted otherwise, as are numerically broken ones always. genuine: False where no telescope was involved,
-    which every report then says. progress is told (samples done, samples in all).
+    paper's ranges, which are left out and counted otherwise, as are numerically broken ones always. genuine: False
+    where no telescope was involved, which every report then says. progress is told (samples done, samples in all).
     The folder appears when it is whole; a release that stood there is replaced. Raises ArchiveError where the
     archive has nothing to pack.
     """
@@ -72,21 +73,23 @@ def pack(
     }
     total = sum(map(len, samples.values()))
     if not total:
-        raise ArchiveError(f"{archive_path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first.")
+        raise ArchiveError(
+            f"{archive_path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first."
+        )
     release.parent.mkdir(parents=True, exist_ok=True)
     with publish_folder(release) as aside:
         index: list[dict[str, Any]] = []
-        shards: list[Shard] = []
+        writers: list[_ShardWriter] = []
         for kind, of_kind in samples.items():
             for number in permutation(len(of_kind), "pack", kind):
                 sample = of_kind[number]
-                if not shards or shards[-1].kind != kind or shards[-1].bytes > shard_bytes:
-                    shards.append(_ShardWriter(aside, kind, len(shards)))
-                index.append(shards[-1].add(sample))
+                if not writers or writers[-1].kind != kind or writers[-1].size > shard_bytes:
+                    writers.append(_ShardWriter(aside, kind, len(writers)))
+                index.append(writers[-1].add(sample))
                 progress(len(index), total)
-        published = [shard.close() for shard in shards]
+        shards = [writer.close() for writer in writers]
         for row in index:
-            row["shard"] = published[row["shard"]].name
+            row["shard"] = shards[row["shard"]].name
         table = _index_table(index)
         manifest = Manifest(
             description=description,
@@ -97,7 +100,7 @@ def pack(
             label_statistics=_label_statistics(index),
             counts={kind: len(of_kind) for kind, of_kind in samples.items()},
             left_out=dict(sorted(left_out.items())),
-            shards=tuple(published),
+            shards=tuple(shards),
             index_sha256=hashlib.sha256(table).hexdigest(),
         )
         (aside / INDEX).write_bytes(table)
@@ -115,7 +118,7 @@ def _real(
         if outside and not keep_out_of_range:
             left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
             continue
-        if is_broken(standardise(archive.data("real", number), archive.grid)[0], archive.grid):
+        if is_broken(_standardised(archive, number)[0], archive.grid):
             left_out["numerically broken flux"] += 1
             continue
         labels = {name: values.get(name, np.nan) for name in NAMES}
@@ -130,7 +133,7 @@ def _real(
             "snr": values["snr"],
             **labels,
         }
-        yield Sample(row, lambda number=number: standardise(archive.data("real", number), archive.grid))
+        yield Sample(row, partial(_standardised, archive, number))
 
 
 def _simulated(archive: Archive, fractions: tuple[float, float, float]) -> Iterator[Sample]:
@@ -153,7 +156,7 @@ def _simulated(archive: Archive, fractions: tuple[float, float, float]) -> Itera
             "airmass": response["airmass"],
             "pwv": response["pwv"],
         }
-        yield Sample(row, lambda number=number: (archive.data("sed", number), 1.0))
+        yield Sample(row, partial(_stored, archive, "sed", number))
 
 
 def _responses(archive: Archive) -> Iterator[Sample]:
@@ -169,7 +172,15 @@ def _responses(archive: Archive) -> Iterator[Sample]:
             "airmass": values["airmass"],
             "pwv": values["pwv"],
         }
-        yield Sample(row, lambda number=number: (archive.data("response", number), 1.0))
+        yield Sample(row, partial(_stored, archive, "response", number))
+
+
+def _standardised(archive: Archive, number: int) -> tuple[np.ndarray, float]:
+    return standardise(archive.data("real", number), archive.grid)
+
+
+def _stored(archive: Archive, group: str, number: int) -> tuple[np.ndarray, float]:
+    return archive.data(group, number), 1.0
 
 
 def _columns(archive: Archive, group: str, *names: str) -> list[dict[str, Any]]:
@@ -192,7 +203,7 @@ class _ShardWriter:
         self._samples = 0
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return self._file.tell()
 
     def add(self, sample: Sample) -> dict[str, Any]:
@@ -222,7 +233,7 @@ class _ShardWriter:
     def close(self) -> Shard:
         """Finish the tar and rename it after its content."""
         self._file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
-        size = self.bytes
+        size = self.size
         self._file.close()
         with self._path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -242,7 +253,11 @@ def _label_statistics(index: list[dict[str, Any]]) -> dict[str, LabelStatistics]
     for name in NAMES:
         for kind in ("real", "simulated"):
             values = np.array(
-                [row[name] for row in index if row["kind"] == kind and row["split"] == "train" and row[name] == row[name]]
+                [
+                    row[name]
+                    for row in index
+                    if row["kind"] == kind and row["split"] == "train" and row[name] == row[name]
+                ]
             )
             if len(values) > 1:
                 statistics[name] = LabelStatistics(

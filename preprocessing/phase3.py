@@ -36,9 +36,7 @@ def write_phase3(
     with atomic_write(path) as aside:
         hdus = fits.HDUList([primary, table])
         for hdu in hdus:
-            hdu.add_checksum(
-                when=f"HDU checksum of {visit.dp_id}"
-            )  # not today's date: same spectrum, same bytes
+            hdu.add_checksum(when=f"HDU checksum of {visit.dp_id}")  # not today's date: same spectrum, same bytes
         hdus.writeto(aside, output_verify="ignore")
 
 

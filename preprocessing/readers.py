@@ -91,9 +91,7 @@ def read_spectrum(path: Path) -> SpectrumRecord | Refusal:
 
 def _file_bytes(path: Path) -> bytes:
     """The whole file, decompressed; it is the only time the file is opened."""
-    _require(
-        path.is_file() or not path.exists(), Reason.NOT_FITS, "expected a file, got a directory or device"
-    )
+    _require(path.is_file() or not path.exists(), Reason.NOT_FITS, "expected a file, got a directory or device")
     with path.open("rb") as stream:
         gzipped = stream.read(2) == b"\x1f\x8b"
         stream.seek(0)
@@ -103,13 +101,9 @@ def _file_bytes(path: Path) -> bytes:
             raise _RefusedError(Reason.TRUNCATED, "the gzip stream ends before its end mark") from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise _RefusedError(Reason.CHECKSUM, f"the gzip stream is damaged: {_named(error)}") from None
-    _require(
-        len(raw) <= MAX_BYTES, Reason.TOO_LARGE, f"expected at most {MAX_BYTES} bytes decompressed, got more"
-    )
+    _require(len(raw) <= MAX_BYTES, Reason.TOO_LARGE, f"expected at most {MAX_BYTES} bytes decompressed, got more")
     got = f"{len(raw)} bytes beginning {raw[:9]!r}"
-    _require(
-        raw.startswith(b"SIMPLE  ="), Reason.NOT_FITS, f"expected a file that begins 'SIMPLE  =', got {got}"
-    )
+    _require(raw.startswith(b"SIMPLE  ="), Reason.NOT_FITS, f"expected a file that begins 'SIMPLE  =', got {got}")
     _require(_END_CARD in raw, Reason.TRUNCATED, f"expected a whole header, got {len(raw)} bytes without END")
     return raw
 
@@ -202,9 +196,7 @@ def _read_table(hdus: Any, n_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     # s1d is in air, carry a bare 'em.wl'.
     meaning = _text(header, f"TUCD{column['WAVE']}").lower()
     from_drs = _text(hdus[0].header, "ESO DRS VERSION", "PROCSOFT").startswith("HARPS_")
-    detail = (
-        "expected air wavelengths (UCD 'em.wl;obs.atmos', or a product of the HARPS DRS), got UCD 'em.wl'"
-    )
+    detail = "expected air wavelengths (UCD 'em.wl;obs.atmos', or a product of the HARPS DRS), got UCD 'em.wl'"
     _require(meaning != "em.wl" or from_drs, Reason.VACUUM, detail)
     detail = "the data of HDU 1 do not add up to the header's DATASUM"
     _require(hdu.verify_datasum() != 0, Reason.CHECKSUM, detail)  # 1: right, 2: there is none
@@ -261,9 +253,7 @@ def _checked_flux(flux: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         flux = flux.astype(np.float32)
     finite = np.isfinite(flux)
-    _require(
-        finite.any(), Reason.NO_FINITE_FLUX, f"expected flux, got {flux.size} values, none of them finite"
-    )
+    _require(finite.any(), Reason.NO_FINITE_FLUX, f"expected flux, got {flux.size} values, none of them finite")
     _require(flux[finite].any(), Reason.ALL_ZERO, f"expected flux, got {finite.sum()} zeros")
     median = float(np.median(flux[finite]))
     _require(median > 0, Reason.NEGATIVE, f"expected a positive median flux, got {median:.4g}")
@@ -281,9 +271,7 @@ def _check_gap(wave: np.ndarray, flux: np.ndarray, berv_kms: float) -> None:
         return  # filled or cut out: no evidence
     doppler = 1.0 + (berv_kms if np.isfinite(berv_kms) else 0.0) / C_KMS
     shift_aa = wave[gap[0]] / doppler - GAP_AA[0]
-    detail = (
-        f"expected the detector gap at {GAP_AA[0]} Angstrom (air), got it {shift_aa:.2f} Angstrom redward"
-    )
+    detail = f"expected the detector gap at {GAP_AA[0]} Angstrom (air), got it {shift_aa:.2f} Angstrom redward"
     _require(abs(shift_aa - GAP_VACUUM_SHIFT_AA) > GAP_VACUUM_SHIFT_AA / 2, Reason.VACUUM, detail)
 
 

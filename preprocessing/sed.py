@@ -91,9 +91,7 @@ class SedGrid:
         labels = np.stack(np.broadcast_arrays(*map(np.atleast_1d, (teff_k, logg, mh))), axis=-1)
         for (name, (low, high)), value in zip(self.ranges.items(), labels.T, strict=True):
             if not ((value >= low) & (value <= high)).all():
-                raise ValueError(
-                    f"{name} {value.min():g}..{value.max():g} leaves the SED grid's {low:g}..{high:g}."
-                )
+                raise ValueError(f"{name} {value.min():g}..{value.max():g} leaves the SED grid's {low:g}..{high:g}.")
         coefficients = self._interpolator(labels).astype(np.float32)
         log_flux = coefficients @ self._components
         log_flux += self._mean
@@ -144,9 +142,7 @@ def _read_fits(path: Path) -> SedRecord | Refusal:
                 return Refusal(path.name, Reason.VACUUM, detail)
             if missing := [key for key in ("TEFF", "LOGG", "MH") if key not in header]:
                 return Refusal(path.name, Reason.MISSING_FIELD, f"no header keyword {', '.join(missing)}")
-            teff_k, logg, mh, vmic_kms = (
-                float(header.get(key, np.nan)) for key in ("TEFF", "LOGG", "MH", "VMIC")
-            )
+            teff_k, logg, mh, vmic_kms = (float(header.get(key, np.nan)) for key in ("TEFF", "LOGG", "MH", "VMIC"))
             wave_aa = np.array(table.data["WAVE"], np.float64).ravel()
             flux = np.array(table.data["FLUX"], np.float32).ravel()
     except Exception as error:  # astropy raises nearly anything on a damaged file

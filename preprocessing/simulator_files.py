@@ -34,9 +34,7 @@ class EtcSettings:
     fli: float = 0.0
 
 
-def write_etc(
-    path: Path, outputs: Sequence[OrderOutput], settings: EtcSettings, generation: Generation
-) -> None:
+def write_etc(path: Path, outputs: Sequence[OrderOutput], settings: EtcSettings, generation: Generation) -> None:
     """Write one run; `path` may end in .json or .json.gz. Values are rounded to 8 significant digits."""
     document = _older(outputs, settings) if generation == "2023" else _newer(outputs, settings)
     text = json.dumps(document, separators=(",", ":")).encode()

@@ -29,7 +29,13 @@ def environment() -> dict[str, str]:
 def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0) -> str:
     """Run a command; returns what it printed, and fails with it where the exit code is not the expected one."""
     done = subprocess.run(
-        arguments, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        arguments,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert expect is None or done.returncode == expect, f"exit code {done.returncode}:\n{done.stdout[-6000:]}"
     return done.stdout
@@ -38,7 +44,12 @@ def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0) -> str:
 def kill_when(arguments: Sequence[str], cwd: Path, ready: Callable[[], bool], patience_s: float = 120) -> int:
     """Start a command and kill -9 its whole process group as soon as `ready()`; returns its exit code."""
     process = subprocess.Popen(
-        arguments, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        arguments,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + patience_s
     while process.poll() is None and not ready():

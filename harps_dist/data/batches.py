@@ -18,7 +18,7 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.keyed import key_of, uniforms
 from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.reader import Release
-from harps_dist.spectra.doppler import bspline_coefficients, doppler_shift, resample_shifted
+from harps_dist.spectra.doppler import Method, bspline_coefficients, doppler_shift, resample_shifted
 from harps_dist.spectra.grid import STEP_AA, Grid, fill_plan
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
@@ -130,7 +130,11 @@ class Observer:
             return raw.response[..., self._window]
         mean, variance, floor = raw.response.unbind(1)
         mean = bspline_coefficients(mean) if self.augment.shift == "cubic" else mean
-        methods = (self.augment.shift, "linear", "linear")  # a per cent of the noise's level would do
+        methods: tuple[Method, ...] = (
+            self.augment.shift,
+            "linear",
+            "linear",
+        )  # a per cent of the noise's level would do
         shifted = [
             resample_shifted(array.contiguous(), raw.berv_kms, self.source_grid, self.grid, method)
             for array, method in zip((mean, variance, floor), methods, strict=True)
@@ -147,8 +151,8 @@ class Observer:
             sigma = torch.cat([torch.rand(1, generator=g, device=device) for g in generators])
             sed = broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
         if nuisance.continuum:
-            knots = [torch.randn(nuisance.continuum_knots, generator=g, device=device) for g in generators]
-            sed = sed * (1 + smooth_noise(torch.stack(knots) * nuisance.continuum, pixels))
+            drawn = [torch.randn(nuisance.continuum_knots, generator=g, device=device) for g in generators]
+            sed = sed * (1 + smooth_noise(torch.stack(drawn) * nuisance.continuum, pixels))
         return sed
 
 
@@ -156,9 +160,22 @@ class TrainingBatches(Dataset):
     """This rank's part of every global batch; item s belongs to step s."""
 
     def __init__(
-        self, release: Release, order: Order, augment: Augment, seed: int, size: int, rank: int = 0, world: int = 1
+        self,
+        release: Release,
+        order: Order,
+        augment: Augment,
+        seed: int,
+        size: int,
+        rank: int = 0,
+        world: int = 1,
     ):
-        self._release, self._order, self._augment, self._seed, self._size = release, order, augment, seed, size
+        self._release, self._order, self._augment, self._seed, self._size = (
+            release,
+            order,
+            augment,
+            seed,
+            size,
+        )
         self._slice = rank_slice(size, rank, world)
 
     def __getitem__(self, step: int) -> RawBatch:

@@ -51,7 +51,10 @@ class Order:
         self._names = (digest, mix.model_dump_json(), seed)
         self._real = index.rows("real", "train") if mix.real > 0 else np.empty(0, np.int64)
         self._simulated = index.rows("simulated", "train") if mix.simulated > 0 else np.empty(0, np.int64)
-        for kind, share, rows in (("real", mix.real, self._real), ("simulated", mix.simulated, self._simulated)):
+        for kind, share, rows in (
+            ("real", mix.real, self._real),
+            ("simulated", mix.simulated, self._simulated),
+        ):
             if share > 0 and not len(rows):
                 raise ConfigError(
                     f"the mix asks for {kind} samples (share {share:g}), but the training split of the release has "

@@ -28,11 +28,8 @@ class Release:
         self._files: dict[str, int] = {}
         self.response = lru_cache(_CACHED_RESPONSES)(self._response)
 
-    def __getstate__(self) -> dict:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["path"])
+    def __reduce__(self) -> tuple[type[Release], tuple[Path]]:
+        return type(self), (self.path,)
 
     @property
     def digest(self) -> str:
@@ -82,5 +79,7 @@ def _npy(content: bytes) -> np.ndarray:
 
     stream = BytesIO(content)
     major, _ = np.lib.format.read_magic(stream)
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(stream)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(
+        stream
+    )
     return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from harps_dist.config import Decoder, Recipe
 from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, load
-from harps_dist.data.manifest import Kind
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
+from harps_dist.errors import GridError
 from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
 from harps_dist.evaluation.metrics import (
     group_scores,
@@ -27,13 +27,14 @@ from harps_dist.evaluation.metrics import (
     rvis_mask,
     sensitivity,
 )
-from harps_dist.evaluation.report import PAPER_ROWS, Measure, Report
-from harps_dist.errors import GridError
+from harps_dist.evaluation.report import PAPER_ROWS, Measure, Origin, Report
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, doppler_shift
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.distributed import World
+
+Spectra = Literal["real", "simulated"]  # what a model can be tried on
 
 BATCH = 16
 INTERVENTIONS_KMS = tuple(np.linspace(-40.0, 40.0, 9))
@@ -58,7 +59,12 @@ class Evaluator:
     """A trained model, and the release to try it on."""
 
     def __init__(self, model: SpectrumModel, recipe: Recipe, release: Release, world: World):
-        self.model, self.recipe, self.release, self.world = model.to(world.device).eval(), recipe, release, world
+        self.model, self.recipe, self.release, self.world = (
+            model.to(world.device).eval(),
+            recipe,
+            release,
+            world,
+        )
         augment = recipe.data.augment
         self.observer = Observer(release.grid, release.source_grid, augment, world.device)
         self.noise_free = Observer(
@@ -67,16 +73,14 @@ class Evaluator:
         self.valid = release.grid.valid
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """What the model can be tried on: a decoder alone needs every label, which real spectra do not have."""
+    def kinds(self) -> tuple[Spectra, ...]:
+        """What this model can be tried on: a decoder alone needs every label, which real spectra do not have."""
         return ("simulated",) if isinstance(self.recipe.model, Decoder) else ("real", "simulated")
 
     def predict(self, rows: np.ndarray, progress: Callable[[int], None] = lambda samples: None) -> Predictions:
         """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them."""
         mine = rows[self.world.rank :: self.world.size]
-        batches = EvaluationBatches(
-            self.release, mine, self.recipe.data.augment, self.recipe.training.seed, BATCH
-        )
+        batches = EvaluationBatches(self.release, mine, self.recipe.data.augment, self.recipe.training.seed, BATCH)
         pieces = []
         for raw in load(batches, range(len(batches)), 0, self.world.device):
             pieces.append(self._predict_batch(raw))
@@ -146,9 +150,9 @@ class Evaluator:
     @torch.no_grad()
     def figures(self, row: int, folder: Path) -> dict[str, Path]:
         """Spectrum with reconstruction and RV intervention of one sample, where the model reconstructs."""
-        raw = EvaluationBatches(
-            self.release, np.array([row]), self.recipe.data.augment, self.recipe.training.seed, 1
-        )[0].to(self.world.device)
+        raw = EvaluationBatches(self.release, np.array([row]), self.recipe.data.augment, self.recipe.training.seed, 1)[
+            0
+        ].to(self.world.device)
         batch = self.observer(raw)
         output = self.model(batch)
         if output.reconstruction is None:
@@ -159,7 +163,11 @@ class Evaluator:
         reconstructed = output.reconstruction[0].cpu().numpy()
         drawn = {"Spectrum and reconstruction": folder / "spectrum.png"}
         spectrum_figure(
-            drawn["Spectrum and reconstruction"], grid.wave_aa, batch.flux[0].cpu().numpy() + hide, reconstructed + hide, title
+            drawn["Spectrum and reconstruction"],
+            grid.wave_aa,
+            batch.flux[0].cpu().numpy() + hide,
+            reconstructed + hide,
+            title,
         )
         if output.labels is not None and "rv" in self.model.labels:
             window = grid.wave_slice(*FIGURE_WINDOW_AA)
@@ -168,7 +176,9 @@ class Evaluator:
                 curves = {
                     dv: (
                         self.decode_at(nodes, dv)[0, window],
-                        self.simulate_at(raw, dv)[0, window] if len(raw.sed) else self._shift(output.reconstruction, dv)[0, window],
+                        self.simulate_at(raw, dv)[0, window]
+                        if len(raw.sed)
+                        else self._shift(output.reconstruction, dv)[0, window],
                     )
                     for dv in (-20.0, 5.0, 20.0)
                 }
@@ -179,14 +189,20 @@ class Evaluator:
 
 
 def evaluate(
-    evaluator: Evaluator, name: str, step: int, kind: Kind, split: SplitName | str, folder: Path, **progress: Any
+    evaluator: Evaluator,
+    name: str,
+    step: int,
+    kind: Spectra,
+    split: SplitName | Literal["all"],
+    folder: Path,
+    progress: Callable[[int], None] = lambda samples: None,
 ) -> Report | None:
     """Evaluate one kind and split into `folder`; None where the release has no such sample, or on other ranks."""
     release = evaluator.release
     rows = release.index.rows(kind, split)
     if not len(rows):
         return None
-    found = evaluator.predict(rows, **progress)
+    found = evaluator.predict(rows, progress)
     if not evaluator.world.is_main:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,17 +219,22 @@ def evaluate(
     figures |= evaluator.figures(int(found.rows[np.argmax(np.nan_to_num(release.index["snr"][found.rows]))]), folder)
     measures = [Measure.of(measure, values) for measure, values in found.scores.items()]
     if "MAE'" in found.scores:
-        share = evaluator.valid.mean()
+        share = float(evaluator.valid.mean())
         measures.append(
-            Measure.of("MAE' (paper-comparable)", paper_comparable(found.scores["MAE'"], share), "masked zeros averaged in")
+            Measure.of(
+                "MAE' (paper-comparable)",
+                paper_comparable(found.scores["MAE'"], share),
+                "masked zeros averaged in",
+            )
         )
     row = name.removeprefix("demo-")
+    origin: Origin = "demo" if kind == "real" and not release.manifest.genuine else kind
     report = Report(
         run=name,
         step=step,
         release_digest=release.digest,
         split=split,
-        origin="demo" if kind == "real" and not release.manifest.genuine else kind,
+        origin=origin,
         spectra=len(found.rows),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, labels, known, sigma, stars),

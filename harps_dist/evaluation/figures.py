@@ -85,9 +85,7 @@ def spectrum_figure(
         figure.align_ylabels()
 
 
-def residual_figure(
-    path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], data_note: str
-) -> None:
+def residual_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], data_note: str) -> None:
     """Predicted - true against true for every label, with the running median and the MAE.
 
     truth, predicted: (n, K) in the labels' units, truth NaN where missing. data_note: which spectra these
@@ -149,9 +147,7 @@ def intervention_figure(
         for axes, (change, (decoded, expected)) in zip(panels, sorted(curves.items()), strict=True):
             axes.plot(wave_aa, base, color=GREY, linewidth=0.9, label="no intervention")
             axes.plot(wave_aa, expected, color=BLACK, linewidth=1.1, label="expected")
-            axes.plot(
-                wave_aa, decoded, color=VERMILLION, linewidth=1.3, linestyle=(0, (4, 2)), label="decoded"
-            )
+            axes.plot(wave_aa, decoded, color=VERMILLION, linewidth=1.3, linestyle=(0, (4, 2)), label="decoded")
             gap = np.nanmean(np.abs(decoded - expected))
             axes.set_title(f"do({symbol} {_signed(change)} {unit})    mean |decoded − expected| = {gap:.2g}")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
@@ -175,9 +171,7 @@ def training_figure(path: Path, steps: np.ndarray, series: Mapping[str, np.ndarr
             step, value = steps[known], np.asarray(values)[known]
             colour = CYCLE[index % len(CYCLE)]
             dense = len(step) > 200
-            axes.plot(
-                step, value, color=colour, alpha=0.25 if dense else 1.0, linewidth=0.7 if dense else 1.5
-            )
+            axes.plot(step, value, color=colour, alpha=0.25 if dense else 1.0, linewidth=0.7 if dense else 1.5)
             smooth = _running_median(step, value, bins=100) if dense else (step, value)
             axes.plot(*smooth, color=colour, linewidth=1.6, label=name)
         axes.set(xlabel="step", ylabel="loss")

@@ -119,9 +119,7 @@ def group_scores(
         labels = tuple(names[column] for column in columns)
         error, mask = np.abs(residual[:, columns]), present[:, columns]
         nmae, by_spectrum, by_star = _mean_of_means(error / [sigma[name] for name in labels], mask, stars)
-        paper, paper_by_spectrum, _ = _mean_of_means(
-            error / [LABEL[name].paper_mad for name in labels], mask, stars
-        )
+        paper, paper_by_spectrum, _ = _mean_of_means(error / [LABEL[name].paper_mad for name in labels], mask, stars)
         scores.append(GroupScore(group, labels, nmae, by_spectrum, by_star, paper, paper_by_spectrum))
     return scores
 
@@ -152,8 +150,8 @@ def reconstruction_mae(truth: np.ndarray, predicted: np.ndarray, valid: np.ndarr
     return _masked_mean(np.subtract(truth, predicted, dtype=np.float64), valid)
 
 
-def paper_comparable(mae: float, valid_fraction: float) -> float:
-    """MAE' as the reference computes it: masked zeros averaged in, so smaller by valid over all pixels."""
+def paper_comparable(mae: np.ndarray, valid_fraction: float) -> np.ndarray:
+    """(n,) MAE' as the reference computes it: masked zeros averaged in, so smaller by valid over all pixels."""
     return mae * valid_fraction
 
 
@@ -182,9 +180,7 @@ def intervention_error(decoded: np.ndarray, expected: np.ndarray, mask: np.ndarr
     return _masked_mean(np.subtract(decoded, expected, dtype=np.float64), mask)
 
 
-def rvis(
-    decoded_after_intervention: np.ndarray, shifted_reconstruction: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
+def rvis(decoded_after_intervention: np.ndarray, shifted_reconstruction: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Radial velocity intervention score of every spectrum (Eq. 16), the mean over its interventions.
 
     Both spectra (n, v, L), mask from `rvis_mask`. Returns (n,). A decoder that ignores its input and draws

@@ -176,9 +176,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def _figure_links(self, folder: Path) -> dict[str, str]:
-        return {
-            caption: Path(os.path.relpath(path, folder)).as_posix() for caption, path in self.figures.items()
-        }
+        return {caption: Path(os.path.relpath(path, folder)).as_posix() for caption, path in self.figures.items()}
 
 
 def console_table(report: Report) -> Table:

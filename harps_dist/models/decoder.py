@@ -144,8 +144,8 @@ class ResNetDecoder(_Decoder):
             )
         )
         if init == "on_scale":
-            for conv in self._transposed():
-                standardise_filters_(conv, VARIANCE_RELU)
+            for transposed in self._transposed():
+                standardise_filters_(transposed, VARIANCE_RELU)
             scale_fan_in_(self.seed, 1.0)
             standardise_filters_(self.output, 2.0, START_STD)  # main road and skip have unit variance each
             nn.init.constant_(self.output.bias, START_LEVEL)

@@ -63,13 +63,12 @@ def scale_fan_in_(layer: nn.Conv1d | nn.Linear, mean_square_in: float) -> None:
     """Kaiming-normal weights, fan-in: inputs of the given mean square give outputs of variance 1. Bias 0."""
     fan_in = layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=(fan_in * mean_square_in) ** -0.5)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()
-def standardise_filters_(
-    layer: nn.Conv1d | nn.ConvTranspose1d, variance_in: float, std_out: float = 1.0
-) -> None:
+def standardise_filters_(layer: nn.Conv1d | nn.ConvTranspose1d, variance_in: float, std_out: float = 1.0) -> None:
     """Draw filters of mean exactly 0 and of the norm that turns `variance_in` into `std_out`²; bias 0.
 
     A filter is the set of taps that reach one output pixel: of a transposed convolution's taps every
@@ -81,7 +80,8 @@ def standardise_filters_(
     in_and_tap = (0, 2) if transposed else (1, 2)
     stride = layer.stride[0] if transposed else 1
     nn.init.normal_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     for phase in range(min(stride, layer.kernel_size[0])):
         taps = layer.weight[:, :, phase::stride]
         taps -= taps.mean(in_and_tap, keepdim=True)
@@ -96,6 +96,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 class Float32Linear(nn.Linear):
     """nn.Linear that computes and answers in float32 (or float64), also under autocast."""
 
+    bias: nn.Parameter
+
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(*map(at_least_float32, (x, self.weight, self.bias)))
@@ -104,12 +106,15 @@ class Float32Linear(nn.Linear):
 class Float32Conv1d(nn.Conv1d):
     """nn.Conv1d, kernel 3 and same length, that computes and answers in float32 (or float64)."""
 
+    bias: nn.Parameter
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return F.conv1d(*map(at_least_float32, (x, self.weight, self.bias)), padding=1)
+            x, weight, bias = map(at_least_float32, (x, self.weight, self.bias))
+            return F.conv1d(x, weight, bias, padding=1)
 
 
 class InstanceNorm1d(nn.Module):
@@ -133,6 +138,8 @@ class ConvTranspose1d(nn.ConvTranspose1d):
     and the output padding that makes the length fit, for which cuDNN picks slow kernels.
     """
 
+    bias: nn.Parameter
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         padding = (kernel_size - 1) // 2
         output_padding = stride + 2 * padding - kernel_size
@@ -143,7 +150,7 @@ class ConvTranspose1d(nn.ConvTranspose1d):
             )
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, output_padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the stride alone gives the output's size
         """(batch, in_channels, length) -> (batch, out_channels, stride · length)."""
         (stride,) = self.stride
         kernel = self._phase_kernel()
@@ -156,7 +163,8 @@ class ConvTranspose1d(nn.ConvTranspose1d):
         y[stride·i + r] = sum over k of w[k] x[i + (r + padding - k) / stride] where that is whole: the tap of
         phase r at offset o is w[r + padding - stride·o], zero where that index lies outside the kernel.
         """
-        (size,), (stride,), (padding,) = self.kernel_size, self.stride, self.padding
+        (size,), (stride,) = self.kernel_size, self.stride
+        padding = (size - 1) // 2
         reach = max(-(-padding // stride), -(-(size - padding - stride) // stride))  # the largest |o|
         weights = self.weight.transpose(0, 1).unbind(2)
         zero = torch.zeros_like(weights[0])

@@ -18,12 +18,10 @@ class Part(NamedTuple):
 
     weight: float
     total: Tensor
-    count: Tensor
+    terms: Tensor
 
 
-def loss_parts(
-    model: SpectrumModel, output: Output, batch: Batch, valid: Tensor, config: Loss
-) -> dict[str, Part]:
+def loss_parts(model: SpectrumModel, output: Output, batch: Batch, valid: Tensor, config: Loss) -> dict[str, Part]:
     """The parts of Eqs. 3-7 for one batch, in float32.
 
     label: |l - l_hat| over labels that are not missing (Eq. 3). reconstruction: |s - s_hat| over the valid
@@ -34,35 +32,30 @@ def loss_parts(
         truth = model.normalise(batch.labels)
         present = torch.isfinite(truth)
         residual = torch.where(present, output.labels.float() - truth, 0.0)
-        parts["label"] = Part(config.label, _label_error(residual, config).sum(), present.sum())
+        parts["label"] = Part(config.label, _error(residual, config.label_below).sum(), present.sum())
     if output.reconstruction is not None:
-        difference = output.reconstruction.float()[:, valid] - batch.flux[:, valid]
-        parts["reconstruction"] = Part(config.reconstruction, difference.abs().sum(), _count(difference))
+        residual = output.reconstruction.float()[:, valid] - batch.flux[:, valid]
+        terms = torch.tensor(residual.numel(), device=residual.device)
+        parts["reconstruction"] = Part(
+            config.reconstruction, _error(residual, config.reconstruction_below).sum(), terms
+        )
     if output.unknown is not None and output.unknown.shape[1] and config.unknown_penalty:
         unknown = output.unknown.float() * batch.simulated[:, None]
-        count = batch.simulated.sum() * unknown.shape[1]
-        parts["unknown"] = Part(config.unknown_penalty, unknown.abs().sum(), count)
+        terms = batch.simulated.sum() * unknown.shape[1]
+        parts["unknown"] = Part(config.unknown_penalty, unknown.abs().sum(), terms)
     return parts
 
 
-def _label_error(residual: Tensor, config: Loss) -> Tensor:
-    if config.label_error == "l1":
-        return residual.abs()
-    return F.smooth_l1_loss(residual, torch.zeros_like(residual), beta=config.smooth_below, reduction="none")
+def _error(residual: Tensor, below: float) -> Tensor:
+    """Absolute error, or, quadratic below `below`, one that meets it there with the same slope."""
+    return F.smooth_l1_loss(residual, torch.zeros_like(residual), beta=below, reduction="none")
 
 
-def _count(tensor: Tensor) -> Tensor:
-    return torch.tensor(tensor.numel(), device=tensor.device)
-
-
-def global_loss(parts: dict[str, Part], counts: Tensor, world: int) -> Tensor:
+def global_loss(parts: dict[str, Part], terms: Tensor, world: int) -> Tensor:
     """The weighted sum of means over all ranks' samples, as this rank's share of it.
 
-    counts: (part,) counts summed over ranks. Multiplied by `world` because data-parallel training averages
+    terms: (part,) numbers of terms summed over ranks. Multiplied by `world` because data-parallel training averages
     gradients over ranks. A part that no sample has counts as zero.
     """
-    shares = [
-        part.weight * part.total / count.clamp(min=1)
-        for part, count in zip(parts.values(), counts, strict=True)
-    ]
+    shares = [part.weight * part.total / count.clamp(min=1) for part, count in zip(parts.values(), terms, strict=True)]
     return world * torch.stack(shares).sum()

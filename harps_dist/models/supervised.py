@@ -60,7 +60,21 @@ class SpectrumModel(nn.Module):
         return normalised.double() * self.label_std + self.label_mean
 
     def forward(self, batch: Batch) -> Output:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} says nothing of a batch; give it a forward.")
+
+    def encode(self, flux: Tensor) -> Latent:
+        """(batch, pixel) standardised flux to the latent's mean and log-variance, (batch, bottleneck) each.
+
+        Raises NotImplementedError for a model without a bottleneck.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no bottleneck to encode into; use a SemiSupervised.")
+
+    def decode(self, nodes: Tensor) -> Tensor:
+        """(batch, input) normalised labels or bottleneck nodes to (batch, pixel) standardised flux.
+
+        Raises NotImplementedError for a model without a decoder.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decoder; use a SpectrumSimulator or a SemiSupervised.")
 
 
 class LabelPredictor(SpectrumModel):
@@ -86,7 +100,7 @@ class SpectrumSimulator(SpectrumModel):
 
     def __init__(self, config: Decoder, grid: Grid):
         super().__init__(config.labels)
-        self.network = build_decoder(config, grid, len(config.labels))
+        self.network = build_decoder(config, grid, len(config.labels), config.width)
 
     def forward(self, batch: Batch) -> Output:
         return Output(reconstruction=self.decode(self.normalise(batch.labels)))
@@ -111,9 +125,9 @@ class SemiSupervised(SpectrumModel):
             input_scale=config.input_scale,
             init=config.init,
         )
-        decoder = build_decoder(config, grid, config.bottleneck)
+        decoder = build_decoder(config, grid, config.bottleneck, config.decoder_width)
         self.network = Network(encoder, decoder, config.bottleneck, init=config.init)
-        self.network.log_variance_head.requires_grad_(False)
+        self.network.get_submodule("log_variance_head").requires_grad_(False)
 
     def forward(self, batch: Batch) -> Output:
         nodes = self.encode(batch.flux).mean
@@ -129,8 +143,8 @@ class SemiSupervised(SpectrumModel):
         return self.network.decode(nodes)
 
 
-def build_decoder(config: Decoder | Autoencoder, grid: Grid, inputs: int) -> nn.Module:
+def build_decoder(config: Decoder | Autoencoder, grid: Grid, inputs: int, width: float) -> nn.Module:
     """The decoder that a configuration names."""
     if config.architecture == "cnn":
-        return ConvDecoder(grid.length, inputs, width=config.width, init=config.init)
-    return ResNetDecoder(grid.length, inputs, width=config.width, block=config.block, init=config.init)
+        return ConvDecoder(grid.length, inputs, width=width, init=config.init)
+    return ResNetDecoder(grid.length, inputs, width=width, block=config.block, init=config.init)

@@ -40,8 +40,7 @@ def fold_response(
 ) -> Response:
     """Fold T, h, B, n of the even and odd orders, each (even, odd) of (pixel,) with NaN outside the orders."""
     pairs = [
-        tuple(np.asarray(array, np.float64) for array in pair)
-        for pair in (throughput, blaze_dispersion, sky, readout)
+        tuple(np.asarray(array, np.float64) for array in pair) for pair in (throughput, blaze_dispersion, sky, readout)
     ]
     per_order = []
     for t, h, b, n in zip(*pairs, strict=True):

@@ -1,9 +1,9 @@
 """Checkpoints: one format without pickle or topology, written whole or not at all.
 
-    checkpoints/step-00000500/
-      model.safetensors       weights and label scale
-      optimizer.safetensors   one tensor per parameter and moment, by the parameter's name
-      state.json              step, digests, versions, sha256 of the two files
+checkpoints/step-00000500/
+  model.safetensors       weights and label scale
+  optimizer.safetensors   one tensor per parameter and moment, by the parameter's name
+  state.json              step, digests, versions, sha256 of the two files
 """
 
 from __future__ import annotations
@@ -39,6 +39,20 @@ class Checkpoint:
     def load_model(self, model: nn.Module) -> None:
         model.load_state_dict(load_file(self.path / MODEL))
 
+    def load_matching(self, model: nn.Module) -> list[str]:
+        """Take over the weights that the model has under the same name and shape; returns their names.
+
+        An encoder goes on inside an autoencoder this way, or a decoder.
+        """
+        own = model.state_dict()
+        found = {
+            name: tensor
+            for name, tensor in load_file(self.path / MODEL).items()
+            if name in own and own[name].shape == tensor.shape and not name.startswith("label_")
+        }
+        model.load_state_dict(found, strict=False)
+        return sorted(found)
+
     def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Restore the optimizer's moments, found by parameter name."""
         tensors = load_file(self.path / OPTIMIZER)
@@ -66,7 +80,11 @@ def save_checkpoint(
             for key, value in optimizer.state[parameter].items()
         }
         save_file(moments, aside / OPTIMIZER)
-        state = {**state, "format": FORMAT, "sha256": {name: _sha256(aside / name) for name in (MODEL, OPTIMIZER)}}
+        state = {
+            **state,
+            "format": FORMAT,
+            "sha256": {name: _sha256(aside / name) for name in (MODEL, OPTIMIZER)},
+        }
         with atomic_write(aside / STATE) as file:
             file.write_text(json.dumps(state, indent=1, sort_keys=True))
     for old in sorted(folder.glob("step-*"))[:-keep]:
@@ -93,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, None where there is none, and why newer ones were passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return read_checkpoint(path), passed_over

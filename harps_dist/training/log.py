@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from harps_dist.config import Log
 from harps_dist.files import atomic_write
 
 if TYPE_CHECKING:
+    import wandb
     from rich.console import Console
 
 LOG = "log.jsonl"
@@ -29,12 +31,12 @@ class RunLog:
         self._wandb = self._start_wandb(run, config, settings) if config.wandb != "disabled" else None
 
     @staticmethod
-    def _start_wandb(run: Path, config: Log, settings: dict):
+    def _start_wandb(run: Path, config: Log, settings: dict) -> wandb.Run:
         import wandb
 
         identity = run / "wandb-id.txt"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(secrets.token_hex(4))
         return wandb.init(
             project=config.wandb_project,
             name=run.name,
@@ -57,7 +59,7 @@ class RunLog:
     def close(self) -> None:
         self._file.close()
         if self._wandb:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def read_log(run: Path) -> list[dict]:

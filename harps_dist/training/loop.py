@@ -29,10 +29,13 @@ from harps_dist.training.schedule import learning_rate
 class Trainer:
     """One run of one recipe on one release, on this rank.
 
+    start_from: another run, whose fitting weights a new run begins with.
     Raises ConfigError for settings that cannot work, ResumeError where the run's folder holds another run.
     """
 
-    def __init__(self, recipe: Recipe, name: str, release: Release, run: Path, world: World):
+    def __init__(
+        self, recipe: Recipe, name: str, release: Release, run: Path, world: World, start_from: Path | None = None
+    ):
         config = recipe.training
         if config.batch_size < world.size:
             raise ConfigError(
@@ -48,13 +51,11 @@ class Trainer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=config.betas)
         self.console = Console(quiet=not world.is_main)
-        self.step = self._resume()
+        self.step = self._resume() or self._start_from(start_from)
         if world.is_main:
-            save_recipe(run, recipe, release.manifest, name)
+            save_recipe(run, recipe, release.manifest, name, start_from)
         self.wrapped = (
-            DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-            if world.size > 1
-            else self.model
+            DistributedDataParallel(self.model, gradient_as_bucket_view=True) if world.size > 1 else self.model
         )
 
     def _resume(self) -> int:
@@ -73,13 +74,31 @@ class Trainer:
         saved, now = checkpoint.state["recipe_digest"], self.recipe.digest
         if saved != now:
             raise ResumeError(
-                f"checkpoint {checkpoint.path} was written for recipe {saved[:12]}, but the settings now make "
-                f"{now[:12]} (compare {self.run / 'recipe.yaml'}). Give the same settings, or another folder with --out."
+                f"checkpoint {checkpoint.path} was written for recipe {saved[:12]}, but the settings now "
+                f"make {now[:12]} (compare {self.run / 'recipe.yaml'}). "
+                f"Give the same settings, or another folder with --out."
             )
         checkpoint.load_model(self.model)
         checkpoint.load_optimizer(self.model, self.optimizer)
         self.console.print(f"resuming {self.run} at step {checkpoint.step} of {self.steps} from {checkpoint.path.name}")
         return checkpoint.step
+
+    def _start_from(self, run: Path | None) -> int:
+        """Take over the weights of another run's newest checkpoint that fit this model; returns step 0."""
+        if run is None:
+            return 0
+        checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
+        if checkpoint is None:
+            reasons = " ".join(passed_over) or "none was written."
+            raise ResumeError(f"cannot start from {run}: it has no whole checkpoint: {reasons} Train it first.")
+        taken = checkpoint.load_matching(self.model)
+        if not taken:
+            raise ResumeError(
+                f"cannot start from {run}: none of its weights fits this model. Give a run with the same encoder or "
+                f"decoder, width and grid."
+            )
+        self.console.print(f"starting from {len(taken)} of the weights of {checkpoint.path}", soft_wrap=True)
+        return 0
 
     def train(self) -> None:
         """Train from the current step to the last, saving and validating on the way."""
@@ -87,7 +106,11 @@ class Trainer:
             self.console.print(f"{self.run} is trained already: {self.step} of {self.steps} steps")
             return
         config, world = self.recipe, self.world
-        log = RunLog(self.run, config.log, config.model_dump(mode="json"), self.step, self.console) if world.is_main else None
+        log = (
+            RunLog(self.run, config.log, config.model_dump(mode="json"), self.step, self.console)
+            if world.is_main
+            else None
+        )
         batches = TrainingBatches(
             self.release, self.order, config.data.augment, config.training.seed, config.training.batch_size,
             world.rank, world.size,
@@ -164,9 +187,10 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss parts over the validation split, each sample once whatever the number of ranks."""
-        mix, total = self.recipe.data.mix, 0.0
-        self.model.eval()
+        mix = self.recipe.data.mix
+        figures: list[torch.Tensor] = []
         names: tuple[str, ...] = ()
+        self.model.eval()
         for kind in ("real", "simulated"):
             if not getattr(mix, kind):
                 continue
@@ -177,13 +201,13 @@ class Trainer:
                 with self._autocast():
                     output = self.model(batch)
                 parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss)
-                total, names = total + _totals(parts), tuple(parts)
+                figures.append(_totals(parts))
+                names = tuple(parts)
         self.model.train()
         names = next((found for found in self.world.gather(names) if found), ())
-        if not isinstance(total, torch.Tensor):
-            total = torch.zeros(2, len(names), dtype=torch.float64, device=self.world.device)
-        total = self.world.sum(total)
-        return {f"validation_{name}": float(t / n) for name, t, n in zip(names, *total, strict=True) if n > 0}
+        zeros = torch.zeros(2, len(names), dtype=torch.float64, device=self.world.device)
+        totals, counts = self.world.sum(sum(figures, zeros)).tolist()
+        return {f"validation_{name}": t / n for name, t, n in zip(names, totals, counts, strict=True) if n > 0}
 
     def save(self) -> Checkpoint | None:
         """Write a checkpoint on the main rank."""
@@ -210,5 +234,5 @@ class Trainer:
 def _totals(parts: dict) -> torch.Tensor:
     """(2, part) float64 totals and counts of loss parts."""
     return torch.stack(
-        [torch.stack([part.total.detach().double(), part.count.double()]) for part in parts.values()], dim=1
+        [torch.stack([part.total.detach().double(), part.terms.double()]) for part in parts.values()], dim=1
     )

@@ -30,7 +30,7 @@ def build_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:
     """A freshly initialised model for the recipe on the release's grid, on the CPU; seeded by the recipe."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        model = recipe.model.build(manifest.grid.grid())
+        model: SpectrumModel = recipe.model.build(manifest.grid.grid())
     mean, std = label_scale(manifest, recipe.data.augment)
     model.set_label_scale(mean, std)
     return model
@@ -46,10 +46,11 @@ def label_scale(manifest: Manifest, augment: Augment) -> tuple[dict[str, float],
     return mean, std
 
 
-def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str) -> None:
+def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_from: Path | None = None) -> None:
     """Write the resolved recipe with its digest, the release's digest, git revision and versions."""
     content = {
         "name": name,
+        "start_from": str(start_from) if start_from else None,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,

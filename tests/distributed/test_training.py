@@ -58,7 +58,10 @@ def test_killed_and_resumed_ends_with_the_same_bits(tiny_release, tmp_path, rank
         expected = (undisturbed / "checkpoints/step-00000040" / name).read_bytes()
         assert (disturbed / "checkpoints/step-00000040" / name).read_bytes() == expected
     volatile = {"spectra_per_s", "data_wait", "peak_memory_gb"}
-    logs = [[{k: v for k, v in line.items() if k not in volatile} for line in read_log(run_)] for run_ in (undisturbed, disturbed)]
+    logs = [
+        [{k: v for k, v in line.items() if k not in volatile} for line in read_log(run_)]
+        for run_ in (undisturbed, disturbed)
+    ]
     assert logs[0] == logs[1]
 
 

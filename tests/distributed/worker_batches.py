@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 from harps_dist.data.augment import Augment
@@ -22,7 +23,7 @@ def main(release_path: str, out: str) -> None:
         for step in range(6):
             raw = batches[step]
             parts = world.gather((raw.rows.tolist(), raw.rv_kms.tolist(), raw.key.tolist()))
-            steps.append([sorted(sum((part[field] for part in parts), [])) for field in range(3)])
+            steps.append([sorted(chain.from_iterable(part[field] for part in parts)) for field in range(3)])
         if world.is_main:
             Path(out).write_text(json.dumps(steps))
 

@@ -61,7 +61,16 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
 
 
 def test_a_decoder_is_evaluated_on_simulated_spectra(tiny_release, tmp_path):
-    arguments = ("demo-resnet-etc", "--data.release", tiny_release, "--out", "r", "--training.steps", 2, *TINY)
+    arguments = (
+        "demo-resnet-etc",
+        "--data.release",
+        tiny_release,
+        "--out",
+        "r",
+        "--training.steps",
+        2,
+        *TINY,
+    )
     run(command("launch/train.py", *arguments), tmp_path)
     printed = run(command("launch/evaluate.py", "r"), tmp_path)
     assert "MAE'" in printed

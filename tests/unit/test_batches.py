@@ -27,9 +27,7 @@ from harps_dist.spectra.grid import GRIDS
 from harps_dist.spectra.labels import NAMES
 
 CPU = torch.device("cpu")
-EVERYTHING = Augment(
-    rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.2, continuum=0.02)
-)
+EVERYTHING = Augment(rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.2, continuum=0.02))
 
 
 @pytest.fixture(scope="module")

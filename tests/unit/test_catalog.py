@@ -155,11 +155,7 @@ def test_every_genuine_spectrum_gets_its_labels_and_gaps_stay_gaps(genuine_data,
         "Gl273": "GJ273",
     }
     assert "logg" not in catalog.match(named("Gl581")).labels
-    assert (
-        catalog.match(named("alpha Cen B")).target_id
-        == catalog.match(named("HIP 71681")).target_id
-        == "HD128621"
-    )
+    assert catalog.match(named("alpha Cen B")).target_id == catalog.match(named("HIP 71681")).target_id == "HD128621"
 
 
 def test_gr8_uses_its_spectroscopic_scale_and_knows_no_star_zero(genuine_data):
@@ -374,9 +370,7 @@ def test_a_name_two_stars_share_is_no_match_but_a_primary_name_beats_an_alias():
 
 
 def test_extra_aliases():
-    catalog = Catalog(
-        {"object": ["HD 128621"], "teff": [5207.0]}, aliases={"Toliman B": "HD128621", "x": "HD 7"}
-    )
+    catalog = Catalog({"object": ["HD 128621"], "teff": [5207.0]}, aliases={"Toliman B": "HD128621", "x": "HD 7"})
     assert catalog.match(named("TOLIMAN_B")).target_id == "HD128621"
     assert catalog.match(named("x")) is None
 

@@ -83,13 +83,18 @@ def test_pixels_from_outside_the_source_are_nan(source):
     for row, shift in enumerate(pixels):
         expected = 0 if shift == 0 else abs(shift)
         assert abs(int(outside[row].sum()) - expected) < 4
-    assert outside[0, -1] and outside[-1, 0] and not outside[0, 0]
+    assert outside[0, -1]
+    assert outside[-1, 0]
+    assert not outside[0, 0]
 
 
 def test_redshifts_compose_as_products(source):
     beta = 40.0 / C_KMS
     once = doppler_shift(
-        bspline_coefficients(source[:1]), torch.tensor([((1 + beta) ** 2 - 1) * C_KMS], dtype=torch.float64), SOURCE, GRID
+        bspline_coefficients(source[:1]),
+        torch.tensor([((1 + beta) ** 2 - 1) * C_KMS], dtype=torch.float64),
+        SOURCE,
+        GRID,
     )
     step = torch.tensor([40.0], dtype=torch.float64)
     middle = GRID.widened(MARGIN // 2)

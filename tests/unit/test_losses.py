@@ -40,14 +40,18 @@ def test_label_loss_leaves_missing_labels_out(model):
     part = loss_parts(model, Output(labels=predicted), batch, torch.tensor([0, 1]), Loss())["label"]
     # normalised truths (1, 1), (-, -2), (-1, -): errors 1, 1, 2, 1
     assert part.total.item() == pytest.approx(5.0)
-    assert part.count.item() == 4
+    assert part.terms.item() == 4
 
 
 def test_smooth_label_loss_is_quadratic_below_and_linear_above(model):
     batch = batch_of([5500.0], [4.0], [True])
     predicted = torch.tensor([[0.95, 1.0]])
     part = loss_parts(
-        model, Output(labels=predicted), batch, torch.tensor([0]), Loss(label_error="smooth_l1", smooth_below=0.1)
+        model,
+        Output(labels=predicted),
+        batch,
+        torch.tensor([0]),
+        Loss(label_below=0.1),
     )["label"]
     assert part.total.item() == pytest.approx(0.05**2 / (2 * 0.1) + (1.0 - 0.05), rel=1e-5)
 
@@ -57,14 +61,16 @@ def test_reconstruction_counts_valid_pixels_only(model):
     output = Output(reconstruction=torch.tensor([[1.5, 2.0, 0.0], [1.0, 1.0, 0.0]]))
     part = loss_parts(model, output, batch, torch.tensor([0, 1]), Loss())["reconstruction"]
     assert part.total.item() == pytest.approx(0.5 + 1.0)
-    assert part.count.item() == 4
+    assert part.terms.item() == 4
+    smooth = loss_parts(model, output, batch, torch.tensor([0, 1]), Loss(reconstruction_below=0.8))["reconstruction"]
+    assert smooth.total.item() == pytest.approx(0.5**2 / (2 * 0.8) + (1.0 - 0.4))
 
 
 def test_unknown_factors_are_penalised_on_simulated_spectra_alone(model):
     batch = batch_of([5000.0] * 3, [4.0] * 3, [True, False, True])
     output = Output(unknown=torch.tensor([[1.0, -2.0], [5.0, 5.0], [0.5, 0.0]]))
     part = loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0.3))["unknown"]
-    assert (part.weight, part.total.item(), part.count.item()) == (0.3, pytest.approx(3.5), 4)
+    assert (part.weight, part.total.item(), part.terms.item()) == (0.3, pytest.approx(3.5), 4)
     assert "unknown" not in loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0.0))
 
 
@@ -78,9 +84,9 @@ def test_loss_over_ranks_is_the_loss_of_the_whole_batch(model):
         return loss_parts(model, Output(labels=predicted[rows]), batch, torch.tensor([0]), Loss(label=2.0))
 
     whole = parts_of(slice(0, 4))
-    expected = global_loss(whole, whole["label"].count[None], world=1)
+    expected = global_loss(whole, whole["label"].terms[None], world=1)
     ranks = [parts_of(slice(0, 1)), parts_of(slice(1, 4))]
-    counts = sum(parts["label"].count for parts in ranks)[None]
+    counts = sum(parts["label"].terms for parts in ranks)[None]
     mean_over_ranks = sum(global_loss(parts, counts, world=2) for parts in ranks) / 2
     torch.testing.assert_close(mean_over_ranks, expected)
     assert expected.item() == pytest.approx(2.0 * (0.7 + 0.9 + 2.5 + 1.2) / 4)
@@ -90,7 +96,7 @@ def test_a_batch_without_labels_costs_nothing_and_is_finite(model):
     batch = batch_of([NAN], [NAN], [False])
     predicted = torch.zeros(1, 2, requires_grad=True)
     parts = loss_parts(model, Output(labels=predicted), batch, torch.tensor([0]), Loss())
-    loss = global_loss(parts, parts["label"].count[None], 1)
+    loss = global_loss(parts, parts["label"].terms[None], 1)
     loss.backward()
     assert loss.item() == 0.0
     assert torch.isfinite(predicted.grad).all()
@@ -99,7 +105,10 @@ def test_a_batch_without_labels_costs_nothing_and_is_finite(model):
 def test_physical_labels_invert_normalised_ones(model):
     batch = batch_of([5730.0], [4.44], [False])
     torch.testing.assert_close(
-        model.physical(model.normalise(batch.labels)), torch.tensor([[5730.0, 4.44]], dtype=torch.float64), rtol=1e-6, atol=0
+        model.physical(model.normalise(batch.labels)),
+        torch.tensor([[5730.0, 4.44]], dtype=torch.float64),
+        rtol=1e-6,
+        atol=0,
     )
 
 

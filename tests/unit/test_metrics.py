@@ -28,9 +28,7 @@ def sample():
 def test_label_score_by_hand():
     truth = np.array([[5000.0], [6000.0], [5500.0], [NAN]])
     predicted = np.array([[5010.0], [5980.0], [5530.0], [9999.0]])
-    (score,) = metrics.label_scores(
-        truth, predicted, ["teff"], {"teff": 400.0}, np.array(["a", "a", "b", "c"])
-    )
+    (score,) = metrics.label_scores(truth, predicted, ["teff"], {"teff": 400.0}, np.array(["a", "a", "b", "c"]))
     # residuals +10, -20, +30; absolute 10, 20, 30: mean 20, variance 100
     assert score.name == "teff"
     assert score.unit == "K"
@@ -150,9 +148,7 @@ def test_group_leaves_out_labels_it_cannot_score():
     names = ["rv", "berv", "airmass"]
     truth = np.array([[1.0, NAN, 1.2], [2.0, NAN, 1.3]])
     predicted = truth + np.array([[1.0, 0.0, 0.1], [3.0, 0.0, 0.1]])
-    scores = metrics.group_scores(
-        truth, predicted, names, {"rv": 4.0, "berv": 1.0, "airmass": NAN}, np.arange(2)
-    )
+    scores = metrics.group_scores(truth, predicted, names, {"rv": 4.0, "berv": 1.0, "airmass": NAN}, np.arange(2))
     assert scores[0].labels == ()
     assert np.isnan([scores[0].nmae, scores[0].standard_error, scores[0].nmae_paper]).all()
     assert scores[1].labels == ("rv",)
@@ -160,9 +156,7 @@ def test_group_leaves_out_labels_it_cannot_score():
 
 
 def test_mean_with_error():
-    assert metrics.mean_with_error(np.array([1.0, 2.0, 6.0])) == pytest.approx(
-        (3.0, (7.0 / 3) ** 0.5), **EXACT
-    )
+    assert metrics.mean_with_error(np.array([1.0, 2.0, 6.0])) == pytest.approx((3.0, (7.0 / 3) ** 0.5), **EXACT)
     assert metrics.mean_with_error(np.array([4.0])) == pytest.approx((4.0, NAN), nan_ok=True)
     assert np.isnan(metrics.mean_with_error(np.array([]))).all()
     assert np.isnan(metrics.mean_with_error(np.array([1.0, NAN]))[0])
@@ -207,16 +201,12 @@ def test_rvis_mask():
 
 def test_rvis_by_hand():
     decoded = np.zeros((2, 2, 4))
-    shifted = np.array(
-        [[[1.0, 2.0, NAN, 9.0], [3.0, 4.0, NAN, 9.0]], [[0.0, 0.0, NAN, 9.0], [-1.0, 1.0, NAN, 9.0]]]
-    )
+    shifted = np.array([[[1.0, 2.0, NAN, 9.0], [3.0, 4.0, NAN, 9.0]], [[0.0, 0.0, NAN, 9.0], [-1.0, 1.0, NAN, 9.0]]])
     mask = np.array([True, True, False, False])
     error = metrics.intervention_error(decoded, shifted, mask)
     np.testing.assert_allclose(error, [[1.5, 3.5], [0.0, 1.0]], rtol=1e-12)
     np.testing.assert_allclose(metrics.rvis(decoded, shifted, mask), [2.5, 0.5], rtol=1e-12)
-    one_by_one = np.array(
-        [[True, False, False, False], [False, True, False, False]]
-    )  # a mask per intervention
+    one_by_one = np.array([[True, False, False, False], [False, True, False, False]])  # a mask per intervention
     np.testing.assert_allclose(metrics.rvis(decoded, shifted, one_by_one), [2.5, 0.5], rtol=1e-12)
 
 

@@ -33,9 +33,7 @@ def small_autoencoder(
 ) -> Autoencoder:
     torch.manual_seed(0)
     encoder = ConvEncoder(length, width=0.125, input_centre=1.0, input_scale=5.0, init=init)
-    return Autoencoder(
-        encoder, DECODERS[decoder](length, 9, width=0.125, init=init), 9, log_variance_head, init=init
-    )
+    return Autoencoder(encoder, DECODERS[decoder](length, 9, width=0.125, init=init), 9, log_variance_head, init=init)
 
 
 def spectra(batch: int, length: int = 4096) -> torch.Tensor:
@@ -169,9 +167,7 @@ def test_resnet_block_is_the_printed_one(c_in, c_mid, c_out, kernel, stride):
     x = torch.randn(2, c_in, 6, dtype=torch.float64, requires_grad=True)
 
     def transposed(x, layer):
-        return F.conv_transpose1d(
-            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.output_padding
-        )
+        return F.conv_transpose1d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.output_padding)
 
     hidden = transposed(F.relu(F.instance_norm(x)), block.conv1)
     expected = transposed(F.relu(F.instance_norm(hidden)), block.conv2)

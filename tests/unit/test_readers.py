@@ -115,9 +115,7 @@ def test_genuine_values_read_by_hand(genuine_data):
     assert s1d.berv_kms == pytest.approx(18.2626935967183)
     # J2000, SIMBAD: 14 39 35.06 -60 50 15.1
     assert (s1d.ra_deg, s1d.dec_deg) == pytest.approx((219.8961, -60.8375), abs=5e-4)
-    assert (s1d.flux[-1], np.median(s1d.flux)) == pytest.approx(
-        (fits.getdata(s1d_path(genuine_data))[-1], 67653.95)
-    )
+    assert (s1d.flux[-1], np.median(s1d.flux)) == pytest.approx((fits.getdata(s1d_path(genuine_data))[-1], 67653.95))
 
 
 def s1d_path(genuine_data: Path) -> Path:
@@ -195,17 +193,13 @@ def test_files_that_are_not_fits(tmp_path):
 
 def test_an_unreadable_header_is_a_refusal(tmp_path):
     path = write_s1d(tmp_path)
-    path.write_bytes(
-        path.read_bytes().replace(b"BITPIX  =                  -32", b"BITPIX  =                  -33")
-    )
+    path.write_bytes(path.read_bytes().replace(b"BITPIX  =                  -32", b"BITPIX  =                  -33"))
     refused(path, Reason.UNREADABLE)
 
 
 def test_promises_are_checked_before_data_are_read(tmp_path, monkeypatch):
     path = write_s1d(tmp_path)
-    path.write_bytes(
-        path.read_bytes().replace(b"NAXIS1  =                 4000", b"NAXIS1  =         999999999999")
-    )
+    path.write_bytes(path.read_bytes().replace(b"NAXIS1  =                 4000", b"NAXIS1  =         999999999999"))
     assert "999999999999" in refused(path, Reason.TOO_LARGE)
     bomb = tmp_path / "bomb.fits.gz"
     monkeypatch.setattr("preprocessing.readers.MAX_BYTES", 10**6)
@@ -219,9 +213,7 @@ def test_no_spectrum(tmp_path):
     refused(tmp_path / "empty.fits", Reason.NO_SPECTRUM)
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(np.ones(9))]).writeto(tmp_path / "image.fits")
     refused(tmp_path / "image.fits", Reason.NO_SPECTRUM)
-    rows = fits.BinTableHDU.from_columns(
-        [fits.Column(name, "D", array=np.ones(9)) for name in ("WAVE", "FLUX")]
-    )
+    rows = fits.BinTableHDU.from_columns([fits.Column(name, "D", array=np.ones(9)) for name in ("WAVE", "FLUX")])
     fits.HDUList([fits.PrimaryHDU(), rows]).writeto(tmp_path / "rows.fits")
     assert "9 rows" in refused(tmp_path / "rows.fits", Reason.NO_SPECTRUM)
 
@@ -274,9 +266,7 @@ def test_harmless_variants_are_accepted(tmp_path):
     (tmp_path / "ADP.fits").unlink()
     air = write_adp(tmp_path, procsoft="espdr/3.0", TUCD1="em.wl;obs.atmos")
     assert isinstance(read_spectrum(air), SpectrumRecord)
-    record = read_spectrum(
-        write_s1d(tmp_path, CTYPE1="AWAV", CUNIT1="Angstrom", CRPIX1=11.0, SPECSYS="BARYCENT")
-    )
+    record = read_spectrum(write_s1d(tmp_path, CTYPE1="AWAV", CUNIT1="Angstrom", CRPIX1=11.0, SPECSYS="BARYCENT"))
     assert record.wave_aa[10] == pytest.approx(6100.0)
 
 
@@ -326,9 +316,7 @@ def test_an_object_name_that_is_not_ascii_is_read(tmp_path):
 
 
 def test_signal_to_noise_is_the_median_over_the_orders(tmp_path):
-    path = write_s1d(
-        tmp_path, **{f"ESO_DRS_SPE_EXT_SN{order}": value for order, value in enumerate((1, 30, 20.0))}
-    )
+    path = write_s1d(tmp_path, **{f"ESO_DRS_SPE_EXT_SN{order}": value for order, value in enumerate((1, 30, 20.0))})
     assert read_spectrum(path).snr == 20.0
 
 

@@ -136,9 +136,7 @@ def test_paper_rows_reproduce_their_printed_group_columns():
 
 def test_markdown_says_what_was_evaluated_first(report, tmp_path):
     text = report.markdown(tmp_path)
-    assert text.startswith(
-        "# ae-mix-7, step 120,000\n\n**Data: 60 simulated spectra (no telescope was involved)"
-    )
+    assert text.startswith("# ae-mix-7, step 120,000\n\n**Data: 60 simulated spectra (no telescope was involved)")
     assert "20 stars, test split of release 0123456789ab." in text.splitlines()[2]
     assert "simulated by this project" in replace(report, origin="demo").markdown(tmp_path).splitlines()[2]
     assert "real HARPS spectra" in replace(report, origin="real").markdown(tmp_path).splitlines()[2]
@@ -180,11 +178,7 @@ def test_files_carry_full_precision(report, tmp_path):
         assert row["name"] == entry["name"] == score.name
         if score.count:
             assert float(row["mae"]) == entry["mae"] == score.mae
-            assert (
-                float(row["standard_error_stars"])
-                == entry["standard_error_stars"]
-                == score.standard_error_stars
-            )
+            assert float(row["standard_error_stars"]) == entry["standard_error_stars"] == score.standard_error_stars
     assert content["labels"][NAMES.index("berv")]["mae"] is None
     assert content["origin"] == "simulated"
     assert content["figures"] == {"residuals": "../../plots/residuals.png"}
@@ -243,15 +237,11 @@ def test_spectrum_figure_zooms_where_it_can(tmp_path, monkeypatch, spectrum):
     wave_aa, flux = spectrum
     path = tmp_path / "spectrum.png"
     gappy = np.where((wave_aa > 6100) & (wave_aa < 6105), np.nan, flux)
-    texts = drawn(
-        monkeypatch, lambda: figures.spectrum_figure(path, wave_aa, gappy, 0.99 * flux, "simulated")
-    )
+    texts = drawn(monkeypatch, lambda: figures.spectrum_figure(path, wave_aa, gappy, 0.99 * flux, "simulated"))
     assert_png(path)
     assert {"Ca I 6122", "Ca I 6162", "telluric O$_2$ γ", "air wavelength [Å]", "simulated"} <= set(texts)
     narrow = (wave_aa > 6100) & (wave_aa < 6140)
-    texts = drawn(
-        monkeypatch, lambda: figures.spectrum_figure(path, wave_aa[narrow], flux[narrow], flux[narrow], "")
-    )
+    texts = drawn(monkeypatch, lambda: figures.spectrum_figure(path, wave_aa[narrow], flux[narrow], flux[narrow], ""))
     assert "Ca I 6122" in texts
     assert "Ca I 6162" not in texts
     figures.spectrum_figure(path, wave_aa[:500], flux[:500], flux[:500], "no zoom in range")
@@ -270,9 +260,7 @@ def test_residual_figure_says_what_it_leaves_out(tmp_path, monkeypatch):
     truth[:, 3] = predicted[:, 3] = 5777.0
     path = tmp_path / "residuals.png"
     names = ["teff", "mh", "logg", "airmass"]
-    texts = drawn(
-        monkeypatch, lambda: figures.residual_figure(path, truth, predicted, names, "simulated spectra")
-    )
+    texts = drawn(monkeypatch, lambda: figures.residual_figure(path, truth, predicted, names, "simulated spectra"))
     assert_png(path)
     (title,) = (text for text in texts if text.startswith("MAE") and " K " in text)
     outside = int(re.search(r"n = 398, (\d+) outside, 2 failed", title)[1])

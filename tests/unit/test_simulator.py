@@ -235,9 +235,7 @@ def test_stellar_and_telluric_lines_move_apart(grid: SedGrid):
 def test_exposure_reaches_its_signal_to_noise_and_velocities(grid: SedGrid):
     star = Star(1, 2, 10.0, -30.0, 5500.0, 4.4, 0.0, 55.0, frozenset())
     when = datetime(2010, 1, 1)
-    visit = Visit(
-        star, "ADP.x", "HD2", when, -20.0, 2.0, 8.0, snr=200.0, exptime_s=600.0, radvel_guess_kms=0.0
-    )
+    visit = Visit(star, "ADP.x", "HD2", when, -20.0, 2.0, 8.0, snr=200.0, exptime_s=600.0, radvel_guess_kms=0.0)
     flux = grid.sample(5500.0, 4.4, 0.0)[0]
     wave, adu, order_snr = expose(grid.wave_aa, flux, visit, np.random.default_rng(0))
     assert np.isfinite(adu).all()
@@ -249,8 +247,7 @@ def test_exposure_reaches_its_signal_to_noise_and_velocities(grid: SedGrid):
         data = adu[inside] / np.median(adu[inside])
         trial = np.arange(-80, 80, 0.5)
         match = [
-            np.corrcoef(data, np.interp(wave[inside] / (1 + v / C_KMS), template_aa, template))[0, 1]
-            for v in trial
+            np.corrcoef(data, np.interp(wave[inside] / (1 + v / C_KMS), template_aa, template))[0, 1] for v in trial
         ]
         return trial[np.argmax(match)]
 

@@ -62,7 +62,9 @@ def test_preprocessing_knows_only_spectra_and_the_release_format():
         for module in imported_modules(path):
             if module.startswith("harps_dist."):
                 inner = module.removeprefix("harps_dist.")
-                assert any(inner == name or inner.startswith(f"{name}.") for name in PREPROCESSING), f"{path} imports {module}"
+                assert any(inner == name or inner.startswith(f"{name}.") for name in PREPROCESSING), (
+                    f"{path} imports {module}"
+                )
             else:
                 assert module.startswith("preprocessing"), f"{path} imports {module}"
 
