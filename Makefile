@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS := demo/runs
+TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2
 
 .PHONY: demo test lint clean
 
@@ -14,10 +15,10 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/python -m preprocessing demo
-	$(BIN)/torchrun --nproc_per_node=2 launch/train.py demo-cnn-mix --out $(RUNS)/cnn-mix
-	$(BIN)/torchrun --nproc_per_node=2 launch/train.py demo-ae-mix --out $(RUNS)/ae-mix --start-from $(RUNS)/cnn-mix
-	$(BIN)/torchrun --nproc_per_node=2 launch/evaluate.py $(RUNS)/cnn-mix
-	$(BIN)/torchrun --nproc_per_node=2 launch/evaluate.py $(RUNS)/ae-mix
+	$(TORCHRUN) launch/train.py demo-cnn-mix --out $(RUNS)/cnn-mix
+	$(TORCHRUN) launch/train.py demo-ae-mix --out $(RUNS)/ae-mix --start-from $(RUNS)/cnn-mix
+	$(TORCHRUN) launch/evaluate.py $(RUNS)/cnn-mix
+	$(TORCHRUN) launch/evaluate.py $(RUNS)/ae-mix
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

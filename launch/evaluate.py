@@ -29,12 +29,10 @@ class Arguments:
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from harps_dist.console import console_for
     from harps_dist.data.reader import Release
     from harps_dist.evaluation.evaluate import Evaluator, evaluate
-    from harps_dist.evaluation.report import console_table
+    from harps_dist.evaluation.report import print_report
     from harps_dist.training.distributed import join_world
     from harps_dist.training.run import load_run, read_run
     from preprocessing.demo import resolve_release
@@ -43,31 +41,12 @@ def main() -> int:
     with join_world() as world:
         release = Release(resolve_release(arguments.release or read_run(arguments.run).recipe.data.release))
         name, recipe, model, step = load_run(arguments.run, release.manifest)
-        evaluator = Evaluator(model, recipe, release, world)
-        console = Console(quiet=not world.is_main)
+        console = console_for(quiet=not world.is_main)
+        evaluator = Evaluator(model, recipe, release, world, console)
         for kind in evaluator.kinds:
-            total = len(release.index.rows(kind, arguments.split)) // world.size
-            with Progress(console=console, disable=not world.is_main) as bar:
-                task = bar.add_task(f"{kind}, {arguments.split} split", total=total)
-                folder = out / f"{arguments.split}-{kind}"
-                report = evaluate(
-                    evaluator,
-                    name,
-                    step,
-                    kind,
-                    arguments.split,
-                    folder,
-                    progress=lambda n: bar.advance(task, n),
-                )  # noqa: B023
-            if report:
-                console.print(console_table(report))
-                for measure in report.measures:
-                    console.print(
-                        f"{measure.name}: {measure.value:.4f} ± {measure.standard_error:.4f}", highlight=False
-                    )
-                for caption, path in report.figures.items():
-                    console.print(f"{caption}: {path}", soft_wrap=True)
-                console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
+            folder = out / f"{arguments.split}-{kind}"
+            if report := evaluate(evaluator, name, step, kind, arguments.split, folder):
+                print_report(report, folder, console)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Train a recipe: `torchrun --nproc_per_node=4 launch/train.py [RECIPE] [--data.release R] [--out DIR] [--FIELD VALUE]`.
+"""Train a recipe: `torchrun --nproc_per_node=4 launch/train.py [RECIPE] [--data.release R] [--out DIR] …`.
 
 Without arguments it trains the default recipe on the embedded demo release, building that on first use. The
 recipes are those of harps_dist/recipes.py; any field can be overridden. A run's folder that holds a checkpoint

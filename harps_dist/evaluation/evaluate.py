@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from harps_dist.config import Decoder, Recipe
@@ -39,6 +40,7 @@ Spectra = Literal["real", "simulated"]  # what a model can be tried on
 BATCH = 16
 INTERVENTIONS_KMS = tuple(np.linspace(-40.0, 40.0, 9))
 FIGURE_WINDOW_AA = (6110.0, 6140.0)
+FIGURE_INTERVENTIONS_KMS = (-20.0, 5.0, 20.0)
 
 
 @dataclass
@@ -58,7 +60,10 @@ class Predictions:
 class Evaluator:
     """A trained model, and the release to try it on."""
 
-    def __init__(self, model: SpectrumModel, recipe: Recipe, release: Release, world: World):
+    def __init__(
+        self, model: SpectrumModel, recipe: Recipe, release: Release, world: World, console: Console | None = None
+    ):
+        self.console = console or Console(quiet=True)
         self.model, self.recipe, self.release, self.world = (
             model.to(world.device).eval(),
             recipe,
@@ -77,14 +82,17 @@ class Evaluator:
         """What this model can be tried on: a decoder alone needs every label, which real spectra do not have."""
         return ("simulated",) if isinstance(self.recipe.model, Decoder) else ("real", "simulated")
 
-    def predict(self, rows: np.ndarray, progress: Callable[[int], None] = lambda samples: None) -> Predictions:
+    def origin(self, kind: Spectra) -> Origin:
+        """What reports call this kind: spectra of the demo are never passed off as real."""
+        return "demo" if kind == "real" and not self.release.manifest.genuine else kind
+
+    def predict(self, rows: np.ndarray, what: str = "samples") -> Predictions:
         """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them."""
         mine = rows[self.world.rank :: self.world.size]
         batches = EvaluationBatches(self.release, mine, self.recipe.data.augment, self.recipe.training.seed, BATCH)
-        pieces = []
-        for raw in load(batches, range(len(batches)), 0, self.world.device):
-            pieces.append(self._predict_batch(raw))
-            progress(len(raw.rows))
+        stream = load(batches, range(len(batches)), 0, self.world.device)
+        bar = track(stream, f"evaluate {what}", len(batches), console=self.console, disable=self.console.quiet)
+        pieces = [self._predict_batch(raw) for raw in bar]
         pieces = [piece for of_rank in self.world.gather(pieces) for piece in of_rank]
         found = np.concatenate([piece.rows for piece in pieces])
         order = np.argsort(found)
@@ -150,59 +158,40 @@ class Evaluator:
     @torch.no_grad()
     def figures(self, row: int, folder: Path) -> dict[str, Path]:
         """Spectrum with reconstruction and RV intervention of one sample, where the model reconstructs."""
-        raw = EvaluationBatches(self.release, np.array([row]), self.recipe.data.augment, self.recipe.training.seed, 1)[
-            0
-        ].to(self.world.device)
+        augment, seed = self.recipe.data.augment, self.recipe.training.seed
+        raw = EvaluationBatches(self.release, np.array([row]), augment, seed, size=1)[0].to(self.world.device)
         batch = self.observer(raw)
         output = self.model(batch)
         if output.reconstruction is None:
             return {}
-        index, grid = self.release.index, self.release.grid
-        title = f"{index['object'][row]} ({index['kind'][row]}, S/N {index['snr'][row]:.0f})"
-        hide = np.where(self.valid, 0.0, np.nan)
         reconstructed = output.reconstruction[0].cpu().numpy()
-        drawn = {"Spectrum and reconstruction": folder / "spectrum.png"}
-        spectrum_figure(
-            drawn["Spectrum and reconstruction"],
-            grid.wave_aa,
-            batch.flux[0].cpu().numpy() + hide,
-            reconstructed + hide,
-            title,
-        )
-        if output.labels is not None and "rv" in self.model.labels:
-            window = grid.wave_slice(*FIGURE_WINDOW_AA)
-            if window.stop - window.start > 100:
-                nodes = self.model.encode(batch.flux).mean
-                curves = {
-                    dv: (
-                        self.decode_at(nodes, dv)[0, window],
-                        self.simulate_at(raw, dv)[0, window]
-                        if len(raw.sed)
-                        else self._shift(output.reconstruction, dv)[0, window],
-                    )
-                    for dv in (-20.0, 5.0, 20.0)
-                }
-                path = folder / "rv_intervention.png"
-                intervention_figure(path, grid.wave_aa[window], reconstructed[window], curves, "rv", "km/s")
-                drawn["Intervention on the radial velocity"] = path
+        path = folder / "spectrum.png"
+        index, wave_aa = self.release.index, self.release.grid.wave_aa
+        title = f"{index['object'][row]} ({self.origin(index['kind'][row])}, S/N {index['snr'][row]:.0f})"
+        hide = np.where(self.valid, 0.0, np.nan)
+        spectrum_figure(path, wave_aa, batch.flux[0].cpu().numpy() + hide, reconstructed + hide, title)
+        drawn = {"Spectrum and reconstruction": path}
+        window = self.release.grid.wave_slice(*FIGURE_WINDOW_AA)
+        if output.labels is not None and "rv" in self.model.labels and window.stop - window.start > 100:
+            nodes, curves = self.model.encode(batch.flux).mean, {}
+            for dv_kms in FIGURE_INTERVENTIONS_KMS:
+                due = self.simulate_at(raw, dv_kms) if len(raw.sed) else self._shift(output.reconstruction, dv_kms)
+                curves[dv_kms] = self.decode_at(nodes, dv_kms)[0, window], due[0, window]
+            path = folder / "rv_intervention.png"
+            intervention_figure(path, wave_aa[window], reconstructed[window], curves, "rv", "km/s")
+            drawn["Intervention on the radial velocity"] = path
         return drawn
 
 
 def evaluate(
-    evaluator: Evaluator,
-    name: str,
-    step: int,
-    kind: Spectra,
-    split: SplitName | Literal["all"],
-    folder: Path,
-    progress: Callable[[int], None] = lambda samples: None,
+    evaluator: Evaluator, name: str, step: int, kind: Spectra, split: SplitName | Literal["all"], folder: Path
 ) -> Report | None:
     """Evaluate one kind and split into `folder`; None where the release has no such sample, or on other ranks."""
     release = evaluator.release
     rows = release.index.rows(kind, split)
     if not len(rows):
         return None
-    found = evaluator.predict(rows, progress)
+    found = evaluator.predict(rows, f"{kind}, {split} split")
     if not evaluator.world.is_main:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +204,7 @@ def evaluate(
     figures = {}
     if known:
         figures["Residuals by label"] = folder / "residuals.png"
-        residual_figure(figures["Residuals by label"], truth, labels, known, f"{kind}, {split} split")
+        residual_figure(figures["Residuals by label"], truth, labels, known, f"{evaluator.origin(kind)}, {split} split")
     figures |= evaluator.figures(int(found.rows[np.argmax(np.nan_to_num(release.index["snr"][found.rows]))]), folder)
     measures = [Measure.of(measure, values) for measure, values in found.scores.items()]
     if "MAE'" in found.scores:
@@ -228,13 +217,12 @@ def evaluate(
             )
         )
     row = name.removeprefix("demo-")
-    origin: Origin = "demo" if kind == "real" and not release.manifest.genuine else kind
     report = Report(
         run=name,
         step=step,
         release_digest=release.digest,
         split=split,
-        origin=origin,
+        origin=evaluator.origin(kind),
         spectra=len(found.rows),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, labels, known, sigma, stars),

@@ -18,6 +18,7 @@ from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.console import Console
     from rich.table import Table
 
 Origin = Literal["real", "demo", "simulated", "mixed"]
@@ -190,6 +191,16 @@ def console_table(report: Report) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def print_report(report: Report, folder: Path, console: Console) -> None:
+    """Print the table of label errors, the other measures, and where the files of the report in `folder` lie."""
+    console.print(console_table(report))
+    for measure in report.measures:
+        console.print(f"{measure.name}: {format_pair(measure.value, measure.standard_error)}", highlight=False)
+    for caption, path in report.figures.items():
+        console.print(f"{caption}: {path}", soft_wrap=True)
+    console.print(f"Report: {folder / 'report.md'}", soft_wrap=True)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

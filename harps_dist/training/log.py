@@ -52,7 +52,7 @@ class RunLog:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._console.print(_console_line(line), highlight=False)
+        self._console.print(_console_line(line), highlight=False, soft_wrap=True)
         if self._wandb:
             self._wandb.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 

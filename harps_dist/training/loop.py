@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.parallel import DistributedDataParallel
 
 from harps_dist.config import Recipe
+from harps_dist.console import console_for
 from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, load
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
@@ -50,7 +50,7 @@ class Trainer:
         self.model = build_model(recipe, release.manifest).to(world.device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=config.betas)
-        self.console = Console(quiet=not world.is_main)
+        self.console = console_for(quiet=not world.is_main)
         self.step = self._resume() or self._start_from(start_from)
         if world.is_main:
             save_recipe(run, recipe, release.manifest, name, start_from)

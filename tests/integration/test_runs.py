@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from harps_dist.training.log import read_log
 from tests.commands import TINY, command, environment, run
@@ -75,6 +76,23 @@ def test_a_decoder_is_evaluated_on_simulated_spectra(tiny_release, tmp_path):
     printed = run(command("launch/evaluate.py", "r"), tmp_path)
     assert "MAE'" in printed
     assert not (tmp_path / "r/evaluation/test-real").exists()
+
+
+def test_a_run_starts_from_the_weights_of_another(trained, tiny_release, tmp_path):
+    """An encoder goes on inside an autoencoder; the learning rate is too small to change a weight."""
+    encoder = ("demo-cnn-mix", "--data.release", tiny_release, "--out", "cnn", "--training.steps", 3, *TINY)
+    run(command("launch/train.py", *encoder), tmp_path)
+    arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", "ae", "--training.steps", 1, *TINY)
+    frozen = ("--training.learning-rate", 1e-30, "--start-from", "cnn")
+    assert "starting from" in run(command("launch/train.py", *arguments, *frozen), tmp_path)
+    parent = load_file(tmp_path / "cnn/checkpoints/step-00000003/model.safetensors")
+    child = load_file(tmp_path / "ae/checkpoints/step-00000001/model.safetensors")
+    for name, value in parent.items():
+        if name.startswith("network.encoder."):
+            np.testing.assert_array_equal(child[name], value, err_msg=name)
+    assert yaml.safe_load((tmp_path / "ae/recipe.yaml").read_text())["start_from"] == "cnn"
+    printed = run(command("launch/train.py", *arguments, "--start-from", "nowhere", "--out", "x"), tmp_path, expect=1)
+    assert "Train it first" in printed
 
 
 def test_weights_and_biases_offline_and_bf16(tiny_release, tmp_path):

@@ -20,7 +20,7 @@ ROOMS = {  # room: rooms of harps_dist it may import from, besides itself
     "evaluation": {"spectra", "data", "models", "training"},
     "inference": {"spectra", "data", "models", "training"},
 }
-COMMON = {"errors", "files", "frozen"}
+COMMON = {"errors", "files", "frozen", "console"}
 PREPROCESSING = {
     "spectra",
     "data.manifest",
