@@ -1,0 +1,81 @@
+"""The full 327,680-pixel grid, from genuine spectra and full-range ETC output of both generations to a training step."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from harps_dist.data.augment import Augment
+from harps_dist.data.batches import EvaluationBatches, Observer
+from harps_dist.data.reader import Release
+from harps_dist.spectra.grid import CCD_GAP, HARPS
+from harps_dist.training.log import read_log
+from preprocessing.atmosphere import Atmosphere
+from preprocessing.catalog import Catalog
+from preprocessing.ingest import ingest_etc, ingest_spectra
+from preprocessing.instrument import observe
+from preprocessing.pack import pack
+from preprocessing.sed import read_sed
+from preprocessing.simulator_files import EtcSettings, write_etc
+from tests.commands import command, run
+
+NODES = ("t5000_g4.25_m-0.4", "t6000_g4.25_m+0.4")
+
+
+@pytest.fixture(scope="module")
+def release(genuine_data, tmp_path_factory):
+    """A few genuine spectra and two full-range ETC runs, one of each generation, on the full grid."""
+    folder = tmp_path_factory.mktemp("full")
+    for name in ("spectra", "sed", "etc"):
+        (folder / name).mkdir()
+    for path in sorted((genuine_data / "harps").glob("HARPS.2012-0[34]*"))[:3]:
+        shutil.copy(path, folder / "spectra")
+    telluric = genuine_data / "telluric"
+    atmosphere = Atmosphere.from_line_lists(
+        telluric / "hitran2020_H2O_espresso_lines.fits", telluric / "hitran2020_O2_espresso_lines.fits", 6860.0, 6960.0
+    )
+    for node, generation in zip(NODES, ("2023", "2026"), strict=True):
+        shutil.copy(genuine_data / "sed_full" / f"{node}.npz", folder / "sed")
+        sed = read_sed(folder / "sed" / f"{node}.npz")
+        orders = observe(sed.wave_aa, sed.flux, 1.3, 5.0, 7.0, 300.0, atmosphere=atmosphere)
+        settings = EtcSettings(f"{node}.npz", 1.3, 5.0, 7.0, 300.0)
+        write_etc(folder / "etc" / f"run_{generation}.json", orders, settings, generation)
+    archive = folder / "archive.zarr"
+    catalog = Catalog.read(genuine_data / "labels.csv")
+    assert ingest_spectra(folder / "spectra", archive, HARPS, catalog).added == 3
+    report = ingest_etc(folder / "etc", archive, HARPS, folder / "sed")
+    assert report.refused == []
+    pack(archive, folder / "release", (1.0, 0.0, 0.0))
+    return Release(folder / "release")
+
+
+def test_simulated_spectra_fill_the_full_grid(release):
+    rows = release.index.rows("simulated")
+    assert sorted(release.index["object"][rows]) == list(NODES)
+    augment = Augment(rv_kms=100, berv_kms=30)
+    raw = EvaluationBatches(release, rows, augment, 0, 2)[0]
+    observer = Observer(HARPS, release.source_grid, augment, raw.flux.device)
+    flux = observer(raw).flux.numpy()
+    assert flux.shape == (2, 327_680)
+    assert np.isfinite(flux).all()
+    np.testing.assert_allclose(np.median(flux[:, HARPS.valid], axis=1), 1.0, atol=1e-3)
+    gap = flux[:, CCD_GAP[0] - HARPS.start : CCD_GAP[1] - HARPS.start]
+    assert np.abs(np.diff(gap, n=2)).max() < 1e-5  # a straight line across the CCD gap
+    oxygen = HARPS.wave_slice(6867.0, 6880.0)  # the head of the O2 B band
+    assert flux[:, oxygen].min() < 0.5
+    quiet = Observer(HARPS, release.source_grid, augment.model_copy(update={"noise": False}), raw.flux.device)
+    assert 0.001 < np.abs(flux - quiet(raw).flux.numpy())[:, HARPS.valid].mean() < 0.05
+
+
+def test_encoder_and_autoencoder_take_a_step_on_the_full_grid(release, tmp_path):
+    for recipe in ("cnn-mix", "ae-mix"):
+        arguments = (
+            recipe, "--data.release", release.path, "--out", recipe, "--training.steps", 2, "--training.batch-size", 2,
+            "--model.width", 0.25, "--log.every", 1, *(("--model.decoder-width", 0.125) if recipe == "ae-mix" else ()),
+        )  # fmt: skip
+        run(command("launch/train.py", *arguments), tmp_path)
+        lines = read_log(tmp_path / recipe)
+        assert [line["step"] for line in lines] == [1, 2]
+        assert np.isfinite([line["loss_label"] for line in lines]).all()
