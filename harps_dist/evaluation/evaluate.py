@@ -191,7 +191,7 @@ def evaluate(
     rows = release.index.rows(kind, split)
     if not len(rows):
         return None
-    found = evaluator.predict(rows, f"{kind}, {split} split")
+    found = evaluator.predict(rows, f"{evaluator.origin(kind)}, {split} split")
     if not evaluator.world.is_main:
         return None
     folder.mkdir(parents=True, exist_ok=True)
