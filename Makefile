@@ -15,10 +15,10 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/python -m preprocessing demo
-	$(TORCHRUN) launch/train.py demo-cnn-mix --out $(RUNS)/cnn-mix
-	$(TORCHRUN) launch/train.py demo-ae-mix --out $(RUNS)/ae-mix --start-from $(RUNS)/cnn-mix
-	$(TORCHRUN) launch/evaluate.py $(RUNS)/cnn-mix
-	$(TORCHRUN) launch/evaluate.py $(RUNS)/ae-mix
+	$(TORCHRUN) launch/train.py demo-cnn-mix --out $(RUNS)/demo-cnn-mix
+	$(TORCHRUN) launch/train.py demo-ae-mix --out $(RUNS)/demo-ae-mix
+	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-cnn-mix
+	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-mix
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -63,12 +63,14 @@ class Decoder(Frozen):
 class Autoencoder(Frozen):
     """Spectrum to latent to spectrum; the first latent nodes are the labels, the others unknown factors.
 
-    width scales the encoder's channels, decoder_width the decoder's.
+    width scales the encoder's channels, decoder_width the decoder's. variational: draw the nodes from a Gaussian in
+    training (beta-VAE, InfoVAE). Without labels the bottleneck is unsupervised.
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
     labels: tuple[str, ...] = SEVEN
     bottleneck: int = Field(9, ge=1)
+    variational: bool = False
     architecture: Literal["cnn", "resnet"] = "resnet"
     block: Literal["public", "appendix_b"] = "public"
     width: float = Field(1.0, gt=0)
@@ -99,18 +101,24 @@ class Data(Frozen):
 
     release: path of a release, or "demo" for the embedded demo release, which is built on first use.
     workers: loader processes per rank; 0 reads in the training process.
+    label_fraction: share of the real labels that training sees (Table 5: 0.01), drawn per spectrum and label as the
+    paper does, which leaves much-observed stars labelled, or per star and label.
     """
 
     release: str = "demo"
     mix: Mix = Mix()
     augment: Augment = Augment()
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    label_fraction_by: Literal["per_spectrum", "per_star"] = "per_spectrum"
     workers: int = Field(0, ge=0)
 
 
 class Loss(Frozen):
-    """Weights of the loss parts (Eqs. 3-7) and the shape of their errors.
+    """Weights of the loss parts (Eqs. 3-11) and the shape of their errors.
 
     unknown_penalty: weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2).
+    kl: weight of the mean over the batch of the divergence summed over nodes, so that it means the same at any batch
+    size. mmd: weight of the maximum-mean discrepancy between nodes and prior.
     label_below, reconstruction_below: the errors are absolute as in the paper, but quadratic below this, in standard
     deviations of the label and in medians of the flux. Under the plain absolute error a decoder that draws no line
     at all is a strong attractor, since most pixels are continuum; a quadratic error pulls it out.
@@ -119,6 +127,8 @@ class Loss(Frozen):
     label: float = Field(1.0, ge=0)
     reconstruction: float = Field(1.0, ge=0)
     unknown_penalty: float = Field(1.0, ge=0)
+    kl: float = Field(0.0, ge=0)
+    mmd: float = Field(0.0, ge=0)
     label_below: float = Field(0.0, ge=0)
     reconstruction_below: float = Field(0.0, ge=0)
 
@@ -150,9 +160,13 @@ class Log(Frozen):
 
 
 class Recipe(Frozen):
-    """One row of the paper's tables, or a variation of it."""
+    """One row of the paper's tables, or a variation of it.
+
+    parent: recipe whose run, beside this one, lends the weights that fit; it is trained where it is missing.
+    """
 
     model: Model
+    parent: str | None = None
     data: Data = Data()
     loss: Loss = Loss()
     training: Training = Training()
@@ -169,6 +183,8 @@ class Recipe(Frozen):
         unknown = [name for name in self.model.labels if name not in LABEL]
         if unknown:
             raise ValueError(f"unknown labels {unknown}; known are {list(LABEL)}.")
+        if isinstance(self.model, Autoencoder) and self.model.variational and not (self.loss.kl or self.loss.mmd):
+            raise ValueError("a variational autoencoder needs a weight for kl or mmd; set loss.kl or loss.mmd.")
         if isinstance(self.model, Decoder) and self.data.mix.real > 0:
             raise ValueError(
                 "a decoder alone needs every label of every spectrum, which real ones do not have; set data.mix.real 0."

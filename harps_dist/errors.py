@@ -27,3 +27,7 @@ class ReleaseError(HarpsDistError):
 
 class ResumeError(HarpsDistError):
     """A checkpoint that cannot continue the run that was asked for."""
+
+
+class TrainingError(HarpsDistError):
+    """A training that cannot go on, such as one whose loss is no longer finite."""

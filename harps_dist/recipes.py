@@ -15,35 +15,90 @@ from harps_dist.spectra.labels import SEVEN, SIX
 
 REAL = Data(mix=Mix(real=1, simulated=0))
 ETC = Data(mix=Mix(real=0, simulated=1))
-MIXED = Data(mix=Mix(real=1, simulated=1))
+MIX = Data(mix=Mix(real=1, simulated=1))
 
+
+def one_percent(data: Data) -> Data:
+    """The same data with 1 % of the real labels (Table 5)."""
+    return data.model_copy(update={"label_fraction": 0.01})
+
+
+# The printed lambda_KL = 1e-5 weighs a sum over a batch of 32; these weigh the mean, hence the factor (Sect. 3.7).
+KL = 32 * 1e-5
+BETA = Loss(kl=KL)
+BETA_U = Loss(kl=KL, unknown_penalty=0)
+INFO = Loss(kl=KL, mmd=(1 - 1e-5) + 100 - 1)  # lambda_MI + lambda_MMD - 1, Eq. 10
+INFO_U = Loss(kl=KL, mmd=(1 - 1e-5) + 100 - 1, unknown_penalty=0)
+
+AE = Autoencoder(bottleneck=9)
+VAE = Autoencoder(bottleneck=32, variational=True)
+VAE_U = Autoencoder(bottleneck=128, variational=True, labels=())
+VAE_CNN_U = Autoencoder(bottleneck=128, variational=True, labels=(), architecture="cnn")
+
+# fmt: off
 RECIPES = {
-    "cnn-mix":     Recipe(model=Encoder(labels=SIX),           data=MIXED),
-    "cnn-real":    Recipe(model=Encoder(labels=SIX),           data=REAL),
-    "cnn-etc":     Recipe(model=Encoder(labels=SEVEN),         data=ETC),
-    "ae-real":     Recipe(model=Autoencoder(bottleneck=9),     data=REAL),
-    "ae-mix":      Recipe(model=Autoencoder(bottleneck=9),     data=MIXED),
-    "resnet-etc":  Recipe(model=Decoder(architecture="resnet"), data=ETC, training=Training(learning_rate=1e-3)),
-    "cnn-dec-etc": Recipe(model=Decoder(architecture="cnn"),   data=ETC),
-}  # fmt: skip
+    # Table 4: learning paradigms and architectures
+    "beta-vae-cnn-u":  Recipe(model=VAE_CNN_U,                    data=REAL, loss=BETA_U, parent="cnn-dec-etc"),
+    "cnn-mix":         Recipe(model=Encoder(labels=SIX),          data=MIX),
+    "ae-real":         Recipe(model=AE,                           data=REAL, parent="resnet-etc"),
+    "ae-mix":          Recipe(model=AE,                           data=MIX,  parent="resnet-etc"),
+    "infovae-mix":     Recipe(model=VAE,                          data=MIX,  loss=INFO, parent="resnet-etc"),
+    "cnn-etc":         Recipe(model=Encoder(labels=SEVEN),        data=ETC),
+    # Table 5: fewer labels
+    "cnn-real":        Recipe(model=Encoder(labels=SIX),          data=REAL),
+    "cnn-real-1pct":   Recipe(model=Encoder(labels=SIX),          data=one_percent(REAL)),
+    "cnn-mix-1pct":    Recipe(model=Encoder(labels=SIX),          data=one_percent(MIX)),
+    "ae-real-1pct":    Recipe(model=AE,                           data=one_percent(REAL), parent="resnet-etc"),
+    "ae-mix-1pct":     Recipe(model=AE,                           data=one_percent(MIX), parent="resnet-etc"),
+    # Table 6: unsupervised, labels by least squares from the latent means
+    "beta-vae-u":      Recipe(model=VAE_U,                        data=REAL, loss=BETA_U, parent="resnet-etc"),
+    "infovae-u":       Recipe(model=VAE_U,                        data=REAL, loss=INFO_U, parent="resnet-etc"),
+    "beta-vae-mix-u":  Recipe(model=VAE_U,                        data=MIX,  loss=BETA_U, parent="resnet-etc"),
+    "infovae-mix-u":   Recipe(model=VAE_U,                        data=MIX,  loss=INFO_U, parent="resnet-etc"),
+    # Table 7: decoders
+    "cnn-dec-etc":     Recipe(model=Decoder(architecture="cnn"),  data=ETC),
+    "resnet-etc":      Recipe(model=Decoder(),                    data=ETC,  training=Training(learning_rate=1e-3)),
+    # Not tabulated: the supervised beta-VAE of Sect. 3.7, the block as Appendix B prints it
+    "beta-vae-mix":    Recipe(model=VAE,                          data=MIX,  loss=BETA, parent="resnet-etc"),
+    "resnet-b-etc":    Recipe(model=Decoder(block="appendix_b"),  data=ETC,  training=Training(learning_rate=1e-3)),
+}
+# fmt: on
+
+# Fig. 2: bottleneck 7..20, with and without supervising the unknown factors of simulated spectra towards zero
+for _suffix, _loss in (("", Loss()), ("-free", Loss(unknown_penalty=0))):
+    RECIPES |= {
+        f"fig2-b{size}{_suffix}": Recipe(model=Autoencoder(bottleneck=size), data=MIX, loss=_loss, parent="resnet-etc")
+        for size in range(7, 21)
+    }
+# Fig. D.1: the weight of the label loss
+RECIPES |= {
+    f"figd1-lab{weight:g}": Recipe(model=AE, data=MIX, loss=Loss(label=weight), parent="resnet-etc")
+    for weight in (0.01, 0.1, 1, 10, 20, 100)
+}
 
 _DEMO_AUGMENT = Augment(rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.1, continuum=0.01))
 _DEMO_STEPS = {"encoder": 500, "autoencoder": 350, "decoder": 350}
 
 
 def at_demo_scale(recipe: Recipe) -> Recipe:
-    """The same row at a scale that learns within minutes; a ResNet decoder does not, so a CNN takes its place."""
-    model = recipe.model.model_copy(update={"init": "on_scale"})
+    """The same row at a scale that learns within minutes.
+
+    A ResNet decoder does not, pretrained or not, so a CNN takes its place in autoencoders, and what they start from
+    is an encoder.
+    """
+    model, parent = recipe.model.model_copy(update={"init": "on_scale"}), None
     if isinstance(model, Encoder | Autoencoder):
         model = model.model_copy(update={"input_centre": 0.93, "input_scale": 8.0})
     if isinstance(model, Autoencoder):
         model = model.model_copy(update={"architecture": "cnn", "decoder_width": 0.5})
+        parent = "demo-cnn-mix"
     if isinstance(model, Decoder):
         model = model.model_copy(update={"width": 0.25})
     return Recipe(
         model=model,
+        parent=parent,
         data=recipe.data.model_copy(update={"augment": _DEMO_AUGMENT}),
-        loss=Loss(label_below=0.1, reconstruction=3.0, reconstruction_below=0.3),
+        loss=recipe.loss.model_copy(update={"label_below": 0.1, "reconstruction": 3.0, "reconstruction_below": 0.3}),
         training=Training(
             steps=_DEMO_STEPS[model.kind], learning_rate=1e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0
         ),

@@ -2,7 +2,7 @@
 
 Without arguments it trains the default recipe on the embedded demo release, building that on first use. The
 recipes are those of harps_dist/recipes.py; any field can be overridden. A run's folder that holds a checkpoint
-of the same recipe and release is continued.
+of the same recipe and release is continued. A recipe's parent is found beside the run or trained first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None]:
         out: Path = Path("runs") / name
         """Folder of the run."""
         start_from: Path | None = None
-        """Another run whose fitting weights a new run begins with: an encoder's for an autoencoder, say."""
+        """Run whose fitting weights a new run begins with; default: that of the recipe's parent, beside this one."""
 
     parsed = tyro.cli(
         Arguments,
@@ -47,7 +47,7 @@ def main() -> int:
     name, recipe, run, start_from = parse(sys.argv[1:])
     from harps_dist.data.reader import Release
     from harps_dist.training.distributed import join_world
-    from harps_dist.training.loop import Trainer
+    from harps_dist.training.loop import train_run
     from preprocessing.demo import resolve_release
 
     with join_world() as world:
@@ -55,7 +55,7 @@ def main() -> int:
             resolve_release(recipe.data.release)
         world.barrier()
         release = Release(resolve_release(recipe.data.release))
-        Trainer(recipe, name, release, run, world, start_from).train()
+        train_run(recipe, name, release, run, world, start_from)
     return 0
 
 

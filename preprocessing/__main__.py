@@ -142,8 +142,9 @@ def _say(report, archive: Path) -> int:
     from preprocessing.ingest import quarantine_path
 
     print(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
-    if report.labels:
-        print(f"catalogue: {_counts(dict(sorted(report.labels.items())))}")
+    counts = {name: count for name, count in sorted(report.counts.items()) if count}
+    if counts:
+        print(f"spectra: {_counts(counts)}")
     for refusal in report.refused[:20]:
         print(f"  quarantined {refusal}")
     if report.refused:

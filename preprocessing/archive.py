@@ -63,6 +63,7 @@ SCHEMAS: dict[str, dict[str, Column]] = {
         "mjd": Column("f8", "d"),
         "exptime": Column("f8", "s"),
         "snr": Column("f8"),
+        "flag": Column("str", note="why no release takes the spectrum, '' where one may"),
         "berv": Column("f8", "km/s", "header"),
         "airmass": Column("f8", "", "header, mean over the exposure"),
         **LABEL_COLUMNS,

@@ -25,7 +25,7 @@ from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.regrid import regrid
-from harps_dist.spectra.standardise import MINIMUM_COVERAGE, standardise
+from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken, standardise
 from preprocessing.archive import ROWS_PER_SHARD, Archive
 from preprocessing.catalog import Catalog, resolve_target
 from preprocessing.etc import EtcRecord, read_etc
@@ -39,12 +39,12 @@ Row = tuple[dict[str, Any], np.ndarray]
 
 @dataclass
 class IngestReport:
-    """What an ingest did. `labels` counts catalogue outcomes: matched_tic, unmatched, out_of_range_teff, …"""
+    """What an ingest did. `counts` says how stars were matched, which labels are there or out of range, and flags."""
 
     added: int = 0
     already: int = 0
     refused: list[Refusal] = field(default_factory=list)
-    labels: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def nothing_good(self) -> bool:
@@ -112,13 +112,15 @@ def ingest_spectra(
                 if isinstance(found, Refusal):
                     refused.append(replace(found, source=source))
                     continue
-                record, flux = found
+                record, flux, flag = found
                 if record.dp_id in keys:
                     detail = f"data product {record.dp_id} is in the archive already, from {keys[record.dp_id]}"
                     refused.append(Refusal(source, Reason.DUPLICATE, detail))
                     continue
                 keys[record.dp_id] = source
-                rows.append((_real_columns(record, source, catalog, report.labels), flux))
+                columns = _real_columns(record, source, catalog, report.counts)
+                report.counts[flag] += bool(flag)
+                rows.append((columns | {"flag": flag}, flux))
             quarantine.update(refused, [columns["source"] for columns, _ in rows])
             writer.append("real", rows)
             report.added += len(rows)
@@ -127,21 +129,22 @@ def ingest_spectra(
     return report
 
 
-def _read_real(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray] | Refusal:
-    """Read one file and bring it onto the grid; refused where it could not be standardised there."""
+def _read_real(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] | Refusal:
+    """Read one file and bring it onto the grid, flagged if broken; refused where it could not be standardised there."""
     record = read_spectrum(path)
     if isinstance(record, Refusal):
         return record
     flux = regrid(record.wave_aa, record.flux, grid)
     flux[~grid.valid] = np.nan
     try:
-        standardise(flux, grid)
+        standardised, _ = standardise(flux, grid)
     except SpectrumError as error:
         coverage = np.isfinite(flux).sum() / grid.valid.sum()
         reason = Reason.COVERAGE if coverage < MINIMUM_COVERAGE else Reason.NEGATIVE
         return Refusal(record.source, reason, str(error))
     empty = np.empty(0, np.float32)
-    return replace(record, wave_aa=empty, flux=empty), flux
+    flag = "numerically broken flux" if is_broken(standardised, grid) else ""
+    return replace(record, wave_aa=empty, flux=empty), flux, flag
 
 
 def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None, counts: Counter[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from harps_dist.data.split import PAPER_FRACTIONS, split_of
 from harps_dist.errors import ArchiveError
 from harps_dist.files import publish_folder
 from harps_dist.spectra.labels import LABEL, NAMES
-from harps_dist.spectra.standardise import is_broken, standardise
+from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 
 SHARD_BYTES = 256 * 2**20
@@ -59,7 +59,7 @@ def pack(
     """Write a release of everything in the archive that may be trained on.
 
     fractions: of stars in train, validation and test. keep_out_of_range: keep spectra with a label outside the
-    paper's ranges, which are left out and counted otherwise, as are numerically broken ones always. genuine: False
+    paper's ranges, which are left out and counted otherwise, as are flagged ones always. genuine: False
     where no telescope was involved, which every report then says. progress is told (samples done, samples in all).
     The folder appears when it is whole; a release that stood there is replaced. Raises ArchiveError where the
     archive has nothing to pack.
@@ -112,14 +112,16 @@ def pack(
 def _real(
     archive: Archive, fractions: tuple[float, float, float], keep_out_of_range: bool, left_out: Counter[str]
 ) -> Iterator[Sample]:
-    columns = _columns(archive, "real", "key", "target", "object", "snr", "berv", "airmass", "rv", "teff", "mh", "logg")
+    columns = _columns(
+        archive, "real", "key", "target", "object", "flag", "snr", "berv", "airmass", "rv", "teff", "mh", "logg"
+    )
     for number, values in enumerate(columns):
+        if values["flag"]:
+            left_out[values["flag"]] += 1
+            continue
         outside = [name for name in ("teff", "mh", "logg") if _outside(name, values[name])]
         if outside and not keep_out_of_range:
             left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
-            continue
-        if is_broken(_standardised(archive, number)[0], archive.grid):
-            left_out["numerically broken flux"] += 1
             continue
         labels = {name: values.get(name, np.nan) for name in NAMES}
         if _outside("airmass", labels["airmass"]):

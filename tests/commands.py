@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ("--model.width", "0.25", "--training.batch-size", "12", "--log.every", "1")
+TINY = ("--parent", "None", "--model.width", "0.25", "--training.batch-size", "12", "--log.every", "1")
 
 
 def command(script: str, *arguments: object, ranks: int = 1) -> list[str]:

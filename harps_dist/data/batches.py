@@ -7,7 +7,7 @@ standardises. Nothing here depends on ranks, workers or timing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.keyed import key_of, uniforms
 from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.reader import Release
+from harps_dist.data.scarcity import scarce_labels
 from harps_dist.spectra.doppler import Method, bspline_coefficients, doppler_shift, resample_shifted
 from harps_dist.spectra.grid import STEP_AA, Grid, fill_plan
 from harps_dist.spectra.labels import NAMES
@@ -30,8 +31,9 @@ RV, BERV = NAMES.index("rv"), NAMES.index("berv")
 class RawBatch(NamedTuple):
     """What leaves the CPU: real spectra as they are, simulated ones as SED and response. Real ones come first.
 
-    flux (real, pixel); sed (simulated, source pixel); response (simulated, 3, source pixel); rv_kms, berv_kms
-    and key (simulated,); labels (batch, label) with NaN where missing; rows (batch,) of the index.
+    flux (real, pixel); sed (simulated, source pixel); response (simulated, 3, source pixel); rv_kms and berv_kms
+    (simulated,); key (batch,) of what the device draws; labels (batch, label) with NaN where missing; rows (batch,)
+    of the index.
     """
 
     flux: Tensor
@@ -48,42 +50,51 @@ class RawBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Standardised spectra (batch, pixel), labels (batch, label; NaN where missing), which are simulated, rows."""
+    """Standardised spectra (batch, pixel), labels (batch, label), which are simulated, rows of the index, keys.
+
+    Labels are NaN where missing.
+    """
 
     flux: Tensor
     labels: Tensor
     simulated: Tensor
     rows: Tensor
+    key: Tensor
 
 
-def assemble(release: Release, rows: np.ndarray, epochs: np.ndarray, augment: Augment, seed: int) -> RawBatch:
-    """Read rows (batch,) of the index, drawn in epochs (batch,), real ones first."""
+def assemble(
+    release: Release, rows: np.ndarray, epochs: np.ndarray, labels: np.ndarray, augment: Augment, seed: int
+) -> RawBatch:
+    """Read rows (batch,) of the index, drawn in epochs (batch,), with their labels (row of the index, label)."""
     index, pixels = release.index, release.source_grid.length
-    is_real = index["kind"][rows] == "real"
-    flux = [release.array(row) for row in rows[is_real]]
-    simulated, simulated_epochs = rows[~is_real], epochs[~is_real]
-    names = [(seed, int(epoch), index["key"][row]) for row, epoch in zip(simulated, simulated_epochs, strict=True)]
-    velocity = np.array([2 * uniforms(2, "velocity", *name) - 1 for name in names]).reshape(-1, 2)
+    real_first = np.argsort(index["kind"][rows] != "real", kind="stable")
+    rows, epochs = rows[real_first], epochs[real_first]
+    real = int((index["kind"][rows] == "real").sum())
+    names = [(seed, int(epoch), index["key"][row]) for row, epoch in zip(rows, epochs, strict=True)]
+    velocity = np.array([2 * uniforms(2, "velocity", *name) - 1 for name in names[real:]]).reshape(-1, 2)
     rv_kms, berv_kms = velocity[:, 0] * augment.rv_kms, velocity[:, 1] * augment.berv_kms
-    labels = index.labels[np.concatenate([rows[is_real], simulated])]
-    labels[len(flux) :, RV] = rv_kms
-    labels[len(flux) :, BERV] = berv_kms if augment.berv_kms else np.nan
-    sed = [release.array(row) for row in simulated]
-    response = [release.response_of(row) for row in simulated]
+    labels = labels[rows]
+    labels[real:, RV] = rv_kms
+    labels[real:, BERV] = berv_kms if augment.berv_kms else np.nan
     return RawBatch(
-        flux=_stack(flux, (release.grid.length,)),
-        sed=_stack(sed, (pixels,)),
-        response=_stack(response, (3, pixels)),
+        flux=_stack([release.array(row) for row in rows[:real]], (release.grid.length,)),
+        sed=_stack([release.array(row) for row in rows[real:]], (pixels,)),
+        response=_stack([release.response_of(row) for row in rows[real:]], (3, pixels)),
         rv_kms=torch.from_numpy(rv_kms),
         berv_kms=torch.from_numpy(berv_kms),
         key=torch.tensor([key_of("device", *name) >> 1 for name in names], dtype=torch.int64),
         labels=torch.from_numpy(labels),
-        rows=torch.from_numpy(np.concatenate([rows[is_real], simulated])),
+        rows=torch.from_numpy(rows),
     )
 
 
 def _stack(arrays: list[np.ndarray], shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)) if arrays else torch.empty((0, *shape))
+
+
+def generators_of(key: Tensor, purpose: int = 0) -> list[torch.Generator]:
+    """One generator per sample on the keys' device; other purposes draw independently of each other."""
+    return [torch.Generator(key.device).manual_seed(k ^ purpose) for k in key.tolist()]
 
 
 class Observer:
@@ -101,11 +112,11 @@ class Observer:
         if len(raw.sed):
             flux = torch.cat([flux, self.standardise(self.simulate(raw))])
         simulated = torch.arange(len(flux), device=flux.device) >= len(raw.flux)
-        return Batch(flux, raw.labels, simulated, raw.rows)
+        return Batch(flux, raw.labels, simulated, raw.rows, raw.key)
 
     def simulate(self, raw: RawBatch) -> Tensor:
         """(simulated, pixel) counts of the simulated spectra of a raw batch (Eqs. A.1, A.2)."""
-        generators = [torch.Generator(raw.sed.device).manual_seed(key) for key in raw.key.tolist()]
+        generators = generators_of(raw.key[len(raw.flux) :])
         sed = self._disturb(raw.sed, generators)
         if self.augment.shift == "cubic":
             sed = bspline_coefficients(sed)
@@ -156,31 +167,32 @@ class Observer:
         return sed
 
 
+class TrainingData(Protocol):
+    """What decides a training sample besides the order."""
+
+    @property
+    def augment(self) -> Augment: ...
+
+    @property
+    def label_fraction(self) -> float: ...
+
+    @property
+    def label_fraction_by(self) -> Literal["per_spectrum", "per_star"]: ...
+
+
 class TrainingBatches(Dataset):
     """This rank's part of every global batch; item s belongs to step s."""
 
     def __init__(
-        self,
-        release: Release,
-        order: Order,
-        augment: Augment,
-        seed: int,
-        size: int,
-        rank: int = 0,
-        world: int = 1,
+        self, release: Release, order: Order, data: TrainingData, seed: int, size: int, rank: int = 0, world: int = 1
     ):
-        self._release, self._order, self._augment, self._seed, self._size = (
-            release,
-            order,
-            augment,
-            seed,
-            size,
-        )
+        self._release, self._order, self._augment, self._seed, self._size = release, order, data.augment, seed, size
+        self._labels = scarce_labels(release.index, data.label_fraction, data.label_fraction_by, seed)
         self._slice = rank_slice(size, rank, world)
 
     def __getitem__(self, step: int) -> RawBatch:
         rows, epochs = self._order.batch(step, self._size)
-        return assemble(self._release, rows[self._slice], epochs[self._slice], self._augment, self._seed)
+        return assemble(self._release, rows[self._slice], epochs[self._slice], self._labels, self._augment, self._seed)
 
 
 class EvaluationBatches(Dataset):
@@ -196,7 +208,8 @@ class EvaluationBatches(Dataset):
 
     def __getitem__(self, number: int) -> RawBatch:
         rows = self._rows[number * self._size : (number + 1) * self._size]
-        return assemble(self._release, rows, np.full(len(rows), self.EPOCH), self._augment, self._seed)
+        epochs = np.full(len(rows), self.EPOCH)
+        return assemble(self._release, rows, epochs, self._release.index.labels, self._augment, self._seed)
 
 
 def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -> Iterator[RawBatch]:

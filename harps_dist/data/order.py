@@ -7,7 +7,6 @@ sees the same global batches.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +24,13 @@ class Mix(Frozen):
     these shares, to within one sample.
     star_weighting: draw real spectra with probability 1 / (spectra of that star), with replacement (paper's
     public code); else each once an epoch.
+    sequential: first all simulated samples of an epoch, then the real ones, as in the public code: pure batches.
     """
 
     real: float = 1.0
     simulated: float = 1.0
     star_weighting: bool = True
+    sequential: bool = False
 
 
 class GlobalBatch(NamedTuple):
@@ -71,13 +72,20 @@ class Order:
             _, star, visits = np.unique(index["star"][self._real], return_inverse=True, return_counts=True)
             weight = np.cumsum(1 / visits[star])
             self._cumulative = weight / weight[-1]
-        self.epoch = lru_cache(2)(self._epoch)
+        self._last: tuple[int, np.ndarray] | None = None
 
-    def _epoch(self, epoch: int) -> np.ndarray:
+    def epoch(self, epoch: int) -> np.ndarray:
         """(epoch_length,) row numbers of one epoch."""
+        if self._last is None or self._last[0] != epoch:
+            self._last = epoch, self._draw(epoch)
+        return self._last[1]
+
+    def _draw(self, epoch: int) -> np.ndarray:
         position = np.arange(self.epoch_length + 1)
         real_before = np.floor(position * self._real_share + 1e-9).astype(np.int64)
         is_real = np.diff(real_before) == 1
+        if self._mix.sequential:
+            is_real.sort()
         rows = np.empty(self.epoch_length, np.int64)
         rows[is_real] = self._draw_real(int(is_real.sum()), epoch)
         count = int((~is_real).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,20 @@ class Part(NamedTuple):
     terms: Tensor
 
 
-def loss_parts(model: SpectrumModel, output: Output, batch: Batch, valid: Tensor, config: Loss) -> dict[str, Part]:
-    """The parts of Eqs. 3-7 for one batch, in float32.
+def loss_parts(
+    model: SpectrumModel,
+    output: Output,
+    batch: Batch,
+    valid: Tensor,
+    config: Loss,
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> dict[str, Part]:
+    """The parts of Eqs. 3-11 for one batch, in float32. The minus signs printed before KL are an ELBO's: it is added.
 
-    label: |l - l_hat| over labels that are not missing (Eq. 3). reconstruction: |s - s_hat| over the valid
-    pixels (Eq. 5), valid: (valid pixel,) their numbers. unknown: |u| of simulated spectra (Sect. 3.2).
+    label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9). reconstruction:
+    |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their numbers. unknown: |u| of simulated spectra
+    (Sect. 3.2). kl: of the latent distribution from the prior, summed over nodes, mean over spectra (Eq. 8). mmd:
+    between nodes and prior (Eq. C.4); gather stacks a tensor's rows from all ranks, without gradient.
     """
     parts = {}
     if output.labels is not None:
@@ -35,15 +45,46 @@ def loss_parts(model: SpectrumModel, output: Output, batch: Batch, valid: Tensor
         parts["label"] = Part(config.label, _error(residual, config.label_below).sum(), present.sum())
     if output.reconstruction is not None:
         residual = output.reconstruction.float()[:, valid] - batch.flux[:, valid]
-        terms = torch.tensor(residual.numel(), device=residual.device)
-        parts["reconstruction"] = Part(
-            config.reconstruction, _error(residual, config.reconstruction_below).sum(), terms
-        )
-    if output.unknown is not None and output.unknown.shape[1] and config.unknown_penalty:
-        unknown = output.unknown.float() * batch.simulated[:, None]
+        error = _error(residual, config.reconstruction_below)
+        parts["reconstruction"] = Part(config.reconstruction, error.sum(), _count(residual))
+    if output.nodes is not None and config.unknown_penalty and output.nodes.shape[1] > len(model.labels):
+        unknown = output.nodes.float()[:, len(model.labels) :] * batch.simulated[:, None]
         terms = batch.simulated.sum() * unknown.shape[1]
         parts["unknown"] = Part(config.unknown_penalty, unknown.abs().sum(), terms)
+    if output.latent is not None and output.latent.log_variance is not None and config.kl:
+        divergence = kl_divergence(output.latent.mean, output.latent.log_variance)
+        parts["kl"] = Part(config.kl, divergence.sum(), _count(divergence[:, 0]))
+    if output.prior is not None and output.nodes is not None and config.mmd:
+        discrepancy = mmd_terms(output.nodes.float(), output.prior, gather)
+        parts["mmd"] = Part(config.mmd, discrepancy.sum(), _count(discrepancy))
     return parts
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """(batch, node) divergence of N(mean, exp(log_variance)) from N(0, 1): (mean^2 + var - 1 - log var) / 2."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+def mmd_terms(nodes: Tensor, prior: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """(batch,) terms whose mean over all ranks' samples is the maximum-mean discrepancy of Eq. C.4.
+
+    nodes, prior: (batch, node). Per node, with the kernel exp(-(x - y)^2 / bottleneck), mean over all pairs, then over
+    nodes. Pairs across ranks enter with one side held constant; doubling that gradient makes it whole, as the kernel
+    is symmetric.
+    """
+    all_nodes, all_prior = gather(nodes.detach()), gather(prior)
+    within = _kernel(nodes, all_nodes)
+    within = 2 * within - within.detach()
+    return (within - 2 * _kernel(nodes, all_prior) + _kernel(prior, all_prior)).mean(dim=1)
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(batch, node) mean over the rows of y of exp(-(x - y)^2 / nodes), per node."""
+    return torch.exp(-(x[:, None] - y[None]).square() / x.shape[1]).mean(dim=1)
+
+
+def _count(tensor: Tensor) -> Tensor:
+    return torch.tensor(tensor.numel(), device=tensor.device)
 
 
 def _error(residual: Tensor, below: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harps_dist.data.batches import Batch
+from harps_dist.data.batches import Batch, generators_of
 from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
@@ -21,17 +21,22 @@ if TYPE_CHECKING:
     from harps_dist.config import Autoencoder, Decoder, Encoder
     from harps_dist.spectra.grid import Grid
 
+LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
+
 
 class Output(NamedTuple):
     """What a model says of a batch; None where it does not.
 
-    labels: (batch, K) normalised labels. reconstruction: (batch, pixel) standardised flux. unknown: (batch, U)
-    nodes behind the labels.
+    labels: (batch, K) normalised labels. reconstruction: (batch, pixel) standardised flux. nodes: (batch, bottleneck)
+    that were decoded, the labels first. latent: the distribution they were drawn from, where they were drawn, and
+    prior: as many standard normal draws, (batch, bottleneck), to compare them with.
     """
 
     labels: Tensor | None = None
     reconstruction: Tensor | None = None
-    unknown: Tensor | None = None
+    nodes: Tensor | None = None
+    latent: Latent | None = None
+    prior: Tensor | None = None
 
 
 class SpectrumModel(nn.Module):
@@ -58,6 +63,20 @@ class SpectrumModel(nn.Module):
     def physical(self, normalised: Tensor) -> Tensor:
         """(…, K) normalised labels to physical units, float64."""
         return normalised.double() * self.label_std + self.label_mean
+
+    def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
+        """Take over weights of another model that this one has under the same name and shape; returns their names.
+
+        An encoder so goes on inside an autoencoder. labels: those of the other model. The label scale stays.
+        """
+        own = self.state_dict()
+        fitting = {
+            name: tensor
+            for name, tensor in weights.items()
+            if name.startswith("network.") and name in own and own[name].shape == tensor.shape
+        }
+        self.load_state_dict(fitting, strict=False)
+        return sorted(fitting)
 
     def forward(self, batch: Batch) -> Output:
         raise NotImplementedError(f"{type(self).__name__} says nothing of a batch; give it a forward.")
@@ -111,9 +130,10 @@ class SpectrumSimulator(SpectrumModel):
 
 
 class SemiSupervised(SpectrumModel):
-    """Spectrum to latent nodes to spectrum; the first K nodes are the labels (Eqs. 5, 7). Deterministic.
+    """Spectrum to latent nodes to spectrum; the first K nodes are the labels (Eqs. 5-11).
 
-    The log-variance head is there, as in the public model and its printed parameter count, but takes no part.
+    A variational one draws its nodes from the latent distribution in training, and takes the mean in evaluation. In a
+    deterministic one the log-variance head is there, as in the public model and its printed count, but takes no part.
     """
 
     def __init__(self, config: Autoencoder, grid: Grid):
@@ -127,12 +147,40 @@ class SemiSupervised(SpectrumModel):
         )
         decoder = build_decoder(config, grid, config.bottleneck, config.decoder_width)
         self.network = Network(encoder, decoder, config.bottleneck, init=config.init)
-        self.network.get_submodule("log_variance_head").requires_grad_(False)
+        self.variational = config.variational
+        self.network.get_submodule("log_variance_head").requires_grad_(config.variational)
 
     def forward(self, batch: Batch) -> Output:
-        nodes = self.encode(batch.flux).mean
-        known = len(self.labels)
-        return Output(nodes[:, :known], self.decode(nodes), nodes[:, known:])
+        latent, prior = self.encode(batch.flux), None
+        nodes = latent.mean
+        if self.variational and self.training:
+            noise, prior = self._normal_draws(batch.key, nodes.shape[1])
+            nodes = self.network.sample(latent, noise)
+        labels = nodes[:, : len(self.labels)] if self.labels else None
+        return Output(labels, self.decode(nodes), nodes, latent if self.variational else None, prior)
+
+    def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
+        """As for any model; a decoder pretrained alone keeps its first layer, each column under its own label.
+
+        Nodes that the other decoder did not have start without effect, so the first spectra are the ones it drew.
+        """
+        seed = "network.seed.weight"
+        if seed in weights:
+            weights = {f"network.decoder.{name.removeprefix('network.')}": value for name, value in weights.items()}
+            name = f"network.decoder.{seed.removeprefix('network.')}"
+            columns = torch.zeros(len(weights[name]), self.network.mean_head.out_features)
+            for node, label in enumerate(self.labels):
+                if label in labels:
+                    columns[:, node] = weights[name][:, labels.index(label)]
+            weights[name] = columns
+        return super().adopt(weights, labels)
+
+    @staticmethod
+    def _normal_draws(key: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+        """Two independent (batch, nodes) standard normal draws, each sample's from its own key."""
+        draws = [torch.randn(2, nodes, generator=g, device=key.device) for g in generators_of(key, LATENT_DRAWS)]
+        noise, prior = torch.stack(draws).unbind(1)
+        return noise, prior
 
     def encode(self, flux: Tensor) -> Latent:
         """(batch, pixel) standardised flux to the latent's mean and log-variance, (batch, bottleneck) each."""

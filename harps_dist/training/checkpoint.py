@@ -13,6 +13,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,9 @@ from torch import nn
 
 from harps_dist.errors import ResumeError
 from harps_dist.files import atomic_write, publish_folder
+
+if TYPE_CHECKING:
+    from harps_dist.models.supervised import SpectrumModel
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -39,19 +43,9 @@ class Checkpoint:
     def load_model(self, model: nn.Module) -> None:
         model.load_state_dict(load_file(self.path / MODEL))
 
-    def load_matching(self, model: nn.Module) -> list[str]:
-        """Take over the weights that the model has under the same name and shape; returns their names.
-
-        An encoder goes on inside an autoencoder this way, or a decoder.
-        """
-        own = model.state_dict()
-        found = {
-            name: tensor
-            for name, tensor in load_file(self.path / MODEL).items()
-            if name in own and own[name].shape == tensor.shape and not name.startswith("label_")
-        }
-        model.load_state_dict(found, strict=False)
-        return sorted(found)
+    def lend(self, model: SpectrumModel) -> list[str]:
+        """Lend the weights that fit to a model of another kind; returns their names there."""
+        return model.adopt(load_file(self.path / MODEL), tuple(self.state["labels"]))
 
     def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Restore the optimizer's moments, found by parameter name."""

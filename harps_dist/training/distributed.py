@@ -34,6 +34,19 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def stack_rows(self, rows: Tensor) -> Tensor:
+        """(batch, ...) rows of all ranks in their order, on every rank, without gradient; batches may differ by one."""
+        if self.size == 1:
+            return rows.detach()
+        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        longest = int(max(counts))
+        padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        padded[: len(rows)] = rows.detach()
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
     def gather(self, value: object) -> list:
         """Every rank's picklable value, in the order of ranks, on every rank."""
         values: list = [value]

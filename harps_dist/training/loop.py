@@ -17,13 +17,30 @@ from harps_dist.console import console_for
 from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, load
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
-from harps_dist.errors import ConfigError, ResumeError
+from harps_dist.errors import ConfigError, ResumeError, TrainingError
 from harps_dist.models.losses import global_loss, loss_parts
+from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from harps_dist.training.distributed import World
 from harps_dist.training.log import RunLog
 from harps_dist.training.run import CHECKPOINTS, build_model, save_recipe
 from harps_dist.training.schedule import learning_rate
+
+
+def train_run(
+    recipe: Recipe, name: str, release: Release, run: Path, world: World, start_from: Path | None = None
+) -> None:
+    """Train a recipe into the folder `run`, or go on with it; its parent, beside it, is found or trained first.
+
+    start_from: a run to begin with in the parent's place.
+    """
+    begun = newest_checkpoint(run / CHECKPOINTS)[0] is not None
+    if recipe.parent and not start_from and not begun:
+        start_from = run.parent / recipe.parent
+        parent = find_recipe(recipe.parent)
+        data = parent.data.model_copy(update={"release": recipe.data.release, "workers": recipe.data.workers})
+        train_run(parent.model_copy(update={"data": data}), recipe.parent, release, start_from, world)
+    Trainer(recipe, name, release, run, world, start_from).train()
 
 
 class Trainer:
@@ -91,7 +108,7 @@ class Trainer:
         if checkpoint is None:
             reasons = " ".join(passed_over) or "none was written."
             raise ResumeError(f"cannot start from {run}: it has no whole checkpoint: {reasons} Train it first.")
-        taken = checkpoint.load_matching(self.model)
+        taken = checkpoint.lend(self.model)
         if not taken:
             raise ResumeError(
                 f"cannot start from {run}: none of its weights fits this model. Give a run with the same encoder or "
@@ -112,9 +129,14 @@ class Trainer:
             else None
         )
         batches = TrainingBatches(
-            self.release, self.order, config.data.augment, config.training.seed, config.training.batch_size,
-            world.rank, world.size,
-        )  # fmt: skip
+            self.release,
+            self.order,
+            config.data,
+            config.training.seed,
+            config.training.batch_size,
+            world.rank,
+            world.size,
+        )
         stream = load(batches, range(self.step, self.steps), config.data.workers, world.device)
         started, waited, since = time.perf_counter(), 0.0, self.step
         with self._progress() as progress:
@@ -140,6 +162,7 @@ class Trainer:
                     self.save()
         if log:
             log.close()
+        world.barrier()  # what the main rank saved is there for all
 
     def _train_step(self, raw) -> torch.Tensor:
         """One optimiser step; returns (2, part) totals and counts of the loss parts over all ranks."""
@@ -149,7 +172,7 @@ class Trainer:
         batch = self.observer(raw)
         with self._autocast():
             output = self.wrapped(batch)
-        parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss)
+        parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss, self.world.stack_rows)
         figures = self.world.sum(_totals(parts))
         self.optimizer.zero_grad(set_to_none=True)
         global_loss(parts, figures[1], self.world.size).backward()
@@ -163,7 +186,7 @@ class Trainer:
         config = self.recipe.training
         means = (figures[0] / figures[1].clamp(min=1)).tolist()
         if not all(map(math.isfinite, means)):
-            raise ArithmeticError(
+            raise TrainingError(
                 f"the loss is not finite at step {self.step}: {dict(zip(self._names, means, strict=True))}. "
                 f"Lower --training.learning-rate, set --training.clip-norm 1, or use --training.precision fp32; "
                 f"the run continues from its newest checkpoint."
@@ -218,6 +241,7 @@ class Trainer:
             "samples": self.step * self.recipe.training.batch_size,
             "recipe_digest": self.recipe.digest,
             "release_digest": self.release.digest,
+            "labels": list(self.model.labels),
         }
         return save_checkpoint(self.run / CHECKPOINTS, self.model, self.optimizer, state, self.recipe.log.keep)
 

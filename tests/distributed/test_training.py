@@ -23,7 +23,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(tiny_release, tmp_path
     assert len(found[0][0][0]) == 10
 
 
-@pytest.mark.parametrize("recipe", ["demo-cnn-mix", "demo-ae-mix"])
+@pytest.mark.parametrize("recipe", ["demo-cnn-mix", "demo-infovae-mix"])
 def test_two_ranks_learn_what_one_learns(tiny_release, tmp_path, recipe):
     for ranks in (1, 2):
         arguments = (

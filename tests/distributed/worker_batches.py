@@ -7,6 +7,7 @@ import sys
 from itertools import chain
 from pathlib import Path
 
+from harps_dist.config import Data
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import TrainingBatches
 from harps_dist.data.order import Mix, Order
@@ -18,7 +19,7 @@ def main(release_path: str, out: str) -> None:
     with join_world() as world:
         release = Release(Path(release_path))
         order = Order(release.index, Mix(), 0, release.digest)
-        batches = TrainingBatches(release, order, Augment(berv_kms=30), 0, 10, world.rank, world.size)
+        batches = TrainingBatches(release, order, Data(augment=Augment(berv_kms=30)), 0, 10, world.rank, world.size)
         steps = []
         for step in range(6):
             raw = batches[step]

@@ -219,6 +219,7 @@ def test_release_holds_what_the_archive_holds(tiny_demo):
 def test_labels_out_of_the_training_range_leave_the_spectrum_out(tiny_demo, tmp_path):
     shutil.copytree(tiny_demo / "archive.zarr", tmp_path / "a.zarr")
     columns = {name: "extra" if column.dtype == "str" else np.nan for name, column in SCHEMAS["real"].items()}
+    columns["flag"] = ""
     giant = columns | {"key": "giant", "source": "giant", "teff": 4500.0, "logg": 2.0, "airmass": 3.5}
     missing = columns | {"key": "unlabelled", "source": "unlabelled", "airmass": 3.5}
     with Archive.writing(tmp_path / "a.zarr", TINY) as writer:

@@ -8,12 +8,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
+from harps_dist.config import Recipe
+from harps_dist.data.reader import Release
+from harps_dist.evaluation.evaluate import Evaluator, evaluate
+from harps_dist.recipes import RECIPES, find_recipe
+from harps_dist.spectra.labels import NAMES
+from harps_dist.training.distributed import World
 from harps_dist.training.log import read_log
+from harps_dist.training.loop import train_run
+from harps_dist.training.run import build_model, load_run, read_run
 from tests.commands import TINY, command, environment, run
 
+MODEL = "checkpoints/step-00000003/model.safetensors"
 MEASURES = {"MAE'", "MAE' (paper-comparable)", "RVIS"}
 
 
@@ -61,6 +71,13 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
             assert figure in report
 
 
+def test_loader_processes_change_nothing(trained, tiny_release, tmp_path):
+    arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", "w", "--training.steps", 8, *TINY)
+    run(command("launch/train.py", *arguments, "--data.workers", 2), tmp_path)
+    name = "checkpoints/step-00000008/model.safetensors"
+    assert (tmp_path / "w" / name).read_bytes() == (trained / name).read_bytes()
+
+
 def test_a_decoder_is_evaluated_on_simulated_spectra(tiny_release, tmp_path):
     arguments = (
         "demo-resnet-etc",
@@ -93,6 +110,77 @@ def test_a_run_starts_from_the_weights_of_another(trained, tiny_release, tmp_pat
     assert yaml.safe_load((tmp_path / "ae/recipe.yaml").read_text())["start_from"] == "cnn"
     printed = run(command("launch/train.py", *arguments, "--start-from", "nowhere", "--out", "x"), tmp_path, expect=1)
     assert "Train it first" in printed
+
+
+def test_a_parent_is_trained_where_it_is_missing_and_found_where_it_is_not(tiny_release, tmp_path):
+    recipe = at_tiny_scale(find_recipe("demo-cnn-mix"))
+    release, world = Release(tiny_release), World(0, 1, torch.device("cpu"))
+    child = recipe.model_copy(update={"parent": "parent", "training": recipe.training.model_copy(update={"seed": 1})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "parent", recipe)
+        for name in ("child", "sibling"):
+            train_run(child, name, release, tmp_path / name, world)
+    assert len(read_log(tmp_path / "parent")) == recipe.training.steps
+    assert read_run(tmp_path / "child").recipe.parent == "parent"
+    encoder = [load_file(tmp_path / run / MODEL)["network.encoder.layers.0.weight"] for run in ("child", "sibling")]
+    np.testing.assert_array_equal(*encoder)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("demo-")])
+def test_every_recipe_trains(name, tiny_release, tmp_path):
+    """A few steps of every row, narrow: losses are finite, weights move, and the run can be loaded again."""
+    recipe, release = at_tiny_scale(find_recipe(name)), Release(tiny_release)
+    before = build_model(recipe, release.manifest).state_dict()
+    train_run(recipe, name, release, tmp_path / "run", World(0, 1, torch.device("cpu")))
+    line = read_log(tmp_path / "run")[-1]
+    losses = {key for key in line if key.startswith("loss_")}
+    assert losses == expected_losses(recipe)
+    assert all(np.isfinite(line[key]) for key in losses)
+    *_, model, step = load_run(tmp_path / "run", release.manifest)
+    assert step == recipe.training.steps
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all((model.state_dict()[name] != before[name]).any() for name in trained if name.endswith("weight"))
+
+
+def test_an_unsupervised_model_is_scored_by_regression_on_its_latent_means(tiny_release, tmp_path):
+    recipe, release = at_tiny_scale(find_recipe("demo-infovae-mix-u")), Release(tiny_release)
+    narrow = recipe.model.model_copy(update={"bottleneck": 4})
+    world = World(0, 1, torch.device("cpu"))
+    train_run(recipe.model_copy(update={"model": narrow}), "demo-infovae-mix-u", release, tmp_path / "u", world)
+    name, recipe, model, step = load_run(tmp_path / "u", release.manifest)
+    report = evaluate(Evaluator(model, recipe, release, world), name, step, "simulated", "train", tmp_path / "out")
+    assert "least squares" in (tmp_path / "out/report.md").read_text()
+    scored = {score.name: score for score in report.labels}
+    assert {"teff", "rv", "pwv"} <= scored.keys()
+    truth = release.index.labels[release.index.rows("simulated", "train"), NAMES.index("teff")]
+    assert scored["teff"].bias == pytest.approx(0, abs=1e-6)  # on its own training rows least squares has no bias
+    assert scored["teff"].scatter <= truth.std(ddof=1)
+
+
+def at_tiny_scale(recipe: Recipe) -> Recipe:
+    narrow = {"width": 0.125} | ({"decoder_width": 0.125} if recipe.model.kind == "autoencoder" else {})
+    return recipe.model_copy(
+        update={
+            "parent": None,
+            "model": recipe.model.model_copy(update=narrow),
+            "data": recipe.data.model_copy(update={"label_fraction": max(0.5, recipe.data.label_fraction)}),
+            "training": recipe.training.model_copy(update={"steps": 3, "batch_size": 8, "warmup_steps": 0}),
+            "log": recipe.log.model_copy(update={"every": 1}),
+        }
+    )
+
+
+def expected_losses(recipe: Recipe) -> set[str]:
+    model, losses = recipe.model, set()
+    if model.labels and model.kind != "decoder":
+        losses.add("loss_label")
+    if model.kind != "encoder":
+        losses.add("loss_reconstruction")
+    if model.kind == "autoencoder":
+        unknown = recipe.loss.unknown_penalty and model.bottleneck > len(model.labels)
+        losses |= {"loss_unknown"} if unknown else set()
+        losses |= {f"loss_{part}" for part in ("kl", "mmd") if getattr(recipe.loss, part)}
+    return losses
 
 
 def test_weights_and_biases_offline_and_bf16(tiny_release, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harps_dist.config import Data
 from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.batches import (
     BERV,
@@ -21,6 +22,7 @@ from harps_dist.data.batches import (
 )
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
+from harps_dist.data.scarcity import scarce_labels
 from harps_dist.errors import ReleaseError
 from harps_dist.spectra.doppler import C_KMS, MARGIN
 from harps_dist.spectra.grid import GRIDS
@@ -79,11 +81,28 @@ def test_draws_are_keyed_to_seed_epoch_and_sample_not_to_the_batch(release):
 
 def test_ranks_share_a_global_batch(release):
     order = Order(release.index, Mix(), 0, release.digest)
-    whole = TrainingBatches(release, order, EVERYTHING, 0, 10)[3]
-    parts = [TrainingBatches(release, order, EVERYTHING, 0, 10, rank, 3)[3] for rank in range(3)]
+    whole = TrainingBatches(release, order, Data(augment=EVERYTHING), 0, 10)[3]
+    parts = [TrainingBatches(release, order, Data(augment=EVERYTHING), 0, 10, rank, 3)[3] for rank in range(3)]
     assert sorted(torch.cat([part.rows for part in parts]).tolist()) == sorted(whole.rows.tolist())
     keys = torch.cat([part.key for part in parts])
     assert sorted(keys.tolist()) == sorted(whole.key.tolist())
+
+
+@pytest.mark.parametrize("by", ["per_spectrum", "per_star"])
+def test_scarce_labels_hide_real_labels_alone(release, by):
+    index = release.index
+    real, simulated = index.rows("real"), index.rows("simulated")
+    scarce = scarce_labels(index, 0.3, by, seed=1)
+    np.testing.assert_array_equal(scarce[simulated], index.labels[simulated])
+    kept = np.isfinite(scarce[real]).sum() / np.isfinite(index.labels[real]).sum()
+    assert 0.15 < kept < 0.45
+    shown = np.isfinite(scarce)
+    np.testing.assert_array_equal(scarce[shown], index.labels[shown])
+    np.testing.assert_array_equal(scarce, scarce_labels(index, 0.3, by, seed=1))
+    berv = shown[:, BERV]  # every real spectrum has one
+    whole_stars = all(len(set(berv[index["star"] == star])) == 1 for star in set(index["star"][real]))
+    assert whole_stars == (by == "per_star")
+    np.testing.assert_array_equal(scarce_labels(index, 1.0, by, seed=1), index.labels)
 
 
 def test_noise_scatters_as_the_model_says(release):
@@ -166,12 +185,12 @@ def test_one_flipped_bit_names_shard_and_sample(tiny_release, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("index.parquet", "index.parquet is damaged"), ("manifest.json", "digest|damaged")]
+    ("name", "message"), [("index.parquet", "index.parquet is damaged"), ("manifest.json", "states digest")]
 )
 def test_a_damaged_index_or_manifest_is_refused(tiny_release, tmp_path, name, message):
     shutil.copytree(tiny_release, tmp_path / "release")
     path = tmp_path / "release" / name
-    position = path.read_text().index('"count": ') + 9 if name == "manifest.json" else 500
+    position = path.read_text().index('"count": ') + 10 if name == "manifest.json" else 500
     flip_byte(path, position)
     with pytest.raises(ReleaseError, match=message):
         Release(tmp_path / "release")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,7 +11,8 @@ from pydantic import ValidationError
 from harps_dist.config import Autoencoder, Data, Decoder, Encoder, Loss, Recipe
 from harps_dist.data.batches import Batch
 from harps_dist.data.order import Mix
-from harps_dist.models.losses import global_loss, loss_parts
+from harps_dist.models.autoencoder import Latent
+from harps_dist.models.losses import global_loss, loss_parts, mmd_terms
 from harps_dist.models.supervised import Output
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.grid import GRIDS
@@ -31,7 +34,7 @@ def batch_of(teff: list[float], logg: list[float], simulated: list[bool]) -> Bat
     labels[:, NAMES.index("teff")] = torch.tensor(teff)
     labels[:, NAMES.index("logg")] = torch.tensor(logg)
     flux = torch.tensor([[1.0, 2.0, 9.0]] * len(teff))
-    return Batch(flux, labels, torch.tensor(simulated), torch.arange(len(teff)))
+    return Batch(flux, labels, torch.tensor(simulated), torch.arange(len(teff)), torch.arange(len(teff)))
 
 
 def test_label_loss_leaves_missing_labels_out(model):
@@ -68,10 +71,81 @@ def test_reconstruction_counts_valid_pixels_only(model):
 
 def test_unknown_factors_are_penalised_on_simulated_spectra_alone(model):
     batch = batch_of([5000.0] * 3, [4.0] * 3, [True, False, True])
-    output = Output(unknown=torch.tensor([[1.0, -2.0], [5.0, 5.0], [0.5, 0.0]]))
+    output = Output(nodes=torch.tensor([[9.0, 9.0, 1.0, -2.0], [9.0, 9.0, 5.0, 5.0], [9.0, 9.0, 0.5, 0.0]]))
     part = loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0.3))["unknown"]
     assert (part.weight, part.total.item(), part.terms.item()) == (0.3, pytest.approx(3.5), 4)
     assert "unknown" not in loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0.0))
+
+
+def test_kl_is_that_of_two_gaussians(model):
+    """KL(N(1, e) || N(0, 1)) = (1 + e - 1 - 1) / 2, zero for the prior; summed over nodes, mean over spectra."""
+    latent = Latent(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+    batch = batch_of([5000.0] * 2, [4.0] * 2, [False, False])
+    output = Output(nodes=latent.mean, latent=latent)
+    part = loss_parts(model, output, batch, torch.tensor([0]), Loss(kl=0.5, unknown_penalty=0))["kl"]
+    assert (part.weight, part.terms.item()) == (0.5, 2)
+    assert part.total.item() == pytest.approx((math.e - 1) / 2)
+    assert loss_parts(model, output, batch, torch.tensor([0]), Loss(unknown_penalty=0)) == {}
+
+
+def test_mmd_against_the_double_sum_written_out():
+    generator = torch.Generator().manual_seed(0)
+    nodes, prior = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    expected = 0.0
+    for node in range(3):
+        x, y = nodes[:, node].tolist(), prior[:, node].tolist()
+
+        def mean_kernel(a: list[float], b: list[float]) -> float:
+            return sum(math.exp(-((p - q) ** 2) / 3) for p in a for q in b) / (len(a) * len(b))
+
+        expected += (mean_kernel(y, y) - 2 * mean_kernel(y, x) + mean_kernel(x, x)) / 3
+    assert mmd_terms(nodes, prior, lambda rows: rows).mean().item() == pytest.approx(expected, rel=1e-12)
+    assert mmd_terms(prior, prior, lambda rows: rows).mean().item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_mmd_and_its_gradient_do_not_depend_on_how_ranks_cut_the_batch(cut):
+    generator = torch.Generator().manual_seed(1)
+    nodes, prior = torch.randn(2, 7, 4, generator=generator, dtype=torch.float64)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        def mean_kernel(a, b):
+            return torch.exp(-((a[:, None] - b[None]) ** 2) / 4).mean(dim=(0, 1))
+
+        return (mean_kernel(x, x) - 2 * mean_kernel(prior, x) + mean_kernel(prior, prior)).mean()
+
+    whole = nodes.clone().requires_grad_()
+    expected = plain(whole)
+    expected.backward()
+    value, gradient = 0.0, []
+    for rows in (slice(0, cut), slice(cut, 7)):
+        mine = nodes[rows].clone().requires_grad_()
+        gathered = iter((nodes, prior))  # what every rank receives
+        terms = mmd_terms(mine, prior[rows], lambda _, gathered=gathered: next(gathered))
+        (terms.sum() / 7).backward()
+        value += terms.sum().item() / 7
+        gradient.append(mine.grad)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(torch.cat(gradient), whole.grad)
+    assert torch.autograd.gradcheck(plain, (nodes.clone().requires_grad_(),))
+
+
+def test_a_variational_bottleneck_draws_in_training_and_not_in_evaluation():
+    model = Autoencoder(
+        labels=("teff",), bottleneck=3, variational=True, architecture="cnn", width=0.25, decoder_width=0.25
+    ).build(GRIDS["tiny"])
+    flux = torch.rand(2, GRIDS["tiny"].length)
+    batch = batch_of([5000.0] * 2, [4.0] * 2, [False, True])._replace(flux=flux)
+    first, again = model(batch), model(batch)
+    torch.testing.assert_close(first.nodes, again.nodes)  # keyed, not streamed
+    assert not torch.equal(first.nodes, first.latent.mean)
+    noise = (first.nodes - first.latent.mean) / torch.exp(0.5 * first.latent.log_variance)
+    assert not torch.allclose(noise, first.prior)
+    swapped = model(batch._replace(key=batch.key.flip(0), flux=flux.flip(0)))
+    torch.testing.assert_close(swapped.nodes.flip(0), first.nodes, rtol=1e-4, atol=1e-5)
+    still = model.eval()(batch)
+    assert torch.equal(still.nodes, still.latent.mean)
+    assert still.prior is None
 
 
 def test_loss_over_ranks_is_the_loss_of_the_whole_batch(model):
@@ -125,9 +199,26 @@ def test_settings_that_cannot_work_are_refused():
         Autoencoder(bottleneck=5)
     with pytest.raises(ValidationError, match=r"data\.mix\.real 0"):
         Recipe(model=Decoder(), data=Data(mix=Mix()))
+    with pytest.raises(ValidationError, match="needs a weight for kl or mmd"):
+        Recipe(model=Autoencoder(variational=True))
     with pytest.raises(ValidationError, match="unknown labels"):
         Recipe(model=Encoder(labels=("teff", "mass")))
     with pytest.raises(ValidationError, match="Extra inputs"):
         Encoder(depth=3)
     with pytest.raises(ValidationError, match="frozen"):
         RECIPES["cnn-mix"].training.seed = 3
+
+
+def test_a_pretrained_decoder_keeps_its_first_layer_inside_an_autoencoder():
+    """Fed the same labels, whatever the other nodes, the autoencoder draws what the decoder alone drew."""
+    grid = GRIDS["tiny"]
+    alone = Decoder(architecture="cnn", width=0.25).build(grid).eval()
+    inside = Autoencoder(architecture="cnn", width=0.25, decoder_width=0.25).build(grid).eval()
+    taken = inside.adopt(alone.state_dict(), alone.labels)
+    assert "network.decoder.seed.weight" in taken
+    labels = torch.randn(3, len(alone.labels))
+    nodes = torch.randn(3, 9)  # BERV and two unknown nodes: anything
+    for column, name in enumerate(alone.labels):
+        nodes[:, inside.labels.index(name)] = labels[:, column]
+    torch.testing.assert_close(inside.decode(nodes), alone.decode(labels))
+    assert not any(name.startswith("network.encoder") for name in taken)

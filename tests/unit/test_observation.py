@@ -60,6 +60,8 @@ def test_standardise_divides_by_the_median_of_valid_pixels_and_fills():
     assert median == 7.0
     assert standard.dtype == np.float32
     np.testing.assert_allclose(standard, 1.0)
+    ramp = np.where(grid.valid, np.cumsum(grid.valid), 1e9)
+    assert standardise(ramp, grid)[1] == np.median(ramp[grid.valid])
 
 
 @pytest.mark.parametrize(

@@ -94,12 +94,26 @@ def test_order_depends_on_seed_digest_and_mix(change):
     assert not np.array_equal(first.epoch(0), first.epoch(1))
 
 
+def test_each_epoch_shuffles_simulated_samples_anew():
+    order = Order(make_index([], 40), Mix(real=0.0), 0, "digest")
+    assert not np.array_equal(order.epoch(0), order.epoch(1))
+    assert sorted(order.epoch(0)) == sorted(order.epoch(1))
+
+
 def test_batches_are_mixed_by_weight_to_within_one_sample():
     order = Order(make_index([5] * 10, 90), Mix(real=1.0, simulated=3.0), 0, "digest")
     assert order.epoch_length == 120
     for step in range(40):
         real = (order.batch(step, 12).rows < 50).sum()
         assert abs(real - 3) <= 1
+
+
+def test_sequential_passes_do_not_mix():
+    mixed = Order(make_index([5] * 10, 60), Mix(), 0, "digest")
+    sequential = Order(make_index([5] * 10, 60), Mix(sequential=True), 0, "digest")
+    kinds = sequential.epoch(0) < 50  # real rows come first in the index
+    assert kinds.tolist() == [False] * 60 + [True] * 60
+    assert sequential.epoch_length == mixed.epoch_length
 
 
 def test_star_weighting_draws_every_star_equally_often():

@@ -1,0 +1,95 @@
+"""Parameters and FLOPs of the paper's models, from the command line."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from tests.commands import command, run
+
+PARAMETERS = {"cnn-mix": 1_505_350, "resnet-etc": 11_636_225, "ae-mix": 13_295_187, "cnn-dec-etc": 1_732_117}
+PIXELS = 327_680
+
+
+def encoder_gflop() -> float:
+    """Table B.1 by hand: 2 FLOPs per weight and output pixel."""
+    channels = (1, 16, 16, 16, 32, 32, 32, 64, 64, 64, 128, 128, 128, 256, 512, 512)
+    kernels = (7, 5, 5, *[3] * 12)
+    lengths = [PIXELS >> stage for stage in (*range(1, 15), 14)]
+    layers = zip(pairwise(channels), kernels, lengths, strict=True)
+    return 2e-9 * (sum(a * b * kernel * length for (a, b), kernel, length in layers) + 10_240 * 6)
+
+
+def cnn_decoder_gflop() -> float:
+    """Table B.2 by hand: 2 FLOPs per weight and input pixel of a transposed convolution."""
+    channels = (512, 512, 256, 128, 128, 128, 64, 64, 64, 32, 32, 32, 16, 16, 16, 1)
+    kernels = (3, *[4] * 14)
+    lengths = [20, *(20 << stage for stage in range(14))]
+    layers = zip(pairwise(channels), kernels, lengths, strict=True)
+    return 2e-9 * (sum(a * b * kernel * length for (a, b), kernel, length in layers) + 10_240 * 6 + 3 * PIXELS)
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory) -> tuple[str, dict]:
+    """What `benchmark.py models` prints and writes."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    printed = run(command("launch/benchmark.py", "models", "--json", "models.json"), folder)
+    assert [path.name for path in folder.iterdir()] == ["models.json"]
+    return printed, json.loads((folder / "models.json").read_text())
+
+
+def test_parameters_are_those_of_the_paper(benchmark):
+    printed, written = benchmark
+    assert written["grid"] == "harps"
+    rows = {name: row for row in written["models"] for name in row["recipes"]}
+    assert {name: rows[name]["parameters"] for name in PARAMETERS} == PARAMETERS
+    for count in PARAMETERS.values():
+        assert f"{count:,}" in printed
+    assert (rows["ae-mix"]["kind"], rows["ae-mix"]["architecture"]) == ("autoencoder", "resnet")
+    assert (rows["ae-mix"]["bottleneck"], rows["ae-mix"]["labels"]) == (9, 7)
+    assert (rows["cnn-mix"]["bottleneck"], rows["cnn-mix"]["labels"]) == (None, 6)
+
+
+def test_every_distinct_model_once(benchmark):
+    _, written = benchmark
+    names = [name for row in written["models"] for name in row["recipes"]]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if name.startswith("demo-")]
+    assert any({"ae-real", "ae-mix"} <= set(row["recipes"]) for row in written["models"])
+
+
+def test_flops(benchmark):
+    """A multiply-add is 2 FLOPs; the faster road for transposed convolutions executes a few more."""
+    _, written = benchmark
+    rows = {name: row for row in written["models"] for name in row["recipes"]}
+    assert rows["cnn-mix"]["gflop"] == pytest.approx(encoder_gflop(), rel=1e-9)
+    assert rows["cnn-mix"]["gflop_executed"] == rows["cnn-mix"]["gflop"]
+    assert rows["cnn-dec-etc"]["gflop"] == pytest.approx(cnn_decoder_gflop(), rel=1e-9)
+    assert rows["resnet-etc"]["gflop"] == pytest.approx(7.75, abs=0.005)
+    for name in ("cnn-dec-etc", "resnet-etc"):  # at stride 2, 6 taps for 4 or 5 weights
+        assert 1.0 < rows[name]["gflop_executed"] / rows[name]["gflop"] < 1.5
+
+
+def test_named_recipes_on_another_grid(tmp_path):
+    arguments = ("models", "demo-cnn-dec-etc", "cnn-dec-etc", "--grid", "tiny", "--json", "f")
+    printed = run(command("launch/benchmark.py", *arguments), tmp_path)
+    assert "4,096 pixels" in printed
+    rows = json.loads((tmp_path / "f").read_text())["models"]
+    assert [row["recipes"] for row in rows] == [["demo-cnn-dec-etc"], ["cnn-dec-etc"]]
+    assert rows[0]["gflop"] < rows[1]["gflop"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no-such-recipe",), "there is no recipe 'no-such-recipe'"),
+        (("cnn-mix", "--grid", "huge"), "unknown grid 'huge'"),
+        (("cnn-mix", "--grid", "tiny", "--json", "nowhere/f"), "there is no folder nowhere"),
+    ],
+)
+def test_wrong_commands_say_what_is_wrong(tmp_path, arguments, message):
+    printed = run(command("launch/benchmark.py", "models", *arguments), tmp_path, expect=1)
+    assert message in printed
+    assert "Traceback" not in printed
