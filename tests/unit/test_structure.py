@@ -93,6 +93,7 @@ def test_the_readme_names_things_that_exist():
         assert (ROOT / name).exists(), name
     named = set(re.findall(r"`((?:demo-)?(?:cnn|ae|resnet|infovae|beta-vae|fig2|figd1)-[\w.-]+)`", text))
     assert named
-    assert named <= set(RECIPES)
+    results = {path.name for path in (ROOT / "launch/results").glob("*.json")}
+    assert named <= set(RECIPES) | results
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
