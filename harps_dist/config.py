@@ -134,7 +134,10 @@ class Loss(Frozen):
 
 
 class Training(Frozen):
-    """Optimiser, schedule, length and precision. batch_size is that of the global batch, whatever the ranks."""
+    """Optimiser, schedule, length and precision. batch_size is that of the global batch, whatever the ranks.
+
+    precision: of the convolutions; norm statistics, losses and output layers stay in fp32. fp16 scales the loss.
+    """
 
     steps: int | None = Field(None, ge=1)
     epochs: int = Field(1000, ge=1)
@@ -144,7 +147,7 @@ class Training(Frozen):
     warmup_steps: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = Field(None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = 0
 
 

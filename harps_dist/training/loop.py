@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -67,6 +67,7 @@ class Trainer:
         self.model = build_model(recipe, release.manifest).to(world.device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=config.betas)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.console = console_for(quiet=not world.is_main)
         self.step = self._resume() or self._start_from(start_from)
         if world.is_main:
@@ -97,6 +98,7 @@ class Trainer:
             )
         checkpoint.load_model(self.model)
         checkpoint.load_optimizer(self.model, self.optimizer)
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.console.print(f"resuming {self.run} at step {checkpoint.step} of {self.steps} from {checkpoint.path.name}")
         return checkpoint.step
 
@@ -175,10 +177,12 @@ class Trainer:
         parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss, self.world.stack_rows)
         figures = self.world.sum(_totals(parts))
         self.optimizer.zero_grad(set_to_none=True)
-        global_loss(parts, figures[1], self.world.size).backward()
+        self.scaler.scale(global_loss(parts, figures[1], self.world.size)).backward()
         if config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._names = tuple(parts)
         return figures
 
@@ -242,17 +246,23 @@ class Trainer:
             "recipe_digest": self.recipe.digest,
             "release_digest": self.release.digest,
             "labels": list(self.model.labels),
+            "scaler": self.scaler.state_dict(),
         }
         return save_checkpoint(self.run / CHECKPOINTS, self.model, self.optimizer, state, self.recipe.log.keep)
 
-    def _autocast(self):
-        if self.recipe.training.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+    def _autocast(self) -> AbstractContextManager:
+        return autocast(self.recipe.training.precision, self.world.device)
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*columns, console=self.console, disable=not self.world.is_main)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context that a forward pass of this precision runs in."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _totals(parts: dict) -> torch.Tensor:
