@@ -29,9 +29,12 @@ class Encoder(Frozen):
     width scales all channel numbers. init: "paper" for the framework's default, "on_scale" for weights that
     keep the signal's scale and a head that starts at the mean label. The input is (s - input_centre)
     input_scale; lines are small against the continuum, so centred and scaled input learns much faster.
+    uncertainty: also predict how far each label may be off, under a Gaussian or a Laplace likelihood, which then is the
+    label loss; "none" as the paper.
     """
 
     kind: Literal["encoder"] = "encoder"
+    uncertainty: Literal["none", "gaussian", "laplace"] = "none"
     labels: tuple[str, ...] = SEVEN
     width: float = Field(1.0, gt=0)
     init: Init = "paper"

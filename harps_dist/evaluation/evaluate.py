@@ -41,6 +41,7 @@ Spectra = Literal["real", "simulated"]  # what a model can be tried on
 
 BATCH = 16
 INTERVENTIONS_KMS = tuple(np.linspace(-40.0, 40.0, 9))
+STANDARD_DEVIATIONS = {"gaussian": 1.0, "laplace": 2.0**0.5}  # of a likelihood of unit scale
 DOWNSTREAM_NOTE = (
     "The labels come from the latent means by ordinary least squares (Eq. 6), fitted on the training split, each "
     "latent with the labels of its own spectrum. The paper's public code joins them by a mismatched row index, so "
@@ -124,6 +125,10 @@ class Evaluator:
         if output.labels is not None:
             labels[:, self.model.columns] = self.model.physical(output.labels).cpu().numpy()
         scores = {}
+        if output.log_scale is not None:
+            deviation = torch.exp(output.log_scale) * STANDARD_DEVIATIONS[self.model.uncertainty]
+            for name, column in zip(self.model.labels, (deviation * self.model.label_std).T, strict=True):
+                scores[f"{name}_sigma"] = column.cpu().numpy()
         if output.reconstruction is not None:
             observed, reconstructed = batch.flux.cpu().numpy(), output.reconstruction.cpu().numpy()
             scores["MAE'"] = reconstruction_mae(observed, reconstructed, self.valid)
@@ -225,7 +230,9 @@ def evaluate(
         figures["Residuals by label"] = folder / "residuals.png"
         residual_figure(figures["Residuals by label"], truth, labels, known, f"{evaluator.origin(kind)}, {split} split")
     figures |= evaluator.figures(int(found.rows[np.argmax(np.nan_to_num(release.index["snr"][found.rows]))]), folder)
-    measures = [Measure.of(measure, values) for measure, values in found.scores.items()]
+    measures = [
+        Measure.of(measure, values) for measure, values in found.scores.items() if not measure.endswith("_sigma")
+    ]
     if "MAE'" in found.scores:
         share = float(evaluator.valid.mean())
         measures.append(

@@ -32,7 +32,8 @@ def loss_parts(
 ) -> dict[str, Part]:
     """The parts of Eqs. 3-11 for one batch, in float32. The minus signs printed before KL are an ELBO's: it is added.
 
-    label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9). reconstruction:
+    label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9), or the likelihood of a
+    heteroscedastic head. reconstruction:
     |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their numbers. unknown: |u| of simulated spectra
     (Sect. 3.2). kl: of the latent distribution from the prior, summed over nodes, mean over spectra (Eq. 8). mmd:
     between nodes and prior (Eq. C.4); gather stacks a tensor's rows from all ranks, without gradient.
@@ -42,7 +43,10 @@ def loss_parts(
         truth = model.normalise(batch.labels)
         present = torch.isfinite(truth)
         residual = torch.where(present, output.labels.float() - truth, 0.0)
-        parts["label"] = Part(config.label, _error(residual, config.label_below).sum(), present.sum())
+        error = _error(residual, config.label_below)
+        if output.log_scale is not None:
+            error = negative_log_likelihood(residual, output.log_scale.float(), model.uncertainty) * present
+        parts["label"] = Part(config.label, error.sum(), present.sum())
     if output.reconstruction is not None:
         residual = output.reconstruction.float()[:, valid] - batch.flux[:, valid]
         error = _error(residual, config.reconstruction_below)
@@ -58,6 +62,13 @@ def loss_parts(
         discrepancy = mmd_terms(output.nodes.float(), output.prior, gather)
         parts["mmd"] = Part(config.mmd, discrepancy.sum(), _count(discrepancy))
     return parts
+
+
+def negative_log_likelihood(residual: Tensor, log_scale: Tensor, likelihood: str) -> Tensor:
+    """-log p(residual) up to a constant, for a Gaussian of deviation or a Laplacian of scale exp(log_scale)."""
+    if likelihood == "gaussian":
+        return 0.5 * (residual * torch.exp(-log_scale)).square() + log_scale
+    return residual.abs() * torch.exp(-log_scale) + log_scale
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

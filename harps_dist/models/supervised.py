@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harps_dist.spectra.grid import Grid
 
 LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
+LOG_SCALE_LIMIT = 10.0
 
 
 class Output(NamedTuple):
@@ -29,7 +30,8 @@ class Output(NamedTuple):
 
     labels: (batch, K) normalised labels. reconstruction: (batch, pixel) standardised flux. nodes: (batch, bottleneck)
     that were decoded, the labels first. latent: the distribution they were drawn from, where they were drawn, and
-    prior: as many standard normal draws, (batch, bottleneck), to compare them with.
+    prior: as many standard normal draws, (batch, bottleneck), to compare them with. log_scale: (batch, K) natural
+    logarithm of the labels' uncertainty, normalised as they are.
     """
 
     labels: Tensor | None = None
@@ -37,6 +39,7 @@ class Output(NamedTuple):
     nodes: Tensor | None = None
     latent: Latent | None = None
     prior: Tensor | None = None
+    log_scale: Tensor | None = None
 
 
 class SpectrumModel(nn.Module):
@@ -44,6 +47,7 @@ class SpectrumModel(nn.Module):
 
     label_mean: Tensor
     label_std: Tensor
+    uncertainty: str = "none"
 
     def __init__(self, labels: tuple[str, ...]):
         super().__init__()
@@ -97,13 +101,14 @@ class SpectrumModel(nn.Module):
 
 
 class LabelPredictor(SpectrumModel):
-    """Spectrum to labels (Eq. 3)."""
+    """Spectrum to labels (Eq. 3), with the logarithm of each one's scale where the head is heteroscedastic."""
 
     def __init__(self, config: Encoder, grid: Grid):
         super().__init__(config.labels)
+        self.uncertainty = config.uncertainty
         self.network = LabelEncoder(
             grid.length,
-            len(config.labels),
+            len(config.labels) * (1 if config.uncertainty == "none" else 2),
             width=config.width,
             input_centre=config.input_centre,
             input_scale=config.input_scale,
@@ -111,7 +116,11 @@ class LabelPredictor(SpectrumModel):
         )
 
     def forward(self, batch: Batch) -> Output:
-        return Output(labels=self.network(batch.flux))
+        predicted = self.network(batch.flux)
+        if self.uncertainty == "none":
+            return Output(labels=predicted)
+        labels, log_scale = predicted.chunk(2, dim=1)
+        return Output(labels=labels, log_scale=log_scale.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
 
 
 class SpectrumSimulator(SpectrumModel):

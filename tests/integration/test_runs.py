@@ -166,6 +166,19 @@ def test_half_precision_stays_near_fp32_on_trained_weights(precision, bound, tin
         assert 0 < (rounded - exact).abs().mean() < limit
 
 
+def test_a_heteroscedastic_encoder_reports_its_uncertainties(tiny_release, tmp_path):
+    recipe, release = at_tiny_scale(find_recipe("demo-cnn-mix")), Release(tiny_release)
+    model = recipe.model.model_copy(update={"uncertainty": "laplace"})
+    world = World(0, 1, torch.device("cpu"))
+    train_run(recipe.model_copy(update={"model": model}), "demo-cnn-mix", release, tmp_path / "h", world)
+    name, recipe, model, step = load_run(tmp_path / "h", release.manifest)
+    evaluate(Evaluator(model, recipe, release, world), name, step, "simulated", "all", tmp_path / "out")
+    table = pq.read_table(tmp_path / "out/predictions.parquet")
+    teff_std = model.label_std[model.labels.index("teff")].item()
+    sigma = table["teff_sigma"].to_numpy()
+    assert ((sigma > 0.1 * teff_std) & (sigma < 10 * teff_std)).all()  # after three steps: of the labels' own spread
+
+
 def test_an_unsupervised_model_is_scored_by_regression_on_its_latent_means(tiny_release, tmp_path):
     recipe, release = at_tiny_scale(find_recipe("demo-infovae-mix-u")), Release(tiny_release)
     narrow = recipe.model.model_copy(update={"bottleneck": 4})

@@ -46,6 +46,27 @@ def test_label_loss_leaves_missing_labels_out(model):
     assert part.terms.item() == 4
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "expected"),
+    [
+        ("gaussian", 0.5 * (1.0 / 2.0) ** 2 + math.log(2.0) + 0.5 * (2.0 / 0.5) ** 2 + math.log(0.5)),
+        ("laplace", 1.0 / 2.0 + math.log(2.0) + 2.0 / 0.5 + math.log(0.5)),
+    ],
+)
+def test_heteroscedastic_loss_is_a_masked_likelihood(likelihood, expected):
+    """Residuals 1 and 2 with scales 2 and 1/2; what is missing counts for nothing, whatever its scale."""
+    model = Encoder(labels=("teff", "logg"), width=0.25, uncertainty=likelihood).build(GRIDS["tiny"])
+    model.set_label_scale({"teff": 5000.0, "logg": 4.0}, {"teff": 500.0, "logg": 0.5})
+    batch = batch_of([5500.0, NAN], [NAN, 3.0], [False, False])
+    log_scale = torch.tensor([[math.log(2.0), 9.0], [-9.0, math.log(0.5)]])
+    output = Output(labels=torch.zeros(2, 2), log_scale=log_scale)
+    part = loss_parts(model, output, batch, torch.tensor([0]), Loss())["label"]
+    assert part.terms.item() == 2
+    assert part.total.item() == pytest.approx(expected)
+    predicted = model(batch._replace(flux=torch.ones(2, GRIDS["tiny"].length)))
+    assert predicted.labels.shape == predicted.log_scale.shape == (2, 2)
+
+
 def test_smooth_label_loss_is_quadratic_below_and_linear_above(model):
     batch = batch_of([5500.0], [4.0], [True])
     predicted = torch.tensor([[0.95, 1.0]])
