@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from preprocessing.instrument import ORDERS, OrderOutput, observe, orders_coveri
 from preprocessing.phase3 import write_phase3
 from preprocessing.sed import SedGrid, write_sed
 from preprocessing.simulator_files import EtcSettings, write_etc
+from preprocessing.visits import Star, Visit
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,37 +33,6 @@ GAP_CORRELATION = 0.68  # of the gaps of a star's labels: all four are known for
 BATCH = 32  # stars whose fluxes are held at a time
 THREADS = 4  # flushing a file to disk takes as long as making its content
 LINE_LIST_SEED = 0  # the line list is wrong in the same way for every star of every demo
-
-
-@dataclass(frozen=True)
-class Star:
-    """What is true of a star, and the names observers use for it."""
-
-    tic: int
-    hd: int
-    ra_deg: float
-    dec_deg: float
-    teff_k: float
-    logg: float
-    mh: float
-    rv_kms: float
-    known: frozenset[str]  # labels the catalogue has
-
-
-@dataclass(frozen=True)
-class Visit:
-    """The circumstances of one exposure."""
-
-    star: Star
-    dp_id: str
-    object: str
-    start: datetime
-    berv_kms: float
-    airmass: float
-    pwv_mm: float
-    snr: float  # per extracted pixel, median
-    exptime_s: float
-    radvel_guess_kms: float  # -99999 for none
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from harps_dist.files import atomic_write
 
 if TYPE_CHECKING:
-    from preprocessing.demo_files import Visit
+    from preprocessing.visits import Visit
 
 MJD_ZERO = datetime(1858, 11, 17)
 

@@ -10,11 +10,12 @@ import pytest
 
 from harps_dist.spectra.medium import air_to_vacuum, vacuum_to_air
 from preprocessing.atmosphere import Atmosphere
-from preprocessing.demo_files import Star, Visit, barycentric_velocity, expose, write_demo
+from preprocessing.demo_files import barycentric_velocity, expose, write_demo
 from preprocessing.instrument import ORDERS, blaze, observe, order_wave_aa, orders_covering
 from preprocessing.readers import read_spectrum
 from preprocessing.records import Reason, Refusal
 from preprocessing.sed import ASSET, SedGrid, interpolate_sed, read_sed, write_sed
+from preprocessing.visits import Star, Visit
 
 C_KMS = 299_792.458
 WINDOW = orders_covering(5990, 6318)
