@@ -34,7 +34,6 @@ MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
 Kind = Literal["real", "simulated", "response"]
-KINDS: tuple[Kind, ...] = ("real", "simulated", "response")
 INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "offset", "bytes", "crc32"),
     *("response", "snr", "median", *NAMES),

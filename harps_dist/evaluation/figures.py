@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLACK, BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C",
-)  # fmt: skip
-CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+BLACK, BLUE, VERMILLION, GREY = "#000000", "#0072B2", "#D55E00", "#8C8C8C"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -154,32 +151,6 @@ def intervention_figure(
         panels[0].set_xlim(wave_aa[0], wave_aa[-1])
         panels[-1].set_xlabel(WAVELENGTH)
         figure.supylabel("flux / median", fontsize=10)
-
-
-def training_figure(path: Path, steps: np.ndarray, series: Mapping[str, np.ndarray]) -> None:
-    """Loss curves on a log axis: as logged, pale, and their running median.
-
-    steps: (n,) optimiser steps. series: name to (n,) values, NaN where not logged; values that are not
-    positive cannot be drawn and leave a gap.
-    """
-    steps = np.asarray(steps)
-    with _figure(path, 8.0, 4.5) as figure:
-        axes = figure.add_subplot()
-        axes.set_yscale("log", nonpositive="mask")
-        for index, (name, values) in enumerate(series.items()):
-            known = np.isfinite(values)
-            step, value = steps[known], np.asarray(values)[known]
-            colour = CYCLE[index % len(CYCLE)]
-            dense = len(step) > 200
-            axes.plot(step, value, color=colour, alpha=0.25 if dense else 1.0, linewidth=0.7 if dense else 1.5)
-            smooth = _running_median(step, value, bins=100) if dense else (step, value)
-            axes.plot(*smooth, color=colour, linewidth=1.6, label=name)
-        axes.set(xlabel="step", ylabel="loss")
-        axes.margins(x=0.01)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.5)
-        if series:
-            figure.legend(loc="outside right upper")
 
 
 @contextmanager

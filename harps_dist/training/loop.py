@@ -70,7 +70,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.console = console_for(quiet=not world.is_main)
         self.step = self._resume() or self._start_from(start_from)
-        if world.is_main:
+        if world.is_main and not self.step:  # a resumed run keeps what it was begun with
             save_recipe(run, recipe, release.manifest, name, start_from)
         self.wrapped = (
             DistributedDataParallel(self.model, gradient_as_bucket_view=True) if world.size > 1 else self.model

@@ -123,6 +123,12 @@ def test_a_parent_is_trained_where_it_is_missing_and_found_where_it_is_not(tiny_
             train_run(child, name, release, tmp_path / name, world)
     assert len(read_log(tmp_path / "parent")) == recipe.training.steps
     assert read_run(tmp_path / "child").recipe.parent == "parent"
+    begun_with = (tmp_path / "child/recipe.yaml").read_text()
+    assert f"start_from: {tmp_path / 'parent'}" in begun_with
+    with pytest.MonkeyPatch.context() as patch:  # gone on with later, it still says what it began with
+        patch.setitem(RECIPES, "parent", recipe)
+        train_run(child, "child", release, tmp_path / "child", world)
+    assert (tmp_path / "child/recipe.yaml").read_text() == begun_with
     encoder = [load_file(tmp_path / run / MODEL)["network.encoder.layers.0.weight"] for run in ("child", "sibling")]
     np.testing.assert_array_equal(*encoder)
 

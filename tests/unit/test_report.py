@@ -285,24 +285,11 @@ def test_intervention_figure_states_the_error(tmp_path, monkeypatch, spectrum):
     assert titles[1].endswith("= 0.25")
 
 
-def test_training_figure_bears_gaps_and_zeros(tmp_path, monkeypatch):
-    steps = np.arange(1000)
-    series = {
-        "total": np.exp(-steps / 300),
-        "mmd": np.where(steps % 2, 0.0, 1e-3),
-        "rare": np.full(1000, np.nan),
-    }
-    series["rare"][::300] = 0.5
-    path = tmp_path / "training.png"
-    texts = drawn(monkeypatch, lambda: figures.training_figure(path, steps, series))
-    assert_png(path)
-    assert {"total", "mmd", "rare", "step", "loss"} <= set(texts)
-
-
 def test_figures_leave_no_global_state(tmp_path, monkeypatch):
     import matplotlib
 
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it now raises
-    figures.training_figure(tmp_path / "training.png", np.arange(3), {"total": np.ones(3)})
+    wave_aa, flux = np.linspace(6110.0, 6111.0, 101), np.ones(101)
+    figures.intervention_figure(tmp_path / "rv.png", wave_aa, flux, {20.0: (flux, flux)}, "rv", "km/s")
     changed = [key for key in figures.STYLE if matplotlib.rcParams[key] != matplotlib.rcParamsDefault[key]]
     assert changed == []
