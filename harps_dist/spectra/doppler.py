@@ -20,20 +20,25 @@ Method = Literal["linear", "cubic"]
 
 MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
 _POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
-_REACH = {torch.float32: 14, torch.float64: 28}  # |pole|^reach is below rounding
+_DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
 
 
 def bspline_coefficients(flux: Tensor) -> Tensor:
     """Prefilter spectra: cubic B-spline coefficients whose spline passes through the samples.
 
-    flux: (batch, pixel), finite. Returns (batch, pixel), same unit and dtype. The recursive filter's impulse
-    response sqrt(3) z^|k| decays by 0.27 a pixel, so a short convolution is exact to rounding. Ends mirrored.
+    flux: (batch, pixel), finite. Returns (batch, pixel), same unit and dtype. Ends are mirrored. The filter's impulse
+    response sqrt(3) z^|k| decays by 0.27 a pixel; either half of it is a product of factors 1 + z^n (shift by n) over
+    n = 1, 2, 4, …, so a few shifted additions are exact to rounding.
     """
-    reach = min(_REACH[flux.dtype], flux.shape[-1] - 1)
-    tap = torch.arange(-reach, reach + 1, device=flux.device, dtype=flux.dtype).abs()
-    kernel = 3.0**0.5 * torch.pow(torch.tensor(_POLE, dtype=flux.dtype, device=flux.device), tap)
-    padded = F.pad(flux[:, None], (reach, reach), mode="reflect")
-    return F.conv1d(padded, kernel[None, None])[:, 0]
+    doublings = [2**n for n in range(_DOUBLINGS[flux.dtype])]
+    reach = min(sum(doublings), flux.shape[-1] - 1)
+    mirrored = F.pad(flux[:, None], (reach, reach), mode="reflect")[:, 0]
+    behind = ahead = mirrored
+    for pixels in doublings:
+        behind = torch.cat([behind[:, :pixels], behind[:, pixels:] + _POLE**pixels * behind[:, :-pixels]], dim=1)
+        ahead = torch.cat([ahead[:, :-pixels] + _POLE**pixels * ahead[:, pixels:], ahead[:, -pixels:]], dim=1)
+    inner = slice(reach, reach + flux.shape[-1])
+    return 3.0**0.5 * (behind[:, inner] + ahead[:, inner] - flux)
 
 
 def resample_shifted(
