@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harps_dist.config import Loss
 from harps_dist.data.batches import Batch
+from harps_dist.models.layers import at_least_float32
 from harps_dist.models.supervised import Output, SpectrumModel
 
 
@@ -30,7 +31,7 @@ def loss_parts(
     config: Loss,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> dict[str, Part]:
-    """The parts of Eqs. 3-11 for one batch, in float32. The minus signs printed before KL are an ELBO's: it is added.
+    """The parts of Eqs. 3-11 for one batch, in float32 or better. The minus signs printed before KL are an ELBO's: it is added.
 
     label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9), or the likelihood of a
     heteroscedastic head. reconstruction:
@@ -42,24 +43,24 @@ def loss_parts(
     if output.labels is not None:
         truth = model.normalise(batch.labels)
         present = torch.isfinite(truth)
-        residual = torch.where(present, output.labels.float() - truth, 0.0)
+        residual = torch.where(present, at_least_float32(output.labels) - truth, 0.0)
         error = _error(residual, config.label_below)
         if output.log_scale is not None:
-            error = negative_log_likelihood(residual, output.log_scale.float(), model.uncertainty) * present
+            error = negative_log_likelihood(residual, at_least_float32(output.log_scale), model.uncertainty) * present
         parts["label"] = Part(config.label, error.sum(), present.sum())
     if output.reconstruction is not None:
-        residual = output.reconstruction.float()[:, valid] - batch.flux[:, valid]
+        residual = at_least_float32(output.reconstruction)[:, valid] - batch.flux[:, valid]
         error = _error(residual, config.reconstruction_below)
         parts["reconstruction"] = Part(config.reconstruction, error.sum(), _count(residual))
     if output.nodes is not None and config.unknown_penalty and output.nodes.shape[1] > len(model.labels):
-        unknown = output.nodes.float()[:, len(model.labels) :] * batch.simulated[:, None]
+        unknown = at_least_float32(output.nodes)[:, len(model.labels) :] * batch.simulated[:, None]
         terms = batch.simulated.sum() * unknown.shape[1]
         parts["unknown"] = Part(config.unknown_penalty, unknown.abs().sum(), terms)
     if output.latent is not None and output.latent.log_variance is not None and config.kl:
         divergence = kl_divergence(output.latent.mean, output.latent.log_variance)
         parts["kl"] = Part(config.kl, divergence.sum(), _count(divergence[:, 0]))
     if output.prior is not None and output.nodes is not None and config.mmd:
-        discrepancy = mmd_terms(output.nodes.float(), output.prior, gather)
+        discrepancy = mmd_terms(at_least_float32(output.nodes), output.prior, gather)
         parts["mmd"] = Part(config.mmd, discrepancy.sum(), _count(discrepancy))
     return parts
 

@@ -243,3 +243,28 @@ def test_a_pretrained_decoder_keeps_its_first_layer_inside_an_autoencoder():
         nodes[:, inside.labels.index(name)] = labels[:, column]
     torch.testing.assert_close(inside.decode(nodes), alone.decode(labels))
     assert not any(name.startswith("network.encoder") for name in taken)
+
+
+@pytest.mark.parametrize("uncertainty", ["none", "gaussian", "laplace"])
+@pytest.mark.parametrize("below", [0.0, 0.3])
+def test_gradients_of_the_whole_loss(uncertainty, below):
+    """Every part at once, labels missing, by finite differences in float64."""
+    model = Encoder(labels=("teff", "logg"), width=0.25, uncertainty=uncertainty).build(GRIDS["tiny"])
+    batch = batch_of([0.5, NAN, -1.0, 2.0], [NAN, 0.1, 0.7, -0.4], [True, True, False, False])
+    config = Loss(label=2.0, unknown_penalty=0.7, kl=0.3, mmd=5.0, label_below=below, reconstruction_below=below)
+    draw = torch.Generator().manual_seed(0)
+    nodes, log_scale, log_variance = torch.randn(3, 4, 2, generator=draw, dtype=torch.float64)
+    unknown, reconstruction = torch.randn(2, 4, 3, generator=draw, dtype=torch.float64)
+    prior = torch.randn(4, 5, generator=draw, dtype=torch.float64)
+
+    def loss(labels, log_scale, reconstruction, unknown, log_variance):
+        latent = Latent(labels, log_variance)
+        everything = torch.cat([labels, unknown], dim=1)
+        seen = None if uncertainty == "none" else log_scale
+        output = Output(labels, reconstruction, everything, latent, prior, seen)
+        parts = loss_parts(model, output, batch, torch.tensor([0, 2]), config)
+        assert parts.keys() == {"label", "reconstruction", "unknown", "kl", "mmd"}
+        return global_loss(parts, torch.stack([part.terms for part in parts.values()]), 1)
+
+    inputs = [x.requires_grad_() for x in (nodes, log_scale, reconstruction, unknown, log_variance)]
+    assert torch.autograd.gradcheck(loss, inputs)
