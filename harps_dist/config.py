@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -183,6 +184,11 @@ class Recipe(Frozen):
         """sha256 of everything that changes what is learned: all but `log`, the workers and the release's path."""
         content = self.model_dump(mode="json", exclude={"log": True, "data": {"workers", "release"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def changed(self, **parts: Mapping[str, object]) -> Recipe:
+        """The same recipe with some fields of its parts replaced: changed(training={"steps": 5})."""
+        whole = {name: getattr(self, name).model_copy(update=dict(fields)) for name, fields in parts.items()}
+        return self.model_copy(update=whole)
 
     @model_validator(mode="after")
     def _known_labels(self) -> Recipe:

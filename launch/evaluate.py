@@ -31,22 +31,18 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.evaluate import Evaluator, evaluate
+    from harps_dist.evaluation.evaluate import evaluate_run
     from harps_dist.evaluation.report import print_report
     from harps_dist.training.distributed import join_world
-    from harps_dist.training.run import load_run, read_run
+    from harps_dist.training.run import read_run
     from preprocessing.demo import resolve_release
 
     out = arguments.out or arguments.run / "evaluation"
     with join_world() as world:
         release = Release(resolve_release(arguments.release or read_run(arguments.run).recipe.data.release))
-        name, recipe, model, step = load_run(arguments.run, release.manifest)
         console = console_for(quiet=not world.is_main)
-        evaluator = Evaluator(model, recipe, release, world, console)
-        for kind in evaluator.kinds:
-            folder = out / f"{arguments.split}-{kind}"
-            if report := evaluate(evaluator, name, step, kind, arguments.split, folder):
-                print_report(report, folder, console)
+        for folder, report in evaluate_run(arguments.run, release, arguments.split, out, world, console).items():
+            print_report(report, folder, console)
     return 0
 
 

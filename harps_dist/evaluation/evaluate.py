@@ -29,13 +29,14 @@ from harps_dist.evaluation.metrics import (
     rvis_mask,
     sensitivity,
 )
-from harps_dist.evaluation.report import PAPER_ROWS, Measure, Origin, Report
+from harps_dist.evaluation.paper import PAPER_ROWS
+from harps_dist.evaluation.report import Measure, Origin, Report
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, doppler_shift
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.distributed import World
-from harps_dist.training.run import label_scale
+from harps_dist.training.run import label_scale, load_run
 
 Spectra = Literal["real", "simulated"]  # what a model can be tried on
 
@@ -199,6 +200,18 @@ class Evaluator:
             intervention_figure(path, wave_aa[window], reconstructed[window], curves, "rv", "km/s")
             drawn["Intervention on the radial velocity"] = path
         return drawn
+
+
+def evaluate_run(
+    run: Path, release: Release, split: SplitName | Literal["all"], out: Path, world: World, console: Console
+) -> dict[Path, Report]:
+    """Evaluate a run's newest checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the main
+    rank."""
+    name, recipe, model, step = load_run(run, release.manifest)
+    evaluator = Evaluator(model, recipe, release, world, console)
+    folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
+    reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
+    return {folder: report for folder, report in reports.items() if report}
 
 
 def evaluate(

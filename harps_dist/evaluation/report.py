@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, mean_with_error
+from harps_dist.evaluation.paper import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
-from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,39 +28,6 @@ ORIGIN_WORDS = {
     "simulated": "simulated spectra (no telescope was involved)",
     "mixed": "real and simulated spectra together",
 }
-
-
-class PaperRow(NamedTuple):
-    """One printed row of Table 4: (value, error) by label, and NMAE by group."""
-
-    legend: str
-    labels: dict[str, tuple[float, float]]
-    groups: dict[str, tuple[float, float]]
-
-
-def _row(legend: str, *cells: tuple[float, float]) -> PaperRow:
-    """A row in the printed order of columns: teff, mh, logg, All | rv, berv, airmass, All."""
-    labels = dict(zip(INTRINSIC, cells[:3], strict=True)) | dict(zip(EXTRINSIC, cells[4:7], strict=True))
-    return PaperRow(legend, labels, {"intrinsic": cells[3], "extrinsic": cells[7]})
-
-
-# fmt: off
-PAPER_ROWS = {  # Table 4 (b) and (c), MAE ± its error on the paper's own HARPS test split
-    "beta-vae-cnn-u": _row("β-VAE (U*)", (978.0, 13.0), (0.1578, 0.0027), (0.1798, 0.0025), (1.548, 0.013),
-                       (31.07, 0.27), (16.01, 0.096), (0.181, 0.0019), (1.5751, 0.0074)),
-    "cnn-mix": _row("CNN (mix)", (50.21, 0.82), (0.02118, 0.00064), (0.03957, 0.00085), (0.1793, 0.0022),
-                    (2.375, 0.061), (0.1671, 0.002), (0.01069, 0.00022), (0.0815, 0.001)),
-    "ae-real": _row("AE (real)", (50.32, 0.83), (0.02478, 0.00056), (0.03898, 0.00089), (0.1844, 0.0022),
-                    (1.94, 0.069), (0.1214, 0.0021), (0.00885, 0.00018), (0.0664, 0.0011)),
-    "ae-mix": _row("AE (mix)", (49.74, 0.77), (0.02292, 0.00055), (0.04139, 0.00087), (0.1867, 0.0021),
-                   (1.918, 0.063), (0.1697, 0.0024), (0.0103, 0.00022), (0.0709, 0.0011)),
-    "infovae-mix": _row("infoVAE (mix)",
-                        (43.68, 0.73), (0.03424, 0.00058), (0.04005, 0.00087), (0.1986, 0.0021),
-                        (1.967, 0.071), (0.1855, 0.0024), (0.01023, 0.00021), (0.0722, 0.0011)),
-    "cnn-etc": _row("CNN (ETC)", (273.1, 4.2), (0.1222, 0.0011), (0.4994, 0.0044), (1.7029, 0.0091),
-                    (25.43, 0.27), (NAN, NAN), (1.6827, 0.0054), (6.932, 0.016)),
-}
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -145,7 +112,7 @@ class Report:
         content = asdict(self) | {"figures": self._figure_links(folder)}
         if self.paper:
             content["paper"] = self.paper._asdict()
-        return json.dumps(_nan_to_none(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return strict_json(content)
 
     def markdown(self, folder: Path) -> str:
         """The report as Markdown; figure links are relative to `folder`."""
@@ -161,7 +128,7 @@ class Report:
         ]
         if self.paper:
             parts.append(
-                f"Printed: {self.paper.legend}, Table 4 of the paper, measured on its own test split of real "
+                f"Printed: {self.paper.legend}, Tables 4-6 of the paper, measured on its own test split of real "
                 "HARPS spectra. Other spectra were used here, so a difference is not only the model's."
             )
         if self.groups:
@@ -302,6 +269,11 @@ def _measure_row(measure: Measure) -> list[str]:
         f"{measure.count:,}",
         measure.note,
     ]
+
+
+def strict_json(content: object) -> str:
+    """Indented JSON in which NaN and infinities are null."""
+    return json.dumps(_nan_to_none(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _nan_to_none(content: object) -> object:

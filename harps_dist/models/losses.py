@@ -31,13 +31,13 @@ def loss_parts(
     config: Loss,
     gather: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> dict[str, Part]:
-    """The parts of Eqs. 3-11 for one batch, in float32 or better. The minus signs printed before KL are an ELBO's: it is added.
+    """The parts of Eqs. 3-11 for one batch, in float32 or better.
 
     label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9), or the likelihood of a
-    heteroscedastic head. reconstruction:
-    |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their numbers. unknown: |u| of simulated spectra
-    (Sect. 3.2). kl: of the latent distribution from the prior, summed over nodes, mean over spectra (Eq. 8). mmd:
-    between nodes and prior (Eq. C.4); gather stacks a tensor's rows from all ranks, without gradient.
+    heteroscedastic head. reconstruction: |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their
+    numbers. unknown: |u| of simulated spectra (Sect. 3.2). kl: of the latent distribution from the prior, summed over
+    nodes, mean over spectra (Eq. 8); the minus sign printed before it is an ELBO's, so it is added. mmd: between nodes
+    and prior (Eq. C.4); gather stacks a tensor's rows from all ranks, without gradient.
     """
     parts = {}
     if output.labels is not None:

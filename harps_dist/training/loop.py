@@ -23,7 +23,7 @@ from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from harps_dist.training.distributed import World
 from harps_dist.training.log import RunLog
-from harps_dist.training.run import CHECKPOINTS, build_model, save_recipe
+from harps_dist.training.run import CHECKPOINTS, RECIPE, build_model, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
 
 
@@ -32,14 +32,17 @@ def train_run(
 ) -> None:
     """Train a recipe into the folder `run`, or go on with it; its parent, beside it, is found or trained first.
 
+    A parent that was begun there with other settings than its recipe's keeps them.
+
     start_from: a run to begin with in the parent's place.
     """
     begun = newest_checkpoint(run / CHECKPOINTS)[0] is not None
     if recipe.parent and not start_from and not begun:
         start_from = run.parent / recipe.parent
-        parent = find_recipe(recipe.parent)
-        data = parent.data.model_copy(update={"release": recipe.data.release, "workers": recipe.data.workers})
-        train_run(parent.model_copy(update={"data": data}), recipe.parent, release, start_from, world)
+        parent = read_run(start_from).recipe if (start_from / RECIPE).exists() else find_recipe(recipe.parent)
+        parent = parent.changed(data={"release": recipe.data.release, "workers": recipe.data.workers})
+        world.barrier()  # all have looked before the first writes
+        train_run(parent, recipe.parent, release, start_from, world)
     Trainer(recipe, name, release, run, world, start_from).train()
 
 

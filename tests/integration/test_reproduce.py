@@ -1,0 +1,54 @@
+"""The paper's tables from runs, trained where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from harps_dist.evaluation import reproduce
+from harps_dist.evaluation.paper import LABEL_TABLES, PAPER_ROWS
+from harps_dist.recipes import RECIPES, find_recipe
+from harps_dist.training.log import read_log
+from harps_dist.training.run import read_run
+
+
+@pytest.mark.parametrize("demo", [False, True])
+def test_every_row_has_a_recipe_and_parents_come_first(demo):
+    names = reproduce.table_recipes(demo, sweeps=True)
+    assert len(names) == len(set(names)) == 17 + 28 + 6  # Tables 4-7, Figs. 2 and D.1
+    for place, name in enumerate(names):
+        assert find_recipe(name).parent in (None, *names[:place])
+    assert {row for table in LABEL_TABLES.values() for row in table.rows} == PAPER_ROWS.keys() <= RECIPES.keys()
+
+
+def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path, monkeypatch, capsys):
+    """Two rows, one the other's parent; a second call finds both, and what was not run says so."""
+    script = importlib.import_module("launch.reproduce")
+    monkeypatch.setattr(reproduce, "table_recipes", lambda demo, sweeps: ["demo-cnn-mix", "demo-ae-real"])
+    call = ["reproduce.py", str(tmp_path), "--scale", "demo", "--release", str(tiny_release), "--train", "missing"]
+    monkeypatch.setattr("sys.argv", [*call, "--steps", "2"])
+    assert script.main() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"demo-cnn-mix", "demo-ae-real", "tables.md", "tables.json"}
+    assert read_run(tmp_path / "demo-ae-real").recipe.training.steps == 2
+    first = (tmp_path / "tables.json").read_text()
+    table_4, table_5, *_ = json.loads(first)["tables"]
+    scores = json.loads((tmp_path / "demo-ae-real/evaluation/test-real/scores.json").read_text())
+    mae = {score["name"]: [score["mae"], score["standard_error"]] for score in scores["labels"]}
+    groups = {score["name"]: [score["nmae_paper"], score["standard_error_paper"]] for score in scores["groups"]}
+    printed_order = [*(mae[name] for name in ("teff", "mh", "logg")), groups["intrinsic"]]
+    printed_order += [*(mae[name] for name in ("rv", "berv", "airmass")), groups["extrinsic"]]
+    row = {row["legend"]: row for row in table_4["rows"]}
+    assert row["AE (real)"]["cells"] == printed_order
+    assert row["AE (real)"]["step"] == 2
+    assert row["AE (real)"]["printed"][0] == [50.32, 0.83]
+    assert row["AE (mix)"]["step"] is None
+    assert {row["legend"] for row in table_5["rows"] if row["step"]} == {"CNN (mix)", "AE (real)"}
+    page = (tmp_path / "tables.md").read_text()
+    assert "NOT genuine spectra" in page
+    assert "not run" in page
+    assert script.main() == 0
+    assert (tmp_path / "tables.json").read_text() == first
+    assert [line["step"] for line in read_log(tmp_path / "demo-ae-real")] == [2]
+    capsys.readouterr()
