@@ -1,9 +1,11 @@
-"""What the recipes cost: `python launch/benchmark.py models [RECIPE …] [--grid harps] [--demo] [--json FILE]`."""
+"""What recipes cost, what a run has to beat, how runs learned: `python launch/benchmark.py models | ridge | curves`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -36,8 +38,61 @@ def models(
     return 0
 
 
+def ridge(
+    run: tyro.conf.Positional[Path],
+    release: str | None = None,
+    split: Literal["train", "validation", "test", "all"] = "test",
+    spectra: int = 8192,
+    components: int = 64,
+    out: Path | None = None,
+) -> int:
+    """Ridge regression on principal components in the place of a run: same training data, same test spectra.
+
+    Args:
+        run: Folder that train.py wrote.
+        release: Release to be fitted and tried on; default is the run's.
+        split: Which spectra are predicted.
+        spectra: How many of those that the run was trained on are fitted.
+        components: Principal components.
+        out: Folder of the reports; default is RUN/ridge.
+    """
+    from harps_dist.console import console_for
+    from harps_dist.data.reader import Release
+    from harps_dist.evaluation.baseline import ridge_report
+    from harps_dist.evaluation.report import print_report
+    from harps_dist.training.run import read_run
+    from preprocessing.demo import resolve_release
+
+    name, recipe, _ = read_run(run)
+    data = Release(resolve_release(release or recipe.data.release))
+    kinds: dict[Literal["real", "simulated"], bool] = {"real": recipe.data.mix.real > 0, "simulated": True}
+    for kind in (kind for kind, tried in kinds.items() if tried and len(data.index.rows(kind, split))):
+        report = ridge_report(name, recipe, data, kind, split, spectra, components)
+        folder = (out or run / "ridge") / f"{split}-{kind}"
+        report.write(folder)
+        print_report(report, folder, console_for())
+    return 0
+
+
+def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curves.png"), loss: str = "label") -> int:
+    """Draw how runs learned: a part of the loss against the step, from their logs.
+
+    Args:
+        runs: Folders that train.py wrote; the legend has their names.
+        out: PNG to write; a CSV with the same numbers lies beside it.
+        loss: label, reconstruction, unknown, kl or mmd.
+    """
+    from harps_dist.console import console_for
+    from harps_dist.evaluation.curves import draw_curves
+
+    draw_curves(runs, out, loss)
+    console_for().print(f"{out} and {out.with_suffix('.csv')}", soft_wrap=True)
+    return 0
+
+
 def main() -> int:
-    return tyro.extras.subcommand_cli_from_dict({"models": models}, prog="benchmark.py", description=__doc__)
+    commands: dict[str, Callable[..., int]] = {"models": models, "ridge": ridge, "curves": curves}
+    return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 
 
 if __name__ == "__main__":

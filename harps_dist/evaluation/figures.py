@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLACK, BLUE, VERMILLION, GREY = "#000000", "#0072B2", "#D55E00", "#8C8C8C"
+GREEN, PURPLE = "#009E73", "#CC79A7"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -151,6 +152,18 @@ def intervention_figure(
         panels[0].set_xlim(wave_aa[0], wave_aa[-1])
         panels[-1].set_xlabel(WAVELENGTH)
         figure.supylabel("flux / median", fontsize=10)
+
+
+def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], ylabel: str) -> None:
+    """Curves by name, each of (step, loss), on a logarithmic axis of losses."""
+    with _figure(path, 6.5, 4.0) as figure:
+        axes = figure.subplots()
+        for number, (name, points) in enumerate(curves.items()):
+            colour = (BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY)[number % 6]
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, label=name)
+        axes.set(xlabel="training step", ylabel=ylabel, yscale="log")
+        axes.margins(x=0)
+        axes.legend()
 
 
 @contextmanager
