@@ -153,7 +153,7 @@ def _write_etc_runs(folder: Path, grid: SedGrid, seds: int, count: int, seed: in
             sed_name=_sed_name(index),
             airmass=round(rng.uniform(1.0, 2.9), 3),
             pwv_mm=round(rng.uniform(0.5, 20.0), 2),
-            mag=round(rng.uniform(5.0, 9.0), 2),
+            mag=round(rng.uniform(6.7, 10.3), 2),  # S/N about 30 to 300
             exptime_s=float(rng.choice([300, 600, 900, 1800])),
             fli=round(rng.uniform(0, 1), 2),
         )
