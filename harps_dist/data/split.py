@@ -15,7 +15,7 @@ def split_of(target: str, fractions: tuple[float, float, float] = PAPER_FRACTION
     """The split of a star (or of an SED), from the hash of its id.
 
     target: resolved target id, one per star whatever its aliases. fractions: of train, validation and test,
-    adding up to one.
+    adding up to one. The paper's public code draws among names of targets, so that an alias may cross.
     """
     digest = hashlib.blake2b(f"{salt}\0{target}".encode(), digest_size=8).digest()
     position = int.from_bytes(digest, "big") / 2**64

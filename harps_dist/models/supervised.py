@@ -141,8 +141,9 @@ class SpectrumSimulator(SpectrumModel):
 class SemiSupervised(SpectrumModel):
     """Spectrum to latent nodes to spectrum; the first K nodes are the labels (Eqs. 5-11).
 
-    A variational one draws its nodes from the latent distribution in training, and takes the mean in evaluation. In a
-    deterministic one the log-variance head is there, as in the public model and its printed count, but takes no part.
+    A variational one draws its nodes from the latent distribution in training, and takes the mean in evaluation,
+    where the public code draws too. A deterministic one is so as Eq. 5 says, though the public one draws; the
+    log-variance head is there, as in that model and its printed count, but takes no part.
     """
 
     def __init__(self, config: Autoencoder, grid: Grid):
@@ -169,7 +170,8 @@ class SemiSupervised(SpectrumModel):
         return Output(labels, self.decode(nodes), nodes, latent if self.variational else None, prior)
 
     def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
-        """As for any model; a decoder pretrained alone keeps its first layer, each column under its own label.
+        """As for any model; a decoder pretrained alone keeps its first layer, each column under its own label (the
+        public code loses that layer).
 
         Nodes that the other decoder did not have start without effect, so the first spectra are the ones it drew.
         """

@@ -77,6 +77,6 @@ def read_log(run: Path) -> list[dict]:
 def _console_line(line: dict) -> str:
     cells = [f"step {line['step']}"]
     for key, value in line.items():
-        if key != "step":
+        if key != "step" and not isinstance(value, list):
             cells.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
     return "  ".join(cells)

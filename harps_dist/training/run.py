@@ -37,7 +37,10 @@ def build_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:
 
 
 def label_scale(manifest: Manifest, augment: Augment) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and standard deviation of every label: the training split's, else of what is drawn (uniform)."""
+    """Mean and standard deviation of every label: the training split's, else of what is drawn (uniform).
+
+    As Eq. 1; the paper's public code takes median and unscaled MAD, over test rows too.
+    """
     drawn = {"rv": augment.rv_kms / 3**0.5, "berv": (augment.berv_kms or 1.0) / 3**0.5}
     mean, std = dict.fromkeys(NAMES, 0.0), dict.fromkeys(NAMES, 1.0) | drawn
     for name, statistics in manifest.label_statistics.items():

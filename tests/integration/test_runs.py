@@ -145,8 +145,23 @@ def test_every_recipe_trains(name, tiny_release, tmp_path):
     assert all(np.isfinite(line[key]) for key in losses)
     *_, model, step = load_run(tmp_path / "run", release.manifest)
     assert step == recipe.training.steps
+    variational = getattr(recipe.model, "variational", False)
+    nodes = [len(line[moment]) for moment in ("node_mean", "node_deviation") if moment in line]
+    assert nodes == ([recipe.model.bottleneck] * 2 if variational else [])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all((model.state_dict()[name] != before[name]).any() for name in trained if name.endswith("weight"))
+
+
+def test_moments_of_the_nodes_are_those_of_the_validation_split(tiny_release, tmp_path):
+    recipe, release = at_tiny_scale(find_recipe("demo-infovae-mix")), Release(tiny_release)
+    world = World(0, 1, torch.device("cpu"))
+    train_run(recipe, "infovae", release, tmp_path / "run", world)
+    line = read_log(tmp_path / "run")[-1]
+    _, recipe, model, _ = load_run(tmp_path / "run", release.manifest)
+    rows = np.concatenate([release.index.rows(kind, "validation") for kind in ("real", "simulated")])
+    nodes = Evaluator(model, recipe, release, world).predict(rows).nodes
+    np.testing.assert_allclose(line["node_mean"], nodes.mean(0), atol=1e-5)
+    assert (np.array(line["node_deviation"]) > nodes.std(0)).all()  # what is drawn around each mean comes on top
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-3), ("fp16", 4e-4)])
