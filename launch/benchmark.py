@@ -46,7 +46,7 @@ def ridge(
     components: int = 64,
     out: Path | None = None,
 ) -> int:
-    """Ridge regression on principal components in the place of a run: same training data, same test spectra.
+    """Ridge regression on principal components in a run's place: same training data, same test spectra.
 
     Args:
         run: Folder that train.py wrote.
@@ -58,19 +58,12 @@ def ridge(
     """
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.baseline import ridge_report
-    from harps_dist.evaluation.report import print_report
+    from harps_dist.evaluation.baseline import ridge_instead_of
     from harps_dist.training.run import read_run
     from preprocessing.demo import resolve_release
 
-    name, recipe, _ = read_run(run)
-    data = Release(resolve_release(release or recipe.data.release))
-    kinds: dict[Literal["real", "simulated"], bool] = {"real": recipe.data.mix.real > 0, "simulated": True}
-    for kind in (kind for kind, tried in kinds.items() if tried and len(data.index.rows(kind, split))):
-        report = ridge_report(name, recipe, data, kind, split, spectra, components)
-        folder = (out or run / "ridge") / f"{split}-{kind}"
-        report.write(folder)
-        print_report(report, folder, console_for())
+    data = Release(resolve_release(release or read_run(run).recipe.data.release))
+    ridge_instead_of(run, data, split, spectra, components, out or run / "ridge", console_for())
     return 0
 
 

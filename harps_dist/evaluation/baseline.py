@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from harps_dist.config import Recipe
@@ -17,11 +19,12 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.metrics import group_scores, label_scores
-from harps_dist.evaluation.report import Origin, Report
+from harps_dist.evaluation.report import Origin, Report, print_report
 from harps_dist.spectra.labels import NAMES
-from harps_dist.training.run import label_scale
+from harps_dist.training.run import label_scale, read_run
 
 BATCH = 32
+KINDS: tuple[Literal["real", "simulated"], ...] = ("real", "simulated")
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,22 @@ def ridge_report(
         groups=group_scores(truth, predicted, recipe.model.labels, sigma, stars),
         notes=[release.manifest.description, f"Fitted on {spectra:,} spectra; the step is their number."],
     )
+
+
+def ridge_instead_of(
+    run: Path,
+    release: Release,
+    split: SplitName | Literal["all"],
+    spectra: int,
+    components: int,
+    out: Path,
+    console: Console,
+) -> None:
+    """Write and print the reports of ridge regression for every kind of spectrum that a run is evaluated on."""
+    name, recipe, _ = read_run(run)
+    for kind in KINDS:
+        tried = kind == "simulated" or recipe.data.mix.real > 0
+        if tried and len(release.index.rows(kind, split)):
+            report = ridge_report(name, recipe, release, kind, split, spectra, components)
+            report.write(out / f"{split}-{kind}")
+            print_report(report, out / f"{split}-{kind}", console)
