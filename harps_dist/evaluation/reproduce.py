@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from harps_dist.evaluation.paper import LABEL_TABLES, NAN, PAPER_ROWS, TABLE_7, TABLE_8_RVIS, Pair
 from harps_dist.evaluation.report import format_pair, markdown_table, strict_json
+from harps_dist.evaluation.significance import LEVEL, compare, mean_by_star
 from harps_dist.files import atomic_write
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC, LABEL
 
 if TYPE_CHECKING:
+    from pyarrow import Table as PredictionTable
     from rich.table import Table
 
     from harps_dist.data.manifest import Manifest
 
+MARKS = {"": "{}", "spectra": "**{}**", "stars": "**{}** ★"}
 COLUMNS = {"intrinsic": INTRINSIC, "extrinsic": EXTRINSIC}
 UNSUPERVISED_NOTE = (
     "Labels of unsupervised models come from a regression that joins each latent with the labels of its own spectrum. "
@@ -29,7 +34,11 @@ UNSUPERVISED_NOTE = (
 
 @dataclass(frozen=True)
 class Row:
-    """One model in a table: legend, its cells, the printed ones, spectra and stars, steps; no step where not run."""
+    """One model in a table: legend, its cells, the printed ones, spectra and stars, steps; no step where not run.
+
+    outperforms: for each cell whether it is significantly better than the column's others by "spectra", by "stars" too,
+    or not.
+    """
 
     legend: str
     cells: list[Pair]
@@ -37,6 +46,14 @@ class Row:
     spectra: int = 0
     stars: int = 0
     step: int | None = None
+    outperforms: list[Literal["", "spectra", "stars"]] = field(default_factory=list)
+
+    def measured(self) -> list[str]:
+        """The cells as text, the significantly best marked."""
+        if self.step is None:
+            return ["–"] * len(self.cells)
+        marks = self.outperforms or [""] * len(self.cells)
+        return [MARKS[mark].format(format_pair(*cell)) for cell, mark in zip(self.cells, marks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,8 @@ class ReproducedTable:
     def lines(self) -> Iterator[list[str]]:
         """Two lines a row: what was measured here, and what the paper prints."""
         for row in self.rows:
-            measured = [format_pair(*cell) for cell in row.cells] if row.step is not None else ["–"] * len(row.cells)
             where = f"{row.spectra:,} / {row.stars:,}" if row.step is not None else "not run"
-            yield [row.legend, *measured, where, f"{row.step:,}" if row.step is not None else ""]
+            yield [row.legend, *row.measured(), where, f"{row.step:,}" if row.step is not None else ""]
             yield ["  printed", *(format_pair(*cell) for cell in row.printed), "", ""]
 
     @property
@@ -65,13 +81,14 @@ class ReproducedTable:
         return f"## {self.title}\n\n{markdown_table(self.header, list(self.lines()))}{note}\n"
 
     def console(self) -> Table:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=self.title, caption=self.note or None)
-        for number, title in enumerate(self.header):
+        for number, title in enumerate(map(escape, self.header)):
             table.add_column(title, justify="right" if number else "left", no_wrap=not number)
         for number, line in enumerate(self.lines()):
-            table.add_row(*line, style="dim" if number % 2 else None)
+            table.add_row(*(cell.replace("**", "") for cell in line), style="dim" if number % 2 else None)
         return table
 
 
@@ -99,7 +116,8 @@ def reproduced_tables(runs: Path, demo: bool) -> list[ReproducedTable]:
             for group, members in COLUMNS.items()
             for title in (*(f"{name} [{LABEL[name].unit or '-'}]" for name in members), f"All {group} [-]")
         ]
-        rows = [_label_row(runs, recipe, demo) for recipe in table.rows]
+        better = _outperforming(runs, table.rows, demo)
+        rows = [replace(_label_row(runs, name, demo), outperforms=better[name]) for name in table.rows]
         note = UNSUPERVISED_NOTE if any(name.endswith("-u") for name in table.rows) else ""
         tables.append(ReproducedTable(f"Table {number}: {table.title}, MAE of labels", columns, rows, note))
     rows = [
@@ -117,7 +135,9 @@ def write_tables(tables: list[ReproducedTable], runs: Path, manifest: Manifest) 
     head = f"# The paper's tables\n\n**Data: {data}. {manifest.description}** Release sha256 `{manifest.digest}`.\n"
     legend = (
         "Upper line of a row: measured here. Lower line: printed in the paper, on its own test split of real HARPS "
-        "spectra. ± is the standard error of the mean, every spectrum counted as independent.\n"
+        "spectra. ± is the standard error of the mean, every spectrum counted as independent. Bold outperforms every "
+        f"other model of its column (Mann-Whitney U, Holm-Bonferroni, {LEVEL}) as the paper counts, by spectrum; "
+        "★ also star by star, since repeated visits to a star are not independent.\n"
     )
     with atomic_write(runs / "tables.md") as aside:
         aside.write_text("\n".join([head, legend, *(table.markdown() for table in tables)]), encoding="utf-8")
@@ -130,8 +150,12 @@ def write_tables(tables: list[ReproducedTable], runs: Path, manifest: Manifest) 
         aside.write_text(strict_json(content), encoding="utf-8")
 
 
+def _evaluation(runs: Path, recipe: str, demo: bool, kind: str) -> Path:
+    return runs / (f"demo-{recipe}" if demo else recipe) / "evaluation" / f"test-{kind}"
+
+
 def _scores(runs: Path, recipe: str, demo: bool, kind: str) -> dict | None:
-    path = runs / (f"demo-{recipe}" if demo else recipe) / "evaluation" / f"test-{kind}" / "scores.json"
+    path = _evaluation(runs, recipe, demo, kind) / "scores.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -154,6 +178,37 @@ def _label_row(runs: Path, recipe: str, demo: bool) -> Row:
         for pair in (*(labels.get(name, none) for name in members), groups.get(group, none))
     ]
     return Row(paper.legend, cells, printed, scores["spectra"], scores["stars"], scores["step"])
+
+
+def _outperforming(runs: Path, recipes: Sequence[str], demo: bool) -> dict[str, list[Literal["", "spectra", "stars"]]]:
+    """By recipe, for each column of a table of label errors, whether the recipe outperforms all others there."""
+    import pyarrow.parquet as pq
+
+    paths = {name: _evaluation(runs, name, demo, "real") / "predictions.parquet" for name in recipes}
+    tables = {name: pq.read_table(path) for name, path in paths.items() if path.exists()}
+    columns = {name: _column_errors(table) for name, table in tables.items()}
+    stars = {name: table["star"].to_numpy() for name, table in tables.items()}
+    marks: dict[str, list[Literal["", "spectra", "stars"]]] = {name: [] for name in recipes}
+    for number in range(sum(len(members) + 1 for members in COLUMNS.values())):
+        errors = {name: columns[name][number] for name in tables}
+        by_spectrum = compare(errors)
+        by_star = compare({name: mean_by_star(errors[name], stars[name]) for name in tables})
+        for name in recipes:
+            spectra = by_spectrum is not None and by_spectrum.best == name and by_spectrum.significant()
+            also_stars = spectra and by_star is not None and by_star.best == name and by_star.significant()
+            marks[name].append("stars" if also_stars else "spectra" if spectra else "")
+    return marks
+
+
+def _column_errors(predictions: PredictionTable) -> list[np.ndarray]:
+    """Absolute errors (n,) for each column of a table of label errors; "All" is the mean NMAE of whole groups."""
+    columns = []
+    for members in COLUMNS.values():
+        errors = {
+            name: np.abs(predictions[name].to_numpy() - predictions[f"{name}_true"].to_numpy()) for name in members
+        }
+        columns += [*errors.values(), np.mean([errors[name] / LABEL[name].paper_mad for name in members], axis=0)]
+    return columns
 
 
 def _measure_row(runs: Path, recipe: str, demo: bool, kind: str, measure: str, printed: float) -> Row:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from harps_dist.evaluation import reproduce
@@ -52,3 +55,31 @@ def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path
     assert (tmp_path / "tables.json").read_text() == first
     assert [line["step"] for line in read_log(tmp_path / "demo-ae-real")] == [2]
     capsys.readouterr()
+
+
+def test_bold_by_spectrum_and_a_star_where_stars_agree(tmp_path):
+    """Two models on 60 spectra, one better in teff and mh: first of 60 stars, then of four, which prove nothing."""
+    draw = np.random.default_rng(0)
+    for name, teff_error, mh_error in (("cnn-mix", 100.0, 0.1), ("ae-mix", 10.0, 0.01)):
+        folder = tmp_path / name / "evaluation/test-real"
+        folder.mkdir(parents=True)
+        labels = {label: np.zeros(60) for label in ("teff", "mh", "logg", "rv", "berv", "airmass")}
+        truth = {f"{label}_true": value for label, value in labels.items()}
+        predicted = {label: draw.normal(0, 1, 60) for label in labels}
+        predicted |= {"teff": teff_error * draw.uniform(1, 2, 60), "mh": mh_error * draw.uniform(1, 2, 60)}
+        stars = [f"star {number}" for number in range(60)]
+        pq.write_table(pa.table(predicted | truth | {"star": stars}), folder / "predictions.parquet")
+        scores = [{"name": "teff", "mae": teff_error, "standard_error": 1.0}]
+        content = {"labels": scores, "groups": [], "measures": [], "spectra": 60, "stars": 60, "step": 1}
+        (folder / "scores.json").write_text(json.dumps(content))
+    rows = {row.legend: row for row in reproduce.reproduced_tables(tmp_path, demo=False)[0].rows}
+    assert rows["AE (mix)"].outperforms == ["stars", "stars", "", "", "", "", "", ""]
+    assert rows["CNN (mix)"].outperforms == [""] * 8
+    assert rows["AE (mix)"].measured()[0] == "**10.0 ± 1.0** ★"
+    for name in ("cnn-mix", "ae-mix"):
+        path = tmp_path / name / "evaluation/test-real/predictions.parquet"
+        few = pa.array([f"star {min(number, 3)}" for number in range(60)])
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(table.column_names.index("star"), "star", few), path)
+    rows = {row.legend: row for row in reproduce.reproduced_tables(tmp_path, demo=False)[0].rows}
+    assert rows["AE (mix)"].outperforms == ["spectra", "spectra", "", "", "", "", "", ""]
