@@ -76,8 +76,9 @@ RECIPES |= {
     for weight in (0.01, 0.1, 1, 10, 20, 100)
 }
 
-_DEMO_AUGMENT = Augment(rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.1, continuum=0.01))
-_DEMO_STEPS = {"encoder": 500, "autoencoder": 350, "decoder": 350}
+_DEMO_NUISANCE = Nuisance(broadening_kms=5, line_error=0.1, continuum=0.01)
+_DEMO_AUGMENT = Augment(rv_kms=70, berv_kms=30, shift="linear", nuisance=_DEMO_NUISANCE)
+_DEMO_STEPS = {"encoder": 800, "autoencoder": 400, "decoder": 400}
 
 
 def at_demo_scale(recipe: Recipe) -> Recipe:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from harps_dist.evaluation.paper import LABEL_TABLES, NAN, PAPER_ROWS, TABLE_7, TABLE_8_RVIS, Pair
+from harps_dist.evaluation.paper import LABEL_TABLES, LEGENDS, NAN, PAPER_ROWS, TABLE_7, TABLE_8_RVIS, Pair
 from harps_dist.evaluation.report import format_pair, markdown_table, strict_json
 from harps_dist.evaluation.significance import LEVEL, compare, mean_by_star
 from harps_dist.files import atomic_write
@@ -211,14 +211,14 @@ def _column_errors(predictions: PredictionTable) -> list[np.ndarray]:
     return columns
 
 
-def _measure_row(runs: Path, recipe: str, demo: bool, kind: str, measure: str, printed: float) -> Row:
-    legend = PAPER_ROWS[recipe].legend if recipe in PAPER_ROWS else recipe
+def _measure_row(runs: Path, recipe: str, demo: bool, kind: str, measure: str, printed: Pair) -> Row:
+    legend = LEGENDS[recipe]
     scores = _scores(runs, recipe, demo, kind)
     if scores is None:
-        return Row(legend, [(NAN, NAN)], [(printed, NAN)])
+        return Row(legend, [(NAN, NAN)], [printed])
     found = {score["name"]: _pair(score["value"], score["standard_error"]) for score in scores["measures"]}
     cell = found.get(measure, (NAN, NAN))
-    return Row(legend, [cell], [(printed, NAN)], scores["spectra"], scores["stars"], scores["step"])
+    return Row(legend, [cell], [printed], scores["spectra"], scores["stars"], scores["step"])
 
 
 def _pair(value: float | None, error: float | None) -> Pair:
