@@ -25,6 +25,7 @@ from harps_dist.evaluation.metrics import (
     label_scores,
     paper_comparable,
     reconstruction_mae,
+    response_and_leakage,
     rvis,
     rvis_mask,
     sensitivity,
@@ -41,6 +42,7 @@ from harps_dist.training.run import label_scale, load_run
 Spectra = Literal["real", "simulated"]  # what a model can be tried on
 
 BATCH = 16
+LEAKAGE_KMS = (-20.0, 20.0)
 INTERVENTIONS_KMS = tuple(np.linspace(-40.0, 40.0, 9))
 STANDARD_DEVIATIONS = {"gaussian": 1.0, "laplace": 2.0**0.5}  # of a likelihood of unit scale
 DOWNSTREAM_NOTE = (
@@ -156,18 +158,37 @@ class Evaluator:
             scores["RVIS-true"] = intervention_error(decoded, truth, mask).mean(axis=-1)
             base = reconstruction.cpu().numpy()
             scores["RV sensitivity"] = sensitivity(decoded, base, truth, self.simulate_at(raw, 0.0), mask)
+            if "berv" in self.model.labels and self.recipe.data.augment.berv_kms:
+                scores |= self._leakage(raw, nodes, reconstruction)
         return scores
 
-    def decode_at(self, nodes: Tensor, dv_kms: float) -> np.ndarray:
-        """(batch, pixel) spectra decoded after adding a velocity to the radial-velocity node (Eq. 15)."""
+    def _leakage(self, raw: RawBatch, nodes: Tensor, reconstruction: Tensor) -> dict[str, np.ndarray]:
+        """Whether do(rv) moves stellar lines alone and do(berv) telluric ones, over all valid pixels."""
+        base, unmoved = reconstruction.cpu().numpy(), self.simulate_at(raw, 0.0)
+        velocities, due, answered = ("rv", "berv"), {}, {}
+        for name in velocities:
+            due[name] = np.stack([self.simulate_at(raw, dv, name) - unmoved for dv in LEAKAGE_KMS], axis=1)
+            answered[name] = np.stack([self.decode_at(nodes, dv, name) - base for dv in LEAKAGE_KMS], axis=1)
+        scores: dict[str, np.ndarray] = {}
+        for own, other in (velocities, velocities[::-1]):
+            response, leakage = response_and_leakage(answered[own], due[own], due[other], self.valid)
+            scores |= {f"do({own}) response": response, f"do({own}) leakage": leakage}
+        return scores
+
+    def decode_at(self, nodes: Tensor, dv_kms: float, velocity: str = "rv") -> np.ndarray:
+        """(batch, pixel) spectra decoded after adding to the node of a velocity, rv or berv (Eq. 15)."""
         nodes = nodes.clone()
-        node = self.model.labels.index("rv")
+        node = self.model.labels.index(velocity)
         nodes[:, node] += dv_kms / float(self.model.label_std[node])
         return self.model.decode(nodes).cpu().numpy()
 
-    def simulate_at(self, raw: RawBatch, dv_kms: float) -> np.ndarray:
-        """(batch, pixel) noise-free simulated spectra with a velocity added to the star's."""
-        return self.noise_free(raw._replace(rv_kms=raw.rv_kms + dv_kms)).flux.cpu().numpy()
+    def simulate_at(self, raw: RawBatch, dv_kms: float, velocity: str = "rv") -> np.ndarray:
+        """(batch, pixel) noise-free simulated spectra with a velocity added to the star's, or to BERV."""
+        if velocity == "berv":
+            raw = raw._replace(berv_kms=raw.berv_kms + dv_kms)
+        else:
+            raw = raw._replace(rv_kms=raw.rv_kms + dv_kms)
+        return self.noise_free(raw).flux.cpu().numpy()
 
     def _shift(self, flux: Tensor, dv_kms: float) -> np.ndarray:
         velocity = torch.full((len(flux),), dv_kms, device=flux.device)

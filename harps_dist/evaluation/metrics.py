@@ -207,6 +207,29 @@ def sensitivity(
     return np.divide(answered, due, out=np.full_like(due, NAN), where=due != 0)
 
 
+def response_and_leakage(
+    answered: np.ndarray, own: np.ndarray, other: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How a decoder's change divides between what should have changed and what should not.
+
+    answered: (n, v, L) change of the decoded spectrum after v interventions on one velocity. own: the change due, as
+    the simulator shows it. other: what the same interventions on the other velocity would do (stellar lines for BERV,
+    telluric ones for the radial velocity). mask: bool, broadcast to (n, v, L).
+    Returns (n,) each: coefficients of `own` (1 for a faithful decoder) and of `other` (0) in the least-squares fit
+    answered = a own + b other over interventions and pixels; NaN where the two cannot be told apart.
+    """
+    mask = np.broadcast_to(mask, answered.shape)
+    a, x, y = (
+        np.where(mask, change, 0.0).astype(np.float64).reshape(len(change), -1) for change in (answered, own, other)
+    )
+    xx, yy, xy = (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)
+    ax, ay, determinant = (a * x).sum(1), (a * y).sum(1), xx * yy - xy**2
+    apart = determinant > 1e-6 * xx * yy
+    fitted = (ax * yy - ay * xy, ay * xx - ax * xy)
+    response, leakage = (np.divide(c, determinant, out=np.full(len(c), NAN), where=apart) for c in fitted)
+    return response, leakage
+
+
 def _residuals(
     truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], stars: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,9 @@ from tests.commands import TINY, command, environment, run
 
 MODEL = "checkpoints/step-00000003/model.safetensors"
 MEASURES = {"MAE'", "MAE' (paper-comparable)", "RVIS"}
+AGAINST_THE_SIMULATOR = {"RVIS-true", "RV sensitivity"} | {
+    f"do({velocity}) {what}" for velocity in ("rv", "berv") for what in ("response", "leakage")
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
         folder = tmp_path / "1" / f"all-{kind}"
         scores = json.loads((folder / "scores.json").read_text())
         measured = {measure["name"] for measure in scores["measures"]}
-        assert measured == (MEASURES if kind == "real" else MEASURES | {"RVIS-true", "RV sensitivity"})
+        assert measured == (MEASURES if kind == "real" else MEASURES | AGAINST_THE_SIMULATOR)
         report = (folder / "report.md").read_text()
         assert "simulated" in report.splitlines()[2]  # the demo's stars are never passed off as observed
         for figure in ("residuals.png", "spectrum.png", "rv_intervention.png"):
@@ -150,6 +153,37 @@ def test_every_recipe_trains(name, tiny_release, tmp_path):
     assert nodes == ([recipe.model.bottleneck] * 2 if variational else [])
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all((model.state_dict()[name] != before[name]).any() for name in trained if name.endswith("weight"))
+
+
+def test_a_decoder_that_ignores_its_input_comes_out_worst(trained, tiny_release):
+    """It agrees with itself perfectly under RVIS; every measure against the simulator exposes it. A decoder that is the
+    simulator comes out best in all."""
+    release = Release(tiny_release)
+    _, recipe, model, _ = load_run(trained, release.manifest)
+    evaluator = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu")))
+    rows = release.index.rows("simulated")[:6]
+    raw = EvaluationBatches(release, rows, recipe.data.augment, recipe.training.seed, len(rows))[0]
+    truth = {0.0: evaluator.noise_free(raw).flux}
+    nodes = torch.zeros(len(rows), recipe.model.bottleneck)
+
+    def dead(_, dv_kms, velocity="rv"):
+        return np.ones(truth[0.0].shape)
+
+    def perfect(_, dv_kms, velocity="rv"):
+        return evaluator.simulate_at(raw, dv_kms, velocity)
+
+    found = {}
+    for name, decode_at in (("dead", dead), ("perfect", perfect)):
+        evaluator.decode_at = decode_at
+        base = torch.from_numpy(decode_at(nodes, 0.0)).float()
+        found[name] = evaluator._rv_interventions(raw, nodes, base)
+    assert found["dead"]["RVIS"].max() < 1e-3 < found["dead"]["RVIS-true"].min()
+    assert found["perfect"]["RVIS-true"].max() < 1e-6
+    for measure in ("RV sensitivity", "do(rv) response", "do(berv) response"):
+        assert np.abs(found["dead"][measure]).max() < 1e-6
+        np.testing.assert_allclose(found["perfect"][measure], 1.0, atol=1e-3)
+    for leakage in ("do(rv) leakage", "do(berv) leakage"):
+        assert np.abs(found["perfect"][leakage]).max() < 1e-3
 
 
 def test_moments_of_the_nodes_are_those_of_the_validation_split(tiny_release, tmp_path):

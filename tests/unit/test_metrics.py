@@ -240,3 +240,18 @@ def test_rvis_scale_on_genuine_line_profiles(genuine_data):
     assert 0.002 < small < 0.01
     assert large == pytest.approx(4 * small, rel=0.05)
     assert 0.03 < metrics.rvis(shifted(0 * rv_kms), shifted(rv_kms), mask)[0] < 0.2
+
+
+def test_leakage_tells_stellar_lines_from_telluric_ones():
+    """Decoders that move the right lines, all of them, the wrong ones, none, and 0.7 and 0.1 of them."""
+    draw = np.random.default_rng(1)
+    own, other = draw.normal(size=(2, 5, 3, 40))
+    mask = np.arange(40) < 30
+    own[..., 30:] = np.nan
+    shares = np.array([[1, 0], [1, 1], [0, 1], [0, 0], [0.7, 0.1]])
+    answered = shares[:, 0, None, None] * own + shares[:, 1, None, None] * other
+    response, leakage = metrics.response_and_leakage(answered, own, other, mask)
+    np.testing.assert_allclose(np.stack([response, leakage], 1), shares, atol=1e-12)
+    response, leakage = metrics.response_and_leakage(answered, own, 2 * own, mask)
+    assert np.isnan(response).all()
+    assert np.isnan(leakage).all()
