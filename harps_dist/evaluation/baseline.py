@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,13 +17,13 @@ from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.evaluate import Spectra, origin_of
 from harps_dist.evaluation.metrics import group_scores, label_scores
-from harps_dist.evaluation.report import Origin, Report, print_report
+from harps_dist.evaluation.report import Report, print_report
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.run import label_scale, read_run
 
 BATCH = 32
-KINDS: tuple[Literal["real", "simulated"], ...] = ("real", "simulated")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def ridge_report(
     name: str,
     recipe: Recipe,
     release: Release,
-    kind: Literal["real", "simulated"],
+    kind: Spectra,
     split: SplitName | Literal["all"] = "test",
     spectra: int = 8192,
     components: int = 64,
@@ -92,7 +91,7 @@ def ridge_report(
     columns = [NAMES.index(label) for label in recipe.model.labels]
 
     flux, labels = torch.empty(spectra, len(valid)), torch.empty(spectra, len(columns), dtype=torch.float64)
-    for step, first in zip(count(), range(0, spectra, BATCH), strict=False):
+    for step, first in enumerate(range(0, spectra, BATCH)):
         batch = observer(training[step])
         size = min(BATCH, spectra - first)
         flux[first : first + size] = batch.flux[:size, valid]
@@ -106,13 +105,12 @@ def ridge_report(
     truth = torch.cat([batch.labels for batch in tried])[:, columns].numpy()
     predicted = torch.cat([ridge.predict(batch.flux[:, valid]) for batch in tried]).numpy()
     stars, (_, sigma) = release.index["star"][found].astype(str), label_scale(release.manifest, augment)
-    origin: Origin = "demo" if kind == "real" and not release.manifest.genuine else kind
     return Report(
         run=f"ridge regression on {components} components, data of {name}",
         step=spectra,
         release_digest=release.digest,
         split=split,
-        origin=origin,
+        origin=origin_of(kind, release),
         spectra=len(found),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, predicted, recipe.model.labels, sigma, stars),
@@ -132,7 +130,7 @@ def ridge_instead_of(
 ) -> None:
     """Write and print the reports of ridge regression for every kind of spectrum that a run is evaluated on."""
     name, recipe, _ = read_run(run)
-    for kind in KINDS:
+    for kind in get_args(Spectra):
         tried = kind == "simulated" or recipe.data.mix.real > 0
         if tried and len(release.index.rows(kind, split)):
             report = ridge_report(name, recipe, release, kind, split, spectra, components)

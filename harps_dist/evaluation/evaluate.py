@@ -96,8 +96,7 @@ class Evaluator:
         return ("simulated",) if isinstance(self.recipe.model, Decoder) else ("real", "simulated")
 
     def origin(self, kind: Spectra) -> Origin:
-        """What reports call this kind: spectra of the demo are never passed off as real."""
-        return "demo" if kind == "real" and not self.release.manifest.genuine else kind
+        return origin_of(kind, self.release)
 
     def predict(self, rows: np.ndarray, what: str = "samples") -> Predictions:
         """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them."""
@@ -221,6 +220,11 @@ class Evaluator:
             intervention_figure(path, wave_aa[window], reconstructed[window], curves, "rv", "km/s")
             drawn["Intervention on the radial velocity"] = path
         return drawn
+
+
+def origin_of(kind: Spectra, release: Release) -> Origin:
+    """What reports call this kind: spectra of the demo are never passed off as real."""
+    return "demo" if kind == "real" and not release.manifest.genuine else kind
 
 
 def evaluate_run(
