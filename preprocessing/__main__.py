@@ -1,4 +1,4 @@
-"""`python -m preprocessing ingest | etc | pack | verify | demo`: from files to an archive to a release."""
+"""`python -m preprocessing ingest | etc | generative | pack | verify | demo`: from files to an archive to a release."""
 
 from __future__ import annotations
 
@@ -55,6 +55,23 @@ def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = 
     with progress_bars() as progress:
         report = ingest_etc(
             json, archive, _grid(archive, grid), seds, lambda done, total: progress("ingest", done, total)
+        )
+    return _say(report, archive)
+
+
+def generative(design: Path, archive: Path, grid: str | None = None) -> int:
+    """Add the generative set, on which intervention scores are measured, to an archive that has its ETC runs.
+
+    Args:
+        design: CSV with columns sed, core, varied, split, etc_run, beside the SED files.
+        archive: Zarr archive.
+        grid: harps, demo or tiny; default is the archive's own.
+    """
+    from preprocessing.generative import ingest_generative
+
+    with progress_bars() as progress:
+        report = ingest_generative(
+            design, archive, _grid(archive, grid), lambda done, total: progress("ingest", done, total)
         )
     return _say(report, archive)
 
@@ -157,7 +174,7 @@ def _say(report, archive: Path) -> int:
 def main() -> int | str:
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            {"ingest": ingest, "etc": etc, "pack": pack, "verify": verify, "demo": demo},
+            {"ingest": ingest, "etc": etc, "generative": generative, "pack": pack, "verify": verify, "demo": demo},
             prog="python -m preprocessing",
             description=__doc__,
         )

@@ -4,6 +4,7 @@
       real/      flux (spectrum, wave) and what the headers and the catalogue say of each spectrum
       sed/       flux (spectrum, wave) of stars at rest, on a grid wider by the source margin
       response/  response (spectrum, term, wave): what lies between an SED of unit median and the counts
+      generative/  flux (spectrum, wave) of stars at rest that differ in one label within each core
 
 Rows are committed in blocks: chunks and columns are written first, then the consolidated metadata in the root
 `zarr.json` is replaced in one step. Readers go by it, so they see whole blocks only, and a killed writer leaves
@@ -29,7 +30,7 @@ from harps_dist.spectra.grid import Grid
 if TYPE_CHECKING:
     import zarr
 
-SCHEMA = 1
+SCHEMA = 2
 ROWS_PER_SHARD = 16
 ROWS_PER_COLUMN_CHUNK = 4096
 
@@ -86,8 +87,20 @@ SCHEMAS: dict[str, dict[str, Column]] = {
         "exptime": Column("f8", "s"),
         "snr": Column("f8", "", "median per pixel for its own SED"),
     },
+    "generative": {
+        "key": Column("str", note="id of the SED"),
+        "source": Column("str", note="file, relative to the design"),
+        "core": Column("str", note="what it varies from: all of a core shares response, velocities and noise"),
+        "varied": Column("str", note="the label that varies"),
+        "split": Column("str", note="validation or test"),
+        "etc_run": Column("str", note="id of the ETC run it is seen through"),
+        "teff": Column("f8", "K"),
+        "mh": Column("f8", "dex"),
+        "logg": Column("f8", "dex"),
+        "vmic": Column("f8", "km/s"),
+    },
 }
-DATA = {"real": "flux", "sed": "flux", "response": "response"}
+DATA = {"real": "flux", "sed": "flux", "response": "response", "generative": "flux"}
 RESPONSE_TERMS = ("mean", "variance", "floor")
 
 
@@ -109,8 +122,11 @@ class Archive:
                 f"{path} is not an archive of harps_dist ({type(error).__name__}: {error}). "
                 f"Make one with `python -m preprocessing ingest`, or check the path."
             ) from None
-        if schema > SCHEMA:
-            raise ArchiveError(f"{path} has schema {schema}, this code knows up to {SCHEMA}. Update harps_dist.")
+        if schema != SCHEMA:
+            raise ArchiveError(
+                f"{path} has schema {schema}, this code knows {SCHEMA}. "
+                f"{'Update harps_dist.' if schema > SCHEMA else 'Ingest the files into a new archive.'}"
+            )
         self.source_grid = self.grid.widened(attributes["source_margin"])
 
     @classmethod

@@ -22,12 +22,14 @@ Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 
 
 class DemoSize(Frozen):
-    """How large the demo is. visits: mean number of spectra a star. split: train, validation, test."""
+    """How large the demo is. visits: mean number of spectra a star. cores: of the generative set. split: train,
+    validation, test."""
 
     stars: int = Field(200, ge=1)
     visits: float = Field(3.0, ge=1)
     seds: int = Field(1500, ge=1)
     etc_runs: int = Field(24, ge=2)
+    cores: int = Field(20, ge=0)
     grid: str = "demo"
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
     seed: int = 1
@@ -42,6 +44,7 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     """Write, ingest and pack the demo; returns its release. What is there already is not made again."""
     from preprocessing.catalog import Catalog
     from preprocessing.demo_files import write_demo
+    from preprocessing.generative import DESIGN, ingest_generative
     from preprocessing.ingest import ingest_etc, ingest_spectra
     from preprocessing.pack import pack
 
@@ -51,7 +54,7 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / "files"
     if not (files / "complete").exists():
-        write_demo(files, size.stars, size.visits, size.seds, size.etc_runs, size.seed, progress)
+        write_demo(files, size.stars, size.visits, size.seds, size.etc_runs, size.cores, size.seed, progress)
         (files / "complete").touch()
     catalog = Catalog.read(files / "catalog.csv")
 
@@ -60,6 +63,7 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
 
     ingest_spectra(files / "spectra", archive, grid, catalog, progress=told("ingest spectra"))
     ingest_etc(files / "etc", archive, grid, files / "sed", progress=told("ingest ETC runs and SEDs"))
+    ingest_generative(files / "generative" / DESIGN, archive, grid, told("ingest the generative set"))
     pack(archive, release, size.split, description=DESCRIPTION, genuine=False, progress=told("pack"))
     return release
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+from preprocessing.generative import DESIGN, write_design
 from preprocessing.instrument import ORDERS, OrderOutput, observe, orders_covering
 from preprocessing.phase3 import write_phase3
 from preprocessing.sed import SedGrid, write_sed
@@ -32,6 +34,7 @@ AVAILABLE = {"teff": 0.631, "logg": 0.544, "mh": 0.450, "rv": 0.535}  # of the s
 GAP_CORRELATION = 0.68  # of the gaps of a star's labels: all four are known for 28.8 % of the spectra
 BATCH = 32  # stars whose fluxes are held at a time
 THREADS = 4  # flushing a file to disk takes as long as making its content
+GENERATIVE_VALUES = 7  # of the label that varies within a core (paper, Sect. 3.1)
 LINE_LIST_SEED = 0  # the line list is wrong in the same way for every star of every demo
 
 
@@ -45,23 +48,25 @@ def write_demo(
     visits: float,
     seds: int,
     etc_runs: int,
+    cores: int,
     seed: int,
     progress: Progress = _silent,
 ) -> None:
-    """Write spectra/*.fits, catalog.csv, sed/*.fits and etc/*.json into `folder`, the same for the same seed.
+    """Write spectra, catalog.csv, sed, etc and the generative set into `folder`, the same for the same seed.
 
     visits: mean number of spectra a star, 1..6. seds: all SED files, those of the ETC runs among them.
-    etc_runs: half of either JSON generation. progress: called with what is written, how many are done, and
-    how many there will be.
+    etc_runs: half of either JSON generation. cores: of the generative set, half for validation, half for test.
+    progress: called with what is written, how many are done, and how many there will be.
     """
     folder = Path(folder)
-    for name in ("spectra", "sed", "etc"):
+    for name in ("spectra", "sed", "etc", "generative"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     grid = SedGrid.packaged()
     population = _population(grid, stars, seed)
     _write_catalogue(folder / "catalog.csv", population)
     _write_seds(folder / "sed", grid, seds, seed, progress)
     _write_etc_runs(folder / "etc", grid, seds, etc_runs, seed, progress)
+    _write_generative(folder / "generative", grid, cores, etc_runs, seed, progress)
     _write_spectra(folder / "spectra", grid, population, visits, seed, progress)
 
 
@@ -160,8 +165,32 @@ def _write_etc_runs(folder: Path, grid: SedGrid, seds: int, count: int, seed: in
         flux = grid.sample(*_sed_labels(grid, index, seed))[0]
         asked = (settings.airmass, settings.pwv_mm, settings.mag, settings.exptime_s)
         outputs = observe(grid.wave_aa, flux, *asked, orders=orders, fli=settings.fli)
-        write_etc(folder / f"harps_{i:05d}.json", outputs, settings, "2023" if i % 2 == 0 else "2026")
+        write_etc(folder / f"{_etc_run(i)}.json", outputs, settings, "2023" if i % 2 == 0 else "2026")
         progress("ETC runs", i + 1, count)
+
+
+def _etc_run(index: int) -> str:
+    return f"harps_{index:05d}"
+
+
+def _write_generative(folder: Path, grid: SedGrid, cores: int, etc_runs: int, seed: int, progress: Progress) -> None:
+    """Cores with each label varied in turn over the grid's range (paper, Sect. 3.1), and their design."""
+    design: list[tuple[str, str, str, SplitName, str]] = []
+    for core in range(cores):
+        rng = np.random.default_rng([seed, 7, core])
+        baseline = {name: rng.uniform(*limits) for name, limits in grid.ranges.items()}
+        split: SplitName = "validation" if core % 2 else "test"
+        for varied, limits in grid.ranges.items():
+            for number, value in enumerate(rng.uniform(*limits, GENERATIVE_VALUES)):
+                values = (baseline | {varied: value}).values()
+                teff, logg, mh = (round(float(v), digits) for v, digits in zip(values, (1, 3, 3), strict=True))
+                label = varied.removesuffix("_k")
+                name = f"core{core:03d}_{label}_{number}.fits"
+                flux = grid.sample(teff, logg, mh)[0]
+                write_sed(folder / name, grid.wave_aa, flux, teff, logg, mh, grid.vmic_kms)
+                design.append((name, f"{core:03d}", label, split, _etc_run(core % etc_runs)))
+        progress("generative set", core + 1, cores)
+    write_design(folder / DESIGN, design)
 
 
 # --- spectra

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from preprocessing.sed import SedRecord, read_sed
 
 Progress = Callable[[int, int], None]  # files done, files in all
 Row = tuple[dict[str, Any], np.ndarray]
+Entry = TypeVar("Entry")
 
 
 @dataclass
@@ -105,7 +106,7 @@ def ingest_spectra(
         todo = [path for path in paths if str(path.relative_to(root)) not in known]
         report.already = len(paths) - len(todo)
         progress(report.already, len(paths))
-        for block in _blocks(todo, ROWS_PER_SHARD * workers):
+        for block in blocks(todo, ROWS_PER_SHARD * workers):
             rows, refused = [], []
             for path, found in zip(block, mapper(partial(_read_real, grid=grid), block), strict=True):
                 source = str(path.relative_to(root))
@@ -209,7 +210,7 @@ def ingest_etc(
             known = set(writer.column(group, "source"))
             todo = [path for path in paths if str(path.relative_to(root)) not in known]
             report.already += len(paths) - len(todo)
-            for block in _blocks(todo, ROWS_PER_SHARD):
+            for block in blocks(todo, ROWS_PER_SHARD):
                 sed_rows: list[Row] = []
                 response_rows: list[Row] = []
                 refused: list[Refusal] = []
@@ -235,11 +236,11 @@ def _sed_rows(writer: Archive, path: Path, source: str) -> dict[str, list[Row]] 
     record = read_sed(path)
     if isinstance(record, Refusal):
         return record
-    row = _sed_row(record, source, writer.grid, writer.source_grid)
+    row = sed_row(record, source, writer.grid, writer.source_grid)
     return row if isinstance(row, Refusal) else {"sed": [row[0]]}
 
 
-def _sed_row(record: SedRecord, source: str, grid: Grid, source_grid: Grid) -> tuple[Row, float] | Refusal:
+def sed_row(record: SedRecord, source: str, grid: Grid, source_grid: Grid) -> tuple[Row, float] | Refusal:
     """The archive row of an SED, scaled to unit median over the valid pixels, and that median."""
     flux = regrid(record.wave_aa, record.flux, source_grid)
     inner = flux[grid.within(source_grid)][grid.valid]
@@ -265,7 +266,7 @@ def _response_rows(writer: Archive, seds: Path | None, path: Path, source: str) 
     record = read_etc(path, seds)
     if isinstance(record, Refusal):
         return record
-    sed = _sed_row(record.sed, record.sed.source, writer.grid, writer.source_grid)
+    sed = sed_row(record.sed, record.sed.source, writer.grid, writer.source_grid)
     if isinstance(sed, Refusal):
         return sed
     (sed_columns, sed_flux), level = sed
@@ -332,9 +333,10 @@ def _new(writer: Archive, group: str, rows: list[Row]) -> list[Row]:
     return list(fresh.values())
 
 
-def _blocks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    for first in range(0, len(paths), size):
-        yield paths[first : first + size]
+def blocks(entries: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
+    """Entries in blocks that are committed together."""
+    for first in range(0, len(entries), size):
+        yield entries[first : first + size]
 
 
 @contextmanager

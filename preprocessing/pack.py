@@ -36,7 +36,7 @@ from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 
 SHARD_BYTES = 256 * 2**20
-_TAIL = {"real": "flux", "simulated": "sed", "response": "response"}
+_TAIL = {"real": "flux", "simulated": "sed", "response": "response", "generative": "sed"}
 
 
 class Sample(NamedTuple):
@@ -70,6 +70,7 @@ def pack(
         "real": list(_real(archive, fractions, keep_out_of_range, left_out)),
         "simulated": list(_simulated(archive, fractions)),
         "response": list(_responses(archive)),
+        "generative": list(_generative(archive)),
     }
     total = sum(map(len, samples.values()))
     if not total:
@@ -177,6 +178,28 @@ def _responses(archive: Archive) -> Iterator[Sample]:
         yield Sample(row, partial(_stored, archive, "response", number))
 
 
+def _generative(archive: Archive) -> Iterator[Sample]:
+    """SEDs that differ in one label within a core; a core stands in the place of a star."""
+    names = ("key", "core", "varied", "split", "etc_run", "teff", "mh", "logg")
+    responses = {r["key"]: r for r in _columns(archive, "response", "key", "airmass", "pwv", "snr")}
+    for number, values in enumerate(_columns(archive, "generative", *names)):
+        response = responses[values["etc_run"]]
+        row = {
+            "key": f"generative-{values['key']}",
+            "star": f"core-{values['core']}",
+            "split": values["split"],
+            "object": values["key"],
+            "response": f"response-{response['key']}",
+            "snr": response["snr"],
+            "varied": values["varied"],
+            **dict.fromkeys(NAMES, np.nan),
+            **{name: values[name] for name in ("teff", "mh", "logg")},
+            "airmass": response["airmass"],
+            "pwv": response["pwv"],
+        }
+        yield Sample(row, partial(_stored, archive, "generative", number))
+
+
 def _standardised(archive: Archive, number: int) -> tuple[np.ndarray, float]:
     return standardise(archive.data("real", number), archive.grid)
 
@@ -214,7 +237,7 @@ class _ShardWriter:
         stream = io.BytesIO()
         np.lib.format.write_array(stream, np.ascontiguousarray(array, np.float32), version=(1, 0))
         content = stream.getvalue()
-        row = {"kind": self.kind, "median": median, **sample.row}
+        row = {"kind": self.kind, "median": median, "varied": "", **sample.row}
         described = {name: None if value != value else value for name, value in row.items()}  # NaN is no JSON
         member = member_name(row["key"])
         self._member(f"{member}.json", json.dumps(described, sort_keys=True).encode())

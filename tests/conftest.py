@@ -26,7 +26,7 @@ def tiny_demo(tmp_path_factory) -> Path:
     from preprocessing.demo import DemoSize, build_demo
 
     folder = tmp_path_factory.mktemp("demo")
-    size = DemoSize(stars=16, visits=2.0, seds=40, etc_runs=4, grid="tiny", split=(0.6, 0.2, 0.2), seed=3)
+    size = DemoSize(stars=16, visits=2.0, seds=40, etc_runs=4, cores=4, grid="tiny", split=(0.6, 0.2, 0.2), seed=3)
     build_demo(folder, size, progress=lambda what, done, total: None)
     return folder
 

@@ -6,7 +6,7 @@ standardises. Nothing here depends on ranks, workers or timing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -65,12 +65,17 @@ class Batch(NamedTuple):
 def assemble(
     release: Release, rows: np.ndarray, epochs: np.ndarray, labels: np.ndarray, augment: Augment, seed: int
 ) -> RawBatch:
-    """Read rows (batch,) of the index, drawn in epochs (batch,), with their labels (row of the index, label)."""
+    """Read rows (batch,) of the index, drawn in epochs (batch,), with their labels (row of the index, label).
+
+    What is drawn for simulated spectra is keyed by their star: its own, but for those of a generative core, which share
+    velocities and noise, so that they differ in one label alone.
+    """
     index, pixels = release.index, release.source_grid.length
     real_first = np.argsort(index["kind"][rows] != "real", kind="stable")
     rows, epochs = rows[real_first], epochs[real_first]
     real = int((index["kind"][rows] == "real").sum())
-    names = [(seed, int(epoch), index["key"][row]) for row, epoch in zip(rows, epochs, strict=True)]
+    identity = [*index["key"][rows[:real]], *index["star"][rows[real:]]]
+    names = [(seed, int(epoch), name) for name, epoch in zip(identity, epochs, strict=True)]
     velocity = np.array([2 * uniforms(2, "velocity", *name) - 1 for name in names[real:]]).reshape(-1, 2)
     rv_kms, berv_kms = velocity[:, 0] * augment.rv_kms, velocity[:, 1] * augment.berv_kms
     labels = labels[rows]
@@ -196,20 +201,25 @@ class TrainingBatches(Dataset):
 
 
 class EvaluationBatches(Dataset):
-    """Given rows, each once, in order; what is drawn for simulated ones is the same at every evaluation."""
+    """Given batches of rows; what is drawn for simulated ones is the same at every evaluation."""
 
     EPOCH = -1
 
-    def __init__(self, release: Release, rows: np.ndarray, augment: Augment, seed: int, size: int):
-        self._release, self._rows, self._augment, self._seed, self._size = release, rows, augment, seed, size
+    def __init__(self, release: Release, batches: Sequence[np.ndarray], augment: Augment, seed: int):
+        self._release, self._batches, self._augment, self._seed = release, batches, augment, seed
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._size)
+        return len(self._batches)
 
     def __getitem__(self, number: int) -> RawBatch:
-        rows = self._rows[number * self._size : (number + 1) * self._size]
+        rows = self._batches[number]
         epochs = np.full(len(rows), self.EPOCH)
         return assemble(self._release, rows, epochs, self._release.index.labels, self._augment, self._seed)
+
+
+def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rows (n,) in batches of `size`, the last one shorter."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -> Iterator[RawBatch]:

@@ -6,6 +6,7 @@
       real-000000-<sha>.tar  WebDataset shards: KEY.json, KEY.flux.npy
       simulated-…            KEY.json, KEY.sed.npy
       response-…             KEY.json, KEY.response.npy, shared by the simulated samples that name it
+      generative-…           KEY.json, KEY.sed.npy: simulated samples that differ in one label, for GIS (Eq. 17)
 
 Stock `webdataset` reads the shards; the index makes every sample one `pread` away.
 """
@@ -29,14 +30,14 @@ from harps_dist.spectra.labels import NAMES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
-Kind = Literal["real", "simulated", "response"]
+Kind = Literal["real", "simulated", "response", "generative"]
 INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "offset", "bytes", "crc32"),
-    *("response", "snr", "median", *NAMES),
+    *("response", "snr", "median", "varied", *NAMES),
 )
 
 
@@ -106,9 +107,11 @@ def read_manifest(release: Path) -> Manifest:
         ) from None
     except json.JSONDecodeError as error:
         raise ReleaseError(f"{path} is damaged ({error}). Pack the release again.") from None
-    if raw.get("schema_version", 0) > SCHEMA:
+    schema = raw.get("schema_version", 0)
+    if schema != SCHEMA:
         raise ReleaseError(
-            f"{path} has schema version {raw['schema_version']}, this code knows up to {SCHEMA}. Update harps_dist."
+            f"{path} has schema version {schema}, this code knows {SCHEMA}. "
+            f"{'Update harps_dist.' if schema > SCHEMA else 'Pack the release again.'}"
         )
     stated = raw.pop("digest", None)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from harps_dist.config import Recipe
-from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches
+from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, in_batches
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
@@ -99,7 +99,7 @@ def ridge_report(
     ridge = ComponentRidge.fit(flux, labels, components)
 
     rows = release.index.rows(kind, split)
-    batches = EvaluationBatches(release, rows, augment, seed, BATCH)
+    batches = EvaluationBatches(release, in_batches(rows, BATCH), augment, seed)
     tried = [observer(batches[number]) for number in range(len(batches))]
     found = torch.cat([batch.rows for batch in tried]).numpy()
     truth = torch.cat([batch.labels for batch in tried])[:, columns].numpy()
@@ -130,7 +130,8 @@ def ridge_instead_of(
 ) -> None:
     """Write and print the reports of ridge regression for every kind of spectrum that a run is evaluated on."""
     name, recipe, _ = read_run(run)
-    for kind in get_args(Spectra):
+    kinds: tuple[Spectra, ...] = ("real", "simulated")
+    for kind in kinds:
         tried = kind == "simulated" or recipe.data.mix.real > 0
         if tried and len(release.index.rows(kind, split)):
             report = ridge_report(name, recipe, release, kind, split, spectra, components)

@@ -10,40 +10,31 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
-from harps_dist.config import Decoder, Recipe
-from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, load
+from harps_dist.config import Autoencoder, Decoder, Recipe
+from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, in_batches, load
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
-from harps_dist.errors import GridError
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
+from harps_dist.evaluation.interventions import Interventions
 from harps_dist.evaluation.metrics import (
     group_scores,
-    intervention_error,
     label_scores,
     paper_comparable,
     reconstruction_mae,
-    response_and_leakage,
-    rvis,
-    rvis_mask,
-    sensitivity,
 )
 from harps_dist.evaluation.paper import PAPER_ROWS
 from harps_dist.evaluation.report import Measure, Origin, Report
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
-from harps_dist.spectra.doppler import bspline_coefficients, doppler_shift
-from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
 from harps_dist.training.distributed import World
 from harps_dist.training.run import label_scale, load_run
 
-Spectra = Literal["real", "simulated"]  # what a model can be tried on
+Spectra = Literal["real", "simulated", "generative"]  # what a model can be tried on
 
 BATCH = 16
-LEAKAGE_KMS = (-20.0, 20.0)
-INTERVENTIONS_KMS = tuple(np.linspace(-40.0, 40.0, 9))
 STANDARD_DEVIATIONS = {"gaussian": 1.0, "laplace": 2.0**0.5}  # of a likelihood of unit scale
 DOWNSTREAM_NOTE = (
     "The labels come from the latent means by ordinary least squares (Eq. 6), fitted on the training split, each "
@@ -85,23 +76,36 @@ class Evaluator:
         )
         augment = recipe.data.augment
         self.observer = Observer(release.grid, release.source_grid, augment, world.device)
-        self.noise_free = Observer(
-            release.grid, release.source_grid, augment.model_copy(update={"noise": False}), world.device
+        noise_free = augment.model_copy(update={"noise": False})
+        self.interventions = Interventions(
+            self.model, release, Observer(release.grid, release.source_grid, noise_free, world.device)
         )
         self.valid = release.grid.valid
 
     @property
     def kinds(self) -> tuple[Spectra, ...]:
-        """What this model can be tried on: a decoder alone needs every label, which real spectra do not have."""
-        return ("simulated",) if isinstance(self.recipe.model, Decoder) else ("real", "simulated")
+        """What this model can be tried on: a decoder alone needs every label, which real spectra do not have; on the
+        generative set labels are intervened on, which takes an encoder, a decoder and supervised nodes."""
+        if isinstance(self.recipe.model, Decoder):
+            return ("simulated",)
+        generative = isinstance(self.recipe.model, Autoencoder) and bool(self.model.labels)
+        return ("real", "simulated", "generative") if generative else ("real", "simulated")
 
     def origin(self, kind: Spectra) -> Origin:
         return origin_of(kind, self.release)
 
     def predict(self, rows: np.ndarray, what: str = "samples") -> Predictions:
-        """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them."""
-        mine = rows[self.world.rank :: self.world.size]
-        batches = EvaluationBatches(self.release, mine, self.recipe.data.augment, self.recipe.training.seed, BATCH)
+        """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them.
+
+        Generative ones are predicted subset by subset, since each is intervened on to the values of the others.
+        """
+        augment, seed, index = self.recipe.data.augment, self.recipe.training.seed, self.release.index
+        if (index["varied"][rows] != "").any():
+            subsets = index["star"][rows] + index["varied"][rows]
+            parts = [rows[subsets == subset] for subset in np.unique(subsets)]
+        else:
+            parts = in_batches(rows, BATCH)
+        batches = EvaluationBatches(self.release, parts[self.world.rank :: self.world.size], augment, seed)
         stream = load(batches, range(len(batches)), 0, self.world.device)
         bar = track(stream, f"evaluate {what}", len(batches), console=self.console, disable=self.console.quiet)
         pieces = [self._predict_batch(raw) for raw in bar]
@@ -134,71 +138,21 @@ class Evaluator:
         if output.reconstruction is not None:
             observed, reconstructed = batch.flux.cpu().numpy(), output.reconstruction.cpu().numpy()
             scores["MAE'"] = reconstruction_mae(observed, reconstructed, self.valid)
-            if output.labels is not None and "rv" in self.model.labels:
-                nodes = self.model.encode(batch.flux).mean
-                scores |= self._rv_interventions(raw, nodes, output.reconstruction)
+            varied = self.release.index["varied"][int(raw.rows[0])]
+            if output.nodes is not None and varied in self.model.labels:
+                scores |= self.interventions.label_scores(raw, output.nodes, varied)
+            elif output.nodes is not None and "rv" in self.model.labels:
+                scores |= self.interventions.rv_scores(raw, output.nodes, output.reconstruction)
         nodes = output.nodes if output.nodes is not None else batch.labels[:, :0]
         return Predictions(
             batch.rows.cpu().numpy(), batch.labels.cpu().numpy(), labels, nodes.double().cpu().numpy(), scores
         )
 
-    def _rv_interventions(self, raw: RawBatch, nodes: Tensor, reconstruction: Tensor) -> dict[str, np.ndarray]:
-        """RVIS (Eq. 16); for simulated spectra also against the noise-free simulator, and the sensitivity."""
-        try:
-            mask = rvis_mask(self.release.grid.wave_aa, self.valid)
-        except GridError:  # a window without the range of Eq. 16 has no RVIS
-            return {}
-        mask &= np.isfinite(self._shift(reconstruction[:1], 40.0) + self._shift(reconstruction[:1], -40.0)).all(0)
-        decoded = np.stack([self.decode_at(nodes, dv) for dv in INTERVENTIONS_KMS], axis=1)
-        shifted = np.stack([self._shift(reconstruction, dv) for dv in INTERVENTIONS_KMS], axis=1)
-        scores = {"RVIS": rvis(decoded, shifted, mask)}
-        if len(raw.sed) == len(nodes):
-            truth = np.stack([self.simulate_at(raw, dv) for dv in INTERVENTIONS_KMS], axis=1)
-            scores["RVIS-true"] = intervention_error(decoded, truth, mask).mean(axis=-1)
-            base = reconstruction.cpu().numpy()
-            scores["RV sensitivity"] = sensitivity(decoded, base, truth, self.simulate_at(raw, 0.0), mask)
-            if "berv" in self.model.labels and self.recipe.data.augment.berv_kms:
-                scores |= self._leakage(raw, nodes, reconstruction)
-        return scores
-
-    def _leakage(self, raw: RawBatch, nodes: Tensor, reconstruction: Tensor) -> dict[str, np.ndarray]:
-        """Whether do(rv) moves stellar lines alone and do(berv) telluric ones, over all valid pixels."""
-        base, unmoved = reconstruction.cpu().numpy(), self.simulate_at(raw, 0.0)
-        velocities, due, answered = ("rv", "berv"), {}, {}
-        for name in velocities:
-            due[name] = np.stack([self.simulate_at(raw, dv, name) - unmoved for dv in LEAKAGE_KMS], axis=1)
-            answered[name] = np.stack([self.decode_at(nodes, dv, name) - base for dv in LEAKAGE_KMS], axis=1)
-        scores: dict[str, np.ndarray] = {}
-        for own, other in (velocities, velocities[::-1]):
-            response, leakage = response_and_leakage(answered[own], due[own], due[other], self.valid)
-            scores |= {f"do({own}) response": response, f"do({own}) leakage": leakage}
-        return scores
-
-    def decode_at(self, nodes: Tensor, dv_kms: float, velocity: str = "rv") -> np.ndarray:
-        """(batch, pixel) spectra decoded after adding to the node of a velocity, rv or berv (Eq. 15)."""
-        nodes = nodes.clone()
-        node = self.model.labels.index(velocity)
-        nodes[:, node] += dv_kms / float(self.model.label_std[node])
-        return self.model.decode(nodes).cpu().numpy()
-
-    def simulate_at(self, raw: RawBatch, dv_kms: float, velocity: str = "rv") -> np.ndarray:
-        """(batch, pixel) noise-free simulated spectra with a velocity added to the star's, or to BERV."""
-        if velocity == "berv":
-            raw = raw._replace(berv_kms=raw.berv_kms + dv_kms)
-        else:
-            raw = raw._replace(rv_kms=raw.rv_kms + dv_kms)
-        return self.noise_free(raw).flux.cpu().numpy()
-
-    def _shift(self, flux: Tensor, dv_kms: float) -> np.ndarray:
-        velocity = torch.full((len(flux),), dv_kms, device=flux.device)
-        grid = self.release.grid
-        return doppler_shift(bspline_coefficients(flux), velocity, grid, grid).cpu().numpy()
-
     @torch.no_grad()
     def figures(self, row: int, folder: Path) -> dict[str, Path]:
         """Spectrum with reconstruction and RV intervention of one sample, where the model reconstructs."""
         augment, seed = self.recipe.data.augment, self.recipe.training.seed
-        raw = EvaluationBatches(self.release, np.array([row]), augment, seed, size=1)[0].to(self.world.device)
+        raw = EvaluationBatches(self.release, [np.array([row])], augment, seed)[0].to(self.world.device)
         batch = self.observer(raw)
         output = self.model(batch)
         if output.reconstruction is None:
@@ -208,17 +162,47 @@ class Evaluator:
         index, wave_aa = self.release.index, self.release.grid.wave_aa
         title = f"{index['object'][row]} ({self.origin(index['kind'][row])}, S/N {index['snr'][row]:.0f})"
         hide = np.where(self.valid, 0.0, np.nan)
-        spectrum_figure(path, wave_aa, batch.flux[0].cpu().numpy() + hide, reconstructed + hide, title)
+        observed = batch.flux[0].cpu().numpy()
+        spectrum_figure(path, wave_aa, observed + hide, reconstructed + hide, title)
+        columns = {"wave_aa": wave_aa, "observed": observed + hide, "reconstructed": reconstructed + hide}
+        _write_table(folder / "spectrum.parquet", columns)
         drawn = {"Spectrum and reconstruction": path}
         window = self.release.grid.wave_slice(*FIGURE_WINDOW_AA)
         if output.labels is not None and "rv" in self.model.labels and window.stop - window.start > 100:
             nodes, curves = self.model.encode(batch.flux).mean, {}
             for dv_kms in FIGURE_INTERVENTIONS_KMS:
-                due = self.simulate_at(raw, dv_kms) if len(raw.sed) else self._shift(output.reconstruction, dv_kms)
-                curves[dv_kms] = self.decode_at(nodes, dv_kms)[0, window], due[0, window]
+                shifted = self.interventions.shifted(output.reconstruction, dv_kms)
+                due = self.interventions.simulate_at(raw, dv_kms) if len(raw.sed) else shifted
+                curves[dv_kms] = self.interventions.decode_at(nodes, dv_kms)[0, window], due[0, window]
             path = folder / "rv_intervention.png"
             intervention_figure(path, wave_aa[window], reconstructed[window], curves, "rv", "km/s")
             drawn["Intervention on the radial velocity"] = path
+        return drawn
+
+    @torch.no_grad()
+    def generative_figures(self, rows: np.ndarray, folder: Path) -> dict[str, Path]:
+        """What interventions on the labels of one core do, beside the simulator: to the least, middle and largest value
+        from the one next to the middle."""
+        index, grid, drawn = self.release.index, self.release.grid, {}
+        augment, seed = self.recipe.data.augment, self.recipe.training.seed
+        window = grid.wave_slice(*FIGURE_WINDOW_AA)
+        if window.stop - window.start <= 100:
+            return {}
+        for label in filter(self.model.labels.__contains__, INTRINSIC):
+            subset = rows[(index["star"][rows] == index["star"][rows[0]]) & (index["varied"][rows] == label)]
+            subset = subset[np.argsort(index[label][subset])]
+            raw = EvaluationBatches(self.release, [subset], augment, seed)[0].to(self.world.device)
+            values, truth = index[label][subset], self.interventions.simulate_at(raw, 0.0)
+            start = len(subset) // 2 + 1
+            nodes, curves = self.model(self.observer(raw)).nodes[start : start + 1], {}
+            for number in (0, len(subset) // 2, len(subset) - 1):
+                change = float(values[number] - values[start])
+                decoded = self.interventions.decode_at(nodes, change, label)
+                curves[round(change, 2)] = decoded[0, window], truth[number, window]
+            base = self.interventions.decode_at(nodes, 0.0, label)[0, window]
+            path = folder / f"{label}_intervention.png"
+            intervention_figure(path, grid.wave_aa[window], base, curves, label, LABEL[label].unit)
+            drawn[f"Interventions on {label}"] = path
         return drawn
 
 
@@ -267,19 +251,11 @@ def evaluate(
     if known:
         figures["Residuals by label"] = folder / "residuals.png"
         residual_figure(figures["Residuals by label"], truth, labels, known, f"{evaluator.origin(kind)}, {split} split")
-    figures |= evaluator.figures(int(found.rows[np.argmax(np.nan_to_num(release.index["snr"][found.rows]))]), folder)
-    measures = [
-        Measure.of(measure, values) for measure, values in found.scores.items() if not measure.endswith("_sigma")
-    ]
-    if "MAE'" in found.scores:
-        share = float(evaluator.valid.mean())
-        measures.append(
-            Measure.of(
-                "MAE' (paper-comparable)",
-                paper_comparable(found.scores["MAE'"], share),
-                "masked zeros averaged in",
-            )
-        )
+    if kind == "generative":
+        figures |= evaluator.generative_figures(found.rows, folder)
+    else:
+        brightest = found.rows[np.argmax(np.nan_to_num(release.index["snr"][found.rows]))]
+        figures |= evaluator.figures(int(brightest), folder)
     row = name.removeprefix("demo-")
     report = Report(
         run=name,
@@ -291,7 +267,7 @@ def evaluate(
         stars=len(np.unique(stars)),
         labels=label_scores(truth, labels, known, sigma, stars),
         groups=group_scores(truth, labels, known, sigma, stars) if known else (),
-        measures=measures,
+        measures=_measures(found, release.index["varied"][found.rows], stars, float(evaluator.valid.mean())),
         paper_row=row if row in PAPER_ROWS else None,
         figures=figures,
         notes=notes,
@@ -300,15 +276,34 @@ def evaluate(
     return report
 
 
+def _measures(found: Predictions, varied: np.ndarray, stars: np.ndarray, valid: float) -> list[Measure]:
+    """The mean of every score; of those of the generative set by the label that was varied."""
+    measures = []
+    for name, values in found.scores.items():
+        if name == "MAE'":
+            comparable = paper_comparable(values, valid)
+            measures.append(Measure.of(name, values, stars))
+            measures.append(Measure.of("MAE' (paper-comparable)", comparable, stars, "masked zeros averaged in"))
+        elif (varied != "").any():
+            of_label = {label: varied == label for label in INTRINSIC}
+            measures += [Measure.of(f"{name} {key}", values[rows], stars[rows]) for key, rows in of_label.items()]
+        elif not name.endswith("_sigma"):
+            measures.append(Measure.of(name, values, stars))
+    return measures
+
+
 def _write_predictions(path: Path, release: Release, found: Predictions) -> None:
     """One row a sample: key, object, star, split, S/N, true and predicted labels, scores."""
+    index = release.index
+    columns = {name: index[name][found.rows] for name in ("key", "object", "star", "split", "snr", "varied")}
+    columns |= {f"{name}_true": found.truth[:, number] for number, name in enumerate(NAMES)}
+    columns |= {name: found.labels[:, number] for number, name in enumerate(NAMES)}
+    _write_table(path, columns | found.scores)
+
+
+def _write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    index = release.index
-    columns = {name: index[name][found.rows] for name in ("key", "object", "star", "split", "snr")}
-    columns |= {f"{name}_true": found.truth[:, number] for number, name in enumerate(NAMES)}
-    columns |= {name: found.labels[:, number] for number, name in enumerate(NAMES)}
-    columns |= found.scores
     with atomic_write(path) as aside:
         pq.write_table(pa.table(columns), aside)

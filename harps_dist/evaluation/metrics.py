@@ -207,6 +207,18 @@ def sensitivity(
     return np.divide(answered, due, out=np.full_like(due, NAN), where=due != 0)
 
 
+def response_to(answered: np.ndarray, due: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """How much of the change due a decoder makes: 1 for a faithful one, 0 for one that changes something else.
+
+    answered, due: (n, v, L) changes after v interventions. mask: bool, broadcast to (n, v, L). Returns (n,), the
+    least-squares coefficient of `due` in `answered`, NaN where nothing is due.
+    """
+    mask = np.broadcast_to(mask, due.shape)
+    a, x = (np.where(mask, change, 0.0).astype(np.float64).reshape(len(change), -1) for change in (answered, due))
+    xx = (x * x).sum(axis=1)
+    return np.divide((a * x).sum(axis=1), xx, out=np.full(len(xx), NAN), where=xx > 0)
+
+
 def response_and_leakage(
     answered: np.ndarray, own: np.ndarray, other: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -11,39 +11,44 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
+
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, mean_with_error
+from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, clustered_error, mean_with_error
 from harps_dist.evaluation.paper import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
     from rich.table import Table
 
-Origin = Literal["real", "demo", "simulated", "mixed"]
+Origin = Literal["real", "demo", "simulated", "generative", "mixed"]
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
     "demo": "demo spectra, simulated by this project to look like observed ones,",
     "simulated": "simulated spectra (no telescope was involved)",
+    "generative": "simulated spectra of the generative set (no telescope was involved)",
     "mixed": "real and simulated spectra together",
 }
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A score that belongs to no single label: MAE', RVIS, GIS(k), a sensitivity."""
+    """A score that is no label's error: MAE', RVIS, GIS(k), a sensitivity; with its error by spectrum and by star."""
 
     name: str
     value: float
     standard_error: float
+    standard_error_stars: float
     count: int
+    stars: int
     note: str = ""
 
     @classmethod
-    def of(cls, name: str, values: np.ndarray, note: str = "") -> Measure:
-        """From one value a spectrum, (n,)."""
-        return cls(name, *mean_with_error(values), count=len(values), note=note)
+    def of(cls, name: str, values: np.ndarray, stars: np.ndarray, note: str = "") -> Measure:
+        """From one value a spectrum, (n,), and whose spectra they are, (n,)."""
+        by_star = clustered_error(values, stars)
+        return cls(name, *mean_with_error(values), by_star, len(values), len(np.unique(stars)), note)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,8 @@ class Report:
         if self.groups:
             parts += ["## Groups of labels", markdown_table(*_group_table(self))]
         if self.measures:
-            header, rows = ("", "value", "spectra", ""), [_measure_row(measure) for measure in self.measures]
+            header = ("", "value", "± by star", "spectra", "stars", "")
+            rows = [_measure_row(measure) for measure in self.measures]
             parts += ["## Reconstruction and interventions", markdown_table(header, rows)]
         if self.notes:
             parts += ["## Notes", "\n".join(f"- {note}" for note in self.notes)]
@@ -266,7 +272,9 @@ def _measure_row(measure: Measure) -> list[str]:
     return [
         measure.name,
         format_pair(measure.value, measure.standard_error),
+        format_value(measure.standard_error_stars, measure.standard_error_stars),
         f"{measure.count:,}",
+        f"{measure.stars:,}",
         measure.note,
     ]
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harps_dist.config import Recipe
 from harps_dist.console import console_for
-from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, load
+from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, in_batches, load
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ResumeError, TrainingError
@@ -231,7 +231,8 @@ class Trainer:
             if not getattr(mix, kind):
                 continue
             rows = self.release.index.rows(kind, "validation")[self.world.rank :: self.world.size]
-            batches = EvaluationBatches(self.release, rows, self.recipe.data.augment, self.recipe.training.seed, 16)
+            augment, seed = self.recipe.data.augment, self.recipe.training.seed
+            batches = EvaluationBatches(self.release, in_batches(rows, 16), augment, seed)
             for raw in load(batches, range(len(batches)), 0, self.world.device):
                 batch = self.observer(raw)
                 with self._autocast():

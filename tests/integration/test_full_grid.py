@@ -55,7 +55,7 @@ def test_simulated_spectra_fill_the_full_grid(release):
     rows = release.index.rows("simulated")
     assert sorted(release.index["object"][rows]) == list(NODES)
     augment = Augment(rv_kms=100, berv_kms=30)
-    raw = EvaluationBatches(release, rows, augment, 0, 2)[0]
+    raw = EvaluationBatches(release, [rows], augment, 0)[0]
     observer = Observer(HARPS, release.source_grid, augment, raw.flux.device)
     flux = observer(raw).flux.numpy()
     assert flux.shape == (2, 327_680)

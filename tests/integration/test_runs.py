@@ -160,23 +160,23 @@ def test_a_decoder_that_ignores_its_input_comes_out_worst(trained, tiny_release)
     simulator comes out best in all."""
     release = Release(tiny_release)
     _, recipe, model, _ = load_run(trained, release.manifest)
-    evaluator = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu")))
+    interventions = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))).interventions
     rows = release.index.rows("simulated")[:6]
-    raw = EvaluationBatches(release, rows, recipe.data.augment, recipe.training.seed, len(rows))[0]
-    truth = {0.0: evaluator.noise_free(raw).flux}
+    raw = EvaluationBatches(release, [rows], recipe.data.augment, recipe.training.seed)[0]
+    unmoved = interventions.simulate_at(raw, 0.0)
     nodes = torch.zeros(len(rows), recipe.model.bottleneck)
 
     def dead(_, dv_kms, velocity="rv"):
-        return np.ones(truth[0.0].shape)
+        return np.ones(unmoved.shape)
 
     def perfect(_, dv_kms, velocity="rv"):
-        return evaluator.simulate_at(raw, dv_kms, velocity)
+        return interventions.simulate_at(raw, dv_kms, velocity)
 
     found = {}
     for name, decode_at in (("dead", dead), ("perfect", perfect)):
-        evaluator.decode_at = decode_at
+        interventions.decode_at = decode_at
         base = torch.from_numpy(decode_at(nodes, 0.0)).float()
-        found[name] = evaluator._rv_interventions(raw, nodes, base)
+        found[name] = interventions.rv_scores(raw, nodes, base)
     assert found["dead"]["RVIS"].max() < 1e-3 < found["dead"]["RVIS-true"].min()
     assert found["perfect"]["RVIS-true"].max() < 1e-6
     for measure in ("RV sensitivity", "do(rv) response", "do(berv) response"):
@@ -184,6 +184,44 @@ def test_a_decoder_that_ignores_its_input_comes_out_worst(trained, tiny_release)
         np.testing.assert_allclose(found["perfect"][measure], 1.0, atol=1e-3)
     for leakage in ("do(rv) leakage", "do(berv) leakage"):
         assert np.abs(found["perfect"][leakage]).max() < 1e-3
+
+
+@pytest.mark.parametrize("label", ["teff", "mh", "logg"])
+def test_gis_exposes_a_decoder_that_ignores_its_input(label, trained, tiny_release):
+    """GIS as printed does not, which it scores a perfect 0; the measures against the simulator do. A decoder that draws
+    what the simulator does for the values it is asked for comes out best in all."""
+    release = Release(tiny_release)
+    _, recipe, model, _ = load_run(trained, release.manifest)
+    interventions = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))).interventions
+    rows, index = release.index.rows("generative", "test"), release.index
+    subset = rows[(index["star"][rows] == index["star"][rows[0]]) & (index["varied"][rows] == label)]
+    raw = EvaluationBatches(release, [subset], recipe.data.augment, recipe.training.seed)[0]
+    assert len(subset) == 7
+    fixed = [name for name in NAMES if name != label]
+    values = raw.labels[:, NAMES.index(label)].numpy()
+    for name in fixed:
+        assert len(set(raw.labels[:, NAMES.index(name)].tolist())) == 1, name
+    assert len(set(values)) == 7
+    assert len(set(raw.key.tolist())) == 1  # the same noise
+    truth = interventions.simulate_at(raw, 0.0)
+    nodes = torch.zeros(len(subset), recipe.model.bottleneck)
+    nodes[:, 0] = torch.arange(len(subset))
+
+    def dead(nodes, change, label):
+        return np.ones((len(nodes), release.grid.length))
+
+    def perfect(nodes, change, label):
+        wanted = values[nodes[:, 0].long().numpy()] + change
+        return truth[np.abs(values[:, None] - wanted).argmin(axis=0)]
+
+    interventions.decode_at = dead
+    found = interventions.label_scores(raw, nodes, label)
+    assert found["GIS"].max() == 0 < found["GIS-true"].min()
+    assert np.abs([found["sensitivity"], found["response"]]).max() == 0
+    interventions.decode_at = perfect
+    found = interventions.label_scores(raw, nodes, label)
+    assert np.abs([found["GIS"], found["GIS-true"]]).max() == 0
+    np.testing.assert_allclose([found["sensitivity"], found["response"]], 1.0, rtol=1e-12)
 
 
 def test_moments_of_the_nodes_are_those_of_the_validation_split(tiny_release, tmp_path):
@@ -207,7 +245,7 @@ def test_half_precision_stays_near_fp32_on_trained_weights(precision, bound, tin
     cpu = torch.device("cpu")
     train_run(recipe.model_copy(update={"training": training}), "half", release, tmp_path / "r", World(0, 1, cpu))
     _, recipe, model, _ = load_run(tmp_path / "r", release.manifest)
-    raw = EvaluationBatches(release, release.index.rows("simulated")[:24], recipe.data.augment, 0, 24)[0]
+    raw = EvaluationBatches(release, [release.index.rows("simulated")[:24]], recipe.data.augment, 0)[0]
     batch = Observer(release.grid, release.source_grid, recipe.data.augment, cpu)(raw)
     with torch.no_grad():
         full = model(batch)

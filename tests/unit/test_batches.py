@@ -38,7 +38,7 @@ def release(tiny_release) -> Release:
 
 
 def observed(release: Release, augment: Augment, rows: np.ndarray, epoch: int = 0):
-    batches = EvaluationBatches(release, rows, augment, seed=5, size=len(rows))
+    batches = EvaluationBatches(release, [rows], augment, seed=5)
     batches.EPOCH = epoch
     raw = batches[0]
     return raw, Observer(release.grid, release.source_grid, augment, CPU)(raw)

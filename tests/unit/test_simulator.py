@@ -272,8 +272,8 @@ def test_demo_is_whole_readable_and_the_same_for_the_same_seed(tmp_path):
     from astropy.io import fits
 
     seen = []
-    write_demo(tmp_path / "a", 4, 2.0, 3, 2, 7, lambda *state: seen.append(state))
-    write_demo(tmp_path / "b", 4, 2.0, 3, 2, 7)
+    write_demo(tmp_path / "a", 4, 2.0, 3, 2, 1, 7, lambda *state: seen.append(state))
+    write_demo(tmp_path / "b", 4, 2.0, 3, 2, 1, 7)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

@@ -1,0 +1,97 @@
+"""The generative set of the general intervention score (paper, Sect. 3.1): SEDs that differ in one label.
+
+Each core is a star whose labels are drawn at random; each of its subsets varies one label and keeps all else. A design,
+a CSV beside the SED files, says which file belongs where: columns sed, core, varied, split (validation or test) and
+etc_run, the id of the run in the archive that the whole core is seen through.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from harps_dist.data.split import SplitName
+from harps_dist.errors import ArchiveError
+from harps_dist.files import atomic_write
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.labels import INTRINSIC
+from preprocessing.archive import ROWS_PER_SHARD, Archive
+from preprocessing.ingest import IngestReport, Progress, Quarantine, Row, blocks, sed_row
+from preprocessing.records import Reason, Refusal
+from preprocessing.sed import read_sed
+
+DESIGN = "design.csv"
+FIELDS = ("sed", "core", "varied", "split", "etc_run")
+
+
+def write_design(path: Path, rows: list[tuple[str, str, str, SplitName, str]]) -> None:
+    """Write a design: file name, core, varied label, split and ETC run of every SED."""
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        writer.writerows(rows)
+
+
+def ingest_generative(
+    design: Path, archive: Path, grid: Grid, progress: Progress = lambda done, total: None
+) -> IngestReport:
+    """Add the SEDs that a design lists to the archive's `generative` group; those that are there are left alone.
+
+    Raises ArchiveError where the design lacks a column. An SED is quarantined where its file is bad, its ETC run is not
+    in the archive, or its label or split is not known.
+    """
+    report, entries = IngestReport(), _read_design(design)
+    with Archive.writing(archive, grid) as writer:
+        quarantine, runs = Quarantine(archive), set(writer.column("response", "key"))
+        known = dict(zip(writer.column("generative", "source"), writer.column("generative", "key"), strict=True))
+        keys = {key: source for source, key in known.items()}
+        todo = [entry for entry in entries if entry["sed"] not in known]
+        report.already = len(entries) - len(todo)
+        for block in blocks(todo, ROWS_PER_SHARD):
+            found = [_row(entry, design.parent, writer, runs, keys) for entry in block]
+            rows = [row for row in found if not isinstance(row, Refusal)]
+            refused = [refusal for refusal in found if isinstance(refusal, Refusal)]
+            quarantine.update(refused, [columns["source"] for columns, _ in rows])
+            writer.append("generative", rows)
+            report.added += len(rows)
+            report.refused += refused
+            progress(report.already + report.added + len(report.refused), len(entries))
+    return report
+
+
+def _read_design(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            entries = list(reader)
+    except FileNotFoundError:
+        raise ArchiveError(f"there is no design {path}. Write a CSV with columns {', '.join(FIELDS)}.") from None
+    missing = set(FIELDS) - set(reader.fieldnames or ())
+    if missing:
+        raise ArchiveError(f"design {path} lacks columns {sorted(missing)}; it needs {', '.join(FIELDS)}.")
+    return entries
+
+
+def _row(entry: dict[str, str], folder: Path, writer: Archive, runs: set[str], keys: dict[str, str]) -> Row | Refusal:
+    """The archive row of a design's entry; its key joins `keys`, which maps those taken to their files."""
+    source = entry["sed"]
+    if entry["etc_run"] not in runs:
+        detail = f"ETC run {entry['etc_run']!r} is not in the archive: ingest it first"
+        return Refusal(source, Reason.MISSING_FIELD, detail)
+    splits = get_args(SplitName)[1:]
+    if entry["varied"] not in INTRINSIC or entry["split"] not in splits or not entry["core"]:
+        detail = f"expected a core, a label of {', '.join(INTRINSIC)} and a split of {', '.join(splits)}, got {entry}"
+        return Refusal(source, Reason.MISSING_FIELD, detail)
+    record = read_sed(folder / source)
+    found = record if isinstance(record, Refusal) else sed_row(record, source, writer.grid, writer.source_grid)
+    if isinstance(found, Refusal):
+        return replace(found, source=source)
+    (columns, flux), _ = found
+    if columns["key"] in keys:
+        return Refusal(
+            source, Reason.DUPLICATE, f"SED {columns['key']} is in the set already, from {keys[columns['key']]}"
+        )
+    keys[columns["key"]] = source
+    return columns | {name: entry[name] for name in FIELDS[1:]}, flux
