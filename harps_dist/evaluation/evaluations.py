@@ -1,0 +1,73 @@
+"""The evaluations of a folder of runs, each run named as its recipe."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harps_dist.evaluation.metrics import NAN
+
+if TYPE_CHECKING:
+    from harps_dist.data.split import SplitName
+    from harps_dist.evaluation.evaluate import Spectra
+
+
+class Evaluations:
+    """What `launch/evaluate.py` wrote of the runs in a folder, by the paper's recipes.
+
+    demo: whether the runs are those of the recipes at demo scale. A run or an evaluation that is not there is None, or
+    an array without values.
+    """
+
+    def __init__(self, runs: Path, demo: bool, split: SplitName = "test"):
+        self.runs, self.demo, self.split = Path(runs), demo, split
+        self.scores = cache(self._scores)
+        self.predictions = cache(self._predictions)
+
+    def run(self, recipe: str) -> Path:
+        """The folder of a recipe's run."""
+        return self.runs / (f"demo-{recipe}" if self.demo else recipe)
+
+    def folder(self, recipe: str, kind: Spectra) -> Path:
+        return self.run(recipe) / "evaluation" / f"{self.split}-{kind}"
+
+    def _scores(self, recipe: str, kind: Spectra) -> dict[str, Any] | None:
+        """scores.json of a report."""
+        path = self.folder(recipe, kind) / "scores.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _predictions(self, recipe: str, kind: Spectra) -> dict[str, np.ndarray] | None:
+        """Columns of predictions.parquet, one value a spectrum."""
+        return read_columns(self.folder(recipe, kind) / "predictions.parquet")
+
+    def column(self, recipe: str, kind: Spectra, name: str) -> np.ndarray:
+        """One column of the predictions, empty where there is none."""
+        return (self.predictions(recipe, kind) or {}).get(name, np.empty(0))
+
+    def residuals(self, recipe: str, label: str) -> np.ndarray:
+        """(n,) predicted - true of a label on observed spectra, NaN where either is missing."""
+        return self.column(recipe, "real", label) - self.column(recipe, "real", f"{label}_true")
+
+    def measure(self, recipe: str, kind: Spectra, name: str) -> dict[str, Any]:
+        """A score that is no label's error: value, standard errors, counts; empty where it was not measured."""
+        measures = (self.scores(recipe, kind) or {"measures": []})["measures"]
+        return next((of_name for of_name in measures if of_name["name"] == name), {})
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray] | None:
+    """Columns of a Parquet file; None where there is none."""
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def number(value: float | None) -> float:
+    """JSON has null for NaN."""
+    return NAN if value is None else value
