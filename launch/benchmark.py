@@ -1,4 +1,4 @@
-"""What recipes cost, what a run has to beat, how runs learned: `python launch/benchmark.py models | ridge | curves`."""
+"""What recipes cost, what a run has to beat, how runs learned: `benchmark.py models | speed | ridge | curves`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,34 @@ def models(
     console_for().print(cost_table(costs, chosen))
     if json:
         write_costs(costs, chosen, json)
+    return 0
+
+
+def speed(
+    recipes: tyro.conf.Positional[tuple[str, ...]] = (),
+    grid: str = "harps",
+    device: Literal["cpu", "cuda"] = "cpu",
+    batch: int = 32,
+    seconds: float = 5.0,
+    json: Path | None = None,
+) -> int:
+    """Time and memory of inference (Table 9): one thread of the CPU, or the GPU.
+
+    Args:
+        recipes: Names of recipes; default is those of Table 9.
+        grid: harps, demo or tiny.
+        device: cpu or cuda.
+        batch: Spectra at a time.
+        seconds: How long each model is repeated, three times at least.
+        json: File to write the numbers to; RUNS/speed-cpu.json goes into the tables of reproduce.py.
+    """
+    from harps_dist.console import console_for
+    from harps_dist.evaluation.speed import inference_speeds, speed_table, write_speeds
+
+    found = inference_speeds(grid, recipes, device, batch, seconds)
+    console_for().print(speed_table(found))
+    if json:
+        write_speeds(found, json)
     return 0
 
 
@@ -84,7 +112,7 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 
 def main() -> int:
-    commands: dict[str, Callable[..., int]] = {"models": models, "ridge": ridge, "curves": curves}
+    commands: dict[str, Callable[..., int]] = {"models": models, "speed": speed, "ridge": ridge, "curves": curves}
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 
 

@@ -1,7 +1,8 @@
-"""The paper's tables from runs: `torchrun --nproc_per_node=4 launch/reproduce.py RUNS [--train missing] …`.
+"""The paper's tables and figures from runs: `torchrun --nproc_per_node=4 launch/reproduce.py RUNS [--train missing] …`.
 
-Reads RUNS/RECIPE/evaluation of every recipe behind Tables 4-8, and writes RUNS/tables.md, each cell beside the printed
-one. With --train missing it first trains and evaluates what is not there; interrupted, it goes on where it was.
+Reads RUNS/RECIPE/evaluation of every recipe behind Tables 3-9 and Figs. 1-8 and D.1, and RUNS/speed*.json; writes
+RUNS/index.html, which holds all of it beside what is printed, tables.md, tables.json and figures/*.png. With --train
+missing it first trains and evaluates what is not there; interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from harps_dist.errors import HarpsDistError
 class Arguments:
     """runs: folder of runs, each named as its recipe. train: whether to train and evaluate what is missing. scale: the
     paper's recipes, or those of the demo. steps, precision: of runs that are trained; default is their recipes'.
-    sweeps: train Figs. 2 and D.1 too."""
+    sweeps: train Figs. 2 and D.1 too. slurm: options of sbatch, as "--gres=gpu:4"; what is missing is then submitted as
+    arrays, with a report that follows them. only: train and evaluate one recipe, and report nothing."""
 
     runs: Annotated[Path, tyro.conf.Positional] = Path("runs")
     train: Literal["none", "missing"] = "none"
@@ -29,17 +31,17 @@ class Arguments:
     steps: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     sweeps: bool = False
+    slurm: str | None = None
+    only: str | None = None
 
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.evaluate import evaluate_run
-    from harps_dist.evaluation.reproduce import reproduced_tables, table_recipes, write_tables
-    from harps_dist.recipes import find_recipe
+    from harps_dist.evaluation.reproduce import complete, missing_rows, reproduce
+    from harps_dist.evaluation.submit import submit_rows
     from harps_dist.training.distributed import join_world
-    from harps_dist.training.loop import train_run
     from preprocessing.demo import resolve_release
 
     demo, changes = arguments.scale == "demo", {"steps": arguments.steps, "precision": arguments.precision}
@@ -50,18 +52,21 @@ def main() -> int:
             resolve_release(arguments.release)
         world.barrier()
         release = Release(resolve_release(arguments.release))
-        for name in table_recipes(demo, arguments.sweeps) if arguments.train == "missing" else ():
-            run = arguments.runs / name
-            recipe = find_recipe(name).changed(data={"release": arguments.release}, training=changes)
-            train_run(recipe, name, release, run, world)
-            if not (run / "evaluation/test-simulated/report.md").exists():  # the last that is written
-                evaluate_run(run, release, "test", run / "evaluation", world, console)
-                world.barrier()
-        if world.is_main:
-            tables = reproduced_tables(arguments.runs, demo)
-            write_tables(tables, arguments.runs, release.manifest)
-            for table in tables:
+        rows = [arguments.only] if arguments.only else []
+        if arguments.train == "missing":
+            rows = missing_rows(arguments.runs, demo, arguments.sweeps)
+        if arguments.slurm is not None:
+            settings = {"scale": arguments.scale, "release": arguments.release, **changes}
+            jobs = submit_rows(rows, arguments.runs, settings, arguments.slurm)
+            console.print(f"submitted jobs {', '.join(jobs)}")
+            return 0
+        for name in rows:
+            complete(name, arguments.runs, release, arguments.release, changes, world, console)
+        if world.is_main and not arguments.only:
+            made = reproduce(arguments.runs, demo, release)
+            for table in made.tables:
                 console.print(table.console())
+            console.print(f"Page: {arguments.runs / 'index.html'}", soft_wrap=True)
     return 0
 
 

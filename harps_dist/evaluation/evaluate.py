@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,11 +30,13 @@ from harps_dist.evaluation.report import Measure, Origin, Report
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
+from harps_dist.training.checkpoint import newest_checkpoint
 from harps_dist.training.distributed import World
-from harps_dist.training.run import label_scale, load_run
+from harps_dist.training.run import CHECKPOINTS, label_scale, load_run
 
 Spectra = Literal["real", "simulated", "generative"]  # what a model can be tried on
 
+EVALUATION = "evaluation"
 BATCH = 16
 STANDARD_DEVIATIONS = {"gaussian": 1.0, "laplace": 2.0**0.5}  # of a likelihood of unit scale
 DOWNSTREAM_NOTE = (
@@ -220,7 +223,16 @@ def evaluate_run(
     evaluator = Evaluator(model, recipe, release, world, console)
     folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
     reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
+    if world.is_main:
+        with atomic_write(out / f"{split}.json") as aside:
+            aside.write_text(json.dumps({"step": step, "release_digest": release.digest}) + "\n")
     return {folder: report for folder, report in reports.items() if report}
+
+
+def is_evaluated(run: Path, split: SplitName | Literal["all"]) -> bool:
+    """Whether a run's newest checkpoint has been evaluated, on every kind of spectrum."""
+    path, (checkpoint, _) = run / EVALUATION / f"{split}.json", newest_checkpoint(run / CHECKPOINTS)
+    return path.exists() and checkpoint is not None and json.loads(path.read_text())["step"] == checkpoint.step
 
 
 def evaluate(

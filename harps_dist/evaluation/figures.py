@@ -60,7 +60,7 @@ def spectrum_figure(
     """
     zooms = [(low, high) for low, high in zooms if wave_aa[0] <= low and high <= wave_aa[-1]]
     rows = 3 if zooms else 2
-    with _figure(path, 10.0, 2.6 * rows) as figure:
+    with styled_figure(path, 10.0, 2.6 * rows) as figure:
         grid = figure.add_gridspec(rows, max(1, len(zooms)), height_ratios=(2.0, 1.0, 2.0)[:rows])
         top = figure.add_subplot(grid[0, :])
         _overlay(top, wave_aa, observed, reconstructed, linewidth=0.5)
@@ -92,7 +92,7 @@ def residual_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, names:
     """
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    with _figure(path, 3.6 * columns, 0.4 + 3.0 * rows) as figure:
+    with styled_figure(path, 3.6 * columns, 0.4 + 3.0 * rows) as figure:
         figure.suptitle(data_note, fontsize=11)
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name, true, guess in zip(panels, names, truth.T, predicted.T, strict=False):
@@ -113,12 +113,12 @@ def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarra
         return
     failed = f", {np.sum(~good):,} failed" if not good.all() else ""
     true, residual = true[good], residual[good]
-    x_range, y_range = _robust_range(true), _robust_range(np.append(residual, 0.0))
+    x_range, y_range = robust_range(true), robust_range(np.append(residual, 0.0))
     inside = (true >= x_range[0]) & (true <= x_range[1]) & (residual >= y_range[0]) & (residual <= y_range[1])
     crowd = float(np.clip(400.0 / len(true), 0.1, 0.6))
     axes.plot(true[inside], residual[inside], ".", color=BLUE, alpha=crowd, markersize=5, markeredgewidth=0)
     axes.axhline(0.0, color=BLACK, linewidth=0.8)
-    axes.plot(*_running_median(true, residual), color=VERMILLION, linewidth=1.8)
+    axes.plot(*running_median(true, residual), color=VERMILLION, linewidth=1.8)
     mae, _ = mean_with_error(np.abs(residual))
     outside = f", {np.sum(~inside):,} outside" if not inside.all() else ""
     axes.set_title(f"MAE {mae:.3g}{unit}   n = {len(true):,}{outside}{failed}")
@@ -140,7 +140,7 @@ def intervention_figure(
     the label, in `unit`, to (decoded, expected), (L,) each. label: label name.
     """
     symbol = LABEL[label].symbol
-    with _figure(path, 8.0, 0.9 + 1.5 * len(curves)) as figure:
+    with styled_figure(path, 8.0, 0.9 + 1.5 * len(curves)) as figure:
         panels = figure.subplots(len(curves), 1, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (change, (decoded, expected)) in zip(panels, sorted(curves.items()), strict=True):
             axes.plot(wave_aa, base, color=GREY, linewidth=0.9, label="no intervention")
@@ -156,7 +156,7 @@ def intervention_figure(
 
 def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], ylabel: str) -> None:
     """Curves by name, each of (step, loss), on a logarithmic axis of losses."""
-    with _figure(path, 6.5, 4.0) as figure:
+    with styled_figure(path, 6.5, 4.0) as figure:
         axes = figure.subplots()
         for number, (name, points) in enumerate(curves.items()):
             colour = (BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY)[number % 6]
@@ -167,7 +167,7 @@ def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], 
 
 
 @contextmanager
-def _figure(path: Path, width_in: float, height_in: float) -> Iterator[Figure]:
+def styled_figure(path: Path, width_in: float, height_in: float) -> Iterator[Figure]:
     """A styled figure, written to `path` when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -191,14 +191,14 @@ def _signed(value: float) -> str:
     return f"{value:+g}".replace("-", "−")
 
 
-def _robust_range(values: np.ndarray) -> tuple[float, float]:
+def robust_range(values: np.ndarray) -> tuple[float, float]:
     """The 1st to 99th percentile, widened by a tenth at either end."""
     low, high = np.percentile(values, [1.0, 99.0])
     margin = 0.1 * (high - low) or 0.5 * (abs(high) or 1.0)
     return float(low - margin), float(high + margin)
 
 
-def _running_median(x: np.ndarray, y: np.ndarray, bins: int = 15) -> tuple[list[float], list[float]]:
+def running_median(x: np.ndarray, y: np.ndarray, bins: int = 15) -> tuple[list[float], list[float]]:
     """Medians of x and y in bins of equally many points, at least 8 in each; empty for too few points."""
     bins = min(bins, len(x) // 8)
     if bins < 2:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
 from harps_dist.evaluation.evaluations import Evaluations
 from harps_dist.evaluation.paper import LABEL_TABLES, TABLE_7
 from harps_dist.evaluation.paper_figures import PaperFigure, draw_paper_figures
@@ -17,9 +18,13 @@ from harps_dist.evaluation.speed import InferenceSpeed, read_speeds
 from harps_dist.evaluation.tables import PaperTable, paper_tables
 from harps_dist.files import atomic_write
 from harps_dist.recipes import RECIPES, find_recipe
+from harps_dist.training.loop import train_run
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from harps_dist.data.reader import Release
+    from harps_dist.training.distributed import World
 
 PAGE, TABLES, FIGURES = "index.html", "tables", "figures"
 LEGEND = (
@@ -49,6 +54,31 @@ def table_recipes(demo: bool, sweeps: bool = False) -> list[str]:
     names = [f"demo-{name}" if demo else name for name in names]
     parents = {find_recipe(name).parent for name in names}
     return sorted(names, key=lambda name: name not in parents)
+
+
+def missing_rows(runs: Path, demo: bool, sweeps: bool = False) -> list[str]:
+    """Those of `table_recipes` whose run in `runs` is not there or has not been evaluated as it is."""
+    return [name for name in table_recipes(demo, sweeps) if not is_evaluated(runs / name, "test")]
+
+
+def complete(
+    name: str,
+    runs: Path,
+    release: Release,
+    release_name: str,
+    changes: Mapping[str, object],
+    world: World,
+    console: Console,
+) -> None:
+    """Train a recipe's run in `runs` to its end and evaluate it; what is done already is not done again.
+
+    changes: to the recipe's training settings.
+    """
+    recipe = find_recipe(name).changed(data={"release": release_name}, training=changes)
+    train_run(recipe, name, release, runs / name, world)
+    if not is_evaluated(runs / name, "test"):
+        evaluate_run(runs / name, release, "test", runs / name / EVALUATION, world, console)
+    world.barrier()
 
 
 def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:

@@ -165,7 +165,9 @@ def speed_table(speeds: Sequence[InferenceSpeed]) -> Table:
     first = speeds[0]
     title = f"{first.device_name}, batch {first.batch}, grid {first.grid}, torch {first.torch}"
     table = Table(title=title, caption=CONVENTION)
-    for place, header in enumerate(("model", "parameters", "ms/spectrum", "quartiles", f"× {first.legend}", "peak MiB")):
+    for place, header in enumerate(
+        ("model", "parameters", "ms/spectrum", "quartiles", f"× {first.legend}", "peak MiB")
+    ):
         table.add_column(header, justify="right" if place else "left")
     for speed in speeds:
         table.add_row(
