@@ -32,13 +32,8 @@ if TYPE_CHECKING:
 
 ORANGE = "#E69F00"
 MODELS = ("beta-vae-cnn-u", "cnn-mix", "ae-real", "ae-mix", "infovae-mix", "cnn-etc")  # Table 4
-STYLES = dict(
-    zip(
-        MODELS,
-        ((GREY, ":"), (BLUE, "-"), (GREEN, "--"), (VERMILLION, "-"), (PURPLE, "-."), (ORANGE, "--")),
-        strict=True,
-    )
-)
+LINES = ((GREY, ":"), (BLUE, "-"), (GREEN, "--"), (VERMILLION, "-"), (PURPLE, "-."), (ORANGE, "--"))
+STYLES = dict(zip(MODELS, LINES, strict=True))
 DECODER_STYLES = {"cnn-dec-etc": (BLUE, "-"), "resnet-etc": (VERMILLION, (0, (4, 2)))}
 RESIDUAL_MODELS = ("cnn-mix", "ae-real", "ae-mix", "infovae-mix")
 SUPERVISED = ("ae-real", "ae-mix", "infovae-mix")
@@ -77,8 +72,8 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
         stars = len(np.unique(index["star"][rows][known].astype(str)))
         yield PaperFigure(
             "Fig. 1",
-            f"Effective temperature, surface gravity and metallicity of the {known.sum():,} spectra (of {stars:,} stars) "
-            "that have the first two; black where the metallicity is not known.",
+            f"Effective temperature, surface gravity and metallicity of the {known.sum():,} spectra (of {stars:,} "
+            "stars) that have the first two; black where the metallicity is not known.",
             path,
         )
     sweep = {name: _bottlenecks(found, suffix) for name, suffix in (("u = 0 supervised", ""), ("u free", "-free"))}
@@ -88,8 +83,8 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
         bottleneck_curves(path, sweep)
         yield PaperFigure(
             "Fig. 2",
-            "RVIS against the size of the bottleneck, seven nodes of which are labels. Autoencoders on mixed data, with "
-            "and without supervising the others towards zero on simulated spectra. Bars: standard error.",
+            "RVIS against the size of the bottleneck, seven nodes of which are labels. Autoencoders on mixed data, "
+            "with and without supervising the others towards zero on simulated spectra. Bars: standard error.",
             path,
         )
     errors = {
@@ -165,8 +160,8 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
 
 
 _BOXES = (
-    f"Boxes: quartiles and median; whiskers: {WHISKERS[0]}th and {WHISKERS[1]}th percentile; dots: mean; diamonds: mean "
-    "printed in the paper (Table 8), of its own data."
+    f"Boxes: quartiles and median; whiskers: {WHISKERS[0]}th and {WHISKERS[1]}th percentile; dots: mean; diamonds: "
+    "mean printed in the paper (Table 8), of its own data."
 )
 
 
@@ -210,7 +205,7 @@ def scott_density(values: np.ndarray, points: int = 200) -> tuple[np.ndarray, np
 
     if len(values) < 3 or np.ptp(values) == 0:
         return np.empty(0), np.empty(0)
-    x = np.linspace(*np.percentile(values, [1, 99]), points)
+    x = np.linspace(np.percentile(values, 1), np.percentile(values, 99), points)
     return x, gaussian_kde(values, bw_method="scott")(x)
 
 
@@ -251,7 +246,7 @@ def bottleneck_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, flo
                 size, rvis, yerr=error, color=colour, linestyle=line, marker=marker, markersize=4, capsize=2, label=name
             )
         axes.set(xlabel="nodes of the bottleneck", ylabel="RVIS (flux / median)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.legend()
 
 

@@ -30,8 +30,8 @@ PAGE, TABLES, FIGURES = "index.html", "tables", "figures"
 LEGEND = (
     "Of each row the first line is measured here, the second is printed in the paper, on its own test split of real "
     "HARPS spectra. ± is the standard error of the mean, every spectrum counted as independent. Bold outperforms every "
-    f"other model of its column (Mann-Whitney U, Holm-Bonferroni, {LEVEL}) as the paper counts, by spectrum; ★ also star "
-    "by star, since repeated visits to a star are not independent."
+    f"other model of its column (Mann-Whitney U, Holm-Bonferroni, {LEVEL}) as the paper counts, by spectrum; ★ also "
+    "star by star, since repeated visits to a star are not independent."
 )
 
 

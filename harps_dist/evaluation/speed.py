@@ -29,9 +29,9 @@ Device = Literal["cpu", "cuda"]
 SECONDS, LEAST_REPEATS = 5.0, 3
 CONVENTION = (
     "Inference of a batch of random spectra that lie in memory, divided by its size: encoders from spectrum to labels, "
-    "decoders from labels to spectrum, autoencoders from spectrum to spectrum; median and quartiles over repeats after a "
-    "warm-up, one thread on a CPU, synchronised on a GPU. Peak memory: on a CPU how much the process grew from before the "
-    "model was built, on a GPU what was allocated at most. Each model is measured in a process of its own."
+    "decoders from labels to spectrum, autoencoders from spectrum to spectrum; median and quartiles over repeats after "
+    "a warm-up, one thread on a CPU, synchronised on a GPU. Peak memory: on a CPU how much the process grew from before "
+    "the model was built, on a GPU what was allocated at most. Each model is measured in a process of its own."
 )
 
 
@@ -109,15 +109,16 @@ def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float)
 
 def _inference(model: SpectrumModel, grid: Grid, batch: int, device: torch.device) -> Callable[[], object]:
     """What the model is for, on one batch of random input."""
-    from harps_dist.models.supervised import SpectrumSimulator
+    from harps_dist.models.supervised import SemiSupervised, SpectrumSimulator
 
     if isinstance(model, SpectrumSimulator):
         labels = torch.randn(batch, len(model.labels), device=device)
         return lambda: model.decode(labels)
     flux = 1 + 0.1 * torch.randn(batch, grid.length, device=device)
-    if hasattr(model.network, "encode"):
+    if isinstance(model, SemiSupervised):
         return lambda: model.decode(model.encode(flux).mean)
-    return lambda: model.network(flux)
+    network = model.get_submodule("network")
+    return lambda: network(flux)
 
 
 def _timed(infer: Callable[[], object], device: Device, seconds: float) -> list[float]:

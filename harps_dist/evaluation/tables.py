@@ -284,7 +284,7 @@ def _speed(speeds: Sequence[InferenceSpeed]) -> PaperTable:
         ]
         rows.append(Row(LEGENDS[recipe], cells))
     devices = {f"{s.device_name} (grid {s.grid}, batch {s.batch}, {s.threads} thread, torch {s.torch})" for s in speeds}
-    here = f"Here: {'; '.join(sorted(devices)) or 'not measured: python launch/benchmark.py speed --json RUNS/speed.json'}."
+    here = f"Here: {'; '.join(sorted(devices)) or 'not measured; benchmark.py speed --json RUNS/speed.json does'}."
     note = f"{here} Printed: RTX 3090; one core of a Ryzen 9 3900X, whole HARPS grid. {CONVENTION if speeds else ''}"
     return PaperTable("Table 9: time and memory of inference", columns, rows, note.strip(), of_runs=False)
 
