@@ -16,6 +16,7 @@ from harps_dist.config import Autoencoder, Decoder, Recipe
 from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, in_batches, load
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
+from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate, calibration_figure
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
 from harps_dist.evaluation.interventions import Interventions
@@ -249,6 +250,7 @@ def evaluate(
         trained = evaluator.predict(release.index.rows(kind, "train"), f"{evaluator.origin(kind)}, training split")
         found.labels = labels_from_latents(trained.nodes, trained.truth, found.nodes)
         notes.append(DOWNSTREAM_NOTE)
+    calibrations = _calibrate(evaluator, kind, found)
     if not evaluator.world.is_main:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,6 +262,9 @@ def evaluate(
     sigma |= dict(zip(evaluator.model.labels, evaluator.model.label_std.tolist(), strict=True))
     _write_predictions(folder / "predictions.parquet", release, found)
     figures = {}
+    if calibrations:
+        figures["Calibration of the uncertainties"] = folder / "calibration.png"
+        calibration_figure(figures["Calibration of the uncertainties"], calibrations)
     if known:
         figures["Residuals by label"] = folder / "residuals.png"
         residual_figure(figures["Residuals by label"], truth, labels, known, f"{evaluator.origin(kind)}, {split} split")
@@ -280,12 +285,36 @@ def evaluate(
         labels=label_scores(truth, labels, known, sigma, stars),
         groups=group_scores(truth, labels, known, sigma, stars) if known else (),
         measures=_measures(found, release.index["varied"][found.rows], stars, float(evaluator.valid.mean())),
+        calibrations=calibrations,
         paper_row=row if row in PAPER_ROWS else None,
         figures=figures,
         notes=notes,
     )
     report.write(folder)
     return report
+
+
+def _calibrate(evaluator: Evaluator, kind: Spectra, found: Predictions) -> list[Calibration]:
+    """Calibration of every label that has an uncertainty; the validation split corrects it. Every rank takes part."""
+    likelihood, index = evaluator.model.uncertainty, evaluator.release.index
+    rows = index.rows(kind, "validation")
+    if likelihood == "none" or not len(rows):
+        return []
+    held_out = evaluator.predict(rows, f"{evaluator.origin(kind)}, validation split")
+
+    def of_label(name: str, predictions: Predictions) -> LabelPredictions:
+        column, rows = NAMES.index(name), predictions.rows
+        return LabelPredictions(
+            truth=predictions.truth[:, column],
+            predicted=predictions.labels[:, column],
+            sigma=predictions.scores[f"{name}_sigma"],
+            stars=index["star"][rows].astype(str),
+            snr=index["snr"][rows],
+            teff_k=predictions.truth[:, NAMES.index("teff")],
+        )
+
+    labels = [name for name in evaluator.model.labels if np.isfinite(of_label(name, found).truth).any()]
+    return [calibrate(name, of_label(name, found), of_label(name, held_out), likelihood) for name in labels]
 
 
 def _measures(found: Predictions, varied: np.ndarray, stars: np.ndarray, valid: float) -> list[Measure]:

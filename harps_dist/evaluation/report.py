@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from harps_dist.evaluation.calibration import Calibration
+
 Origin = Literal["real", "demo", "simulated", "generative", "mixed"]
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
@@ -30,6 +32,11 @@ ORIGIN_WORDS = {
     "generative": "simulated spectra of the generative set (no telescope was involved)",
     "mixed": "real and simulated spectra together",
 }
+CALIBRATION_LEGEND = (
+    "Share of truths within the central interval that is predicted, and after a split-conformal correction on the "
+    "validation split, in which every star counts once; factor: half-width of the corrected interval in predicted σ. "
+    "PIT distance: the largest one of its distribution from the uniform (Kolmogorov-Smirnov)."
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Report:
     labels: Sequence[LabelScore]
     groups: Sequence[GroupScore] = ()
     measures: Sequence[Measure] = ()
+    calibrations: Sequence[Calibration] = ()
     paper_row: str | None = None
     figures: Mapping[str, Path] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -142,6 +150,10 @@ class Report:
             header = ("", "value", "± by star", "spectra", "stars", "")
             rows = [_measure_row(measure) for measure in self.measures]
             parts += ["## Reconstruction and interventions", markdown_table(header, rows)]
+        if self.calibrations:
+            from harps_dist.evaluation.calibration import calibration_tables
+
+            parts += ["## Calibration", CALIBRATION_LEGEND, calibration_tables(self.calibrations)]
         if self.notes:
             parts += ["## Notes", "\n".join(f"- {note}" for note in self.notes)]
         if self.figures:

@@ -30,8 +30,8 @@ SECONDS, LEAST_REPEATS = 5.0, 3
 CONVENTION = (
     "Inference of a batch of random spectra that lie in memory, divided by its size: encoders from spectrum to labels, "
     "decoders from labels to spectrum, autoencoders from spectrum to spectrum; median and quartiles over repeats after "
-    "a warm-up, one thread on a CPU, synchronised on a GPU. Peak memory: on a CPU how much the process grew from before "
-    "the model was built, on a GPU what was allocated at most. Each model is measured in a process of its own."
+    "a warm-up, one thread on a CPU, synchronised on a GPU. Peak memory: on a CPU how much the process grew from "
+    "before the model was built, on a GPU what was allocated at most. Each model is measured in a process of its own."
 )
 
 

@@ -5,7 +5,7 @@ They share one interface, so that losses, the loop and the evaluation need not k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class SpectrumModel(nn.Module):
 
     label_mean: Tensor
     label_std: Tensor
-    uncertainty: str = "none"
+    uncertainty: Literal["none", "gaussian", "laplace"] = "none"
 
     def __init__(self, labels: tuple[str, ...]):
         super().__init__()
