@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BLACK, BLUE, VERMILLION, GREY = "#000000", "#0072B2", "#D55E00", "#8C8C8C"
 GREEN, PURPLE = "#009E73", "#CC79A7"
+DPI = 150
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -173,7 +174,7 @@ def styled_figure(path: Path, width_in: float, height_in: float) -> Iterator[Fig
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
         yield figure
         with atomic_write(path) as aside:
             figure.savefig(aside, format="png")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
 from harps_dist.evaluation.evaluations import Evaluations
+from harps_dist.evaluation.figures import DPI
 from harps_dist.evaluation.paper import LABEL_TABLES, TABLE_7
 from harps_dist.evaluation.paper_figures import PaperFigure, draw_paper_figures
 from harps_dist.evaluation.report import ORIGIN_WORDS, strict_json
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from harps_dist.training.distributed import World
 
 PAGE, TABLES, FIGURES = "index.html", "tables", "figures"
+CSS_DPI = 96
 LEGEND = (
     "Of each row the first line is measured here, the second is printed in the paper, on its own test split of real "
     "HARPS spectra. ± is the standard error of the mean, every spectrum counted as independent. Bold outperforms every "
@@ -121,5 +123,12 @@ def page(made: Reproduction) -> str:
     environment = Environment(
         loader=PackageLoader("harps_dist.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    pictures = {figure.name: b64encode(figure.path.read_bytes()).decode() for figure in made.figures}
+    pictures = {figure.name: _picture(figure.path) for figure in made.figures}
     return environment.get_template("page.html.j2").render(made=made, pictures=pictures, legend=LEGEND)
+
+
+def _picture(path: Path) -> dict[str, str | int]:
+    """A PNG for a page: its bytes, and the width that shows it at the size it was drawn for."""
+    content = path.read_bytes()
+    pixels = int.from_bytes(content[16:20], "big")  # of the header, IHDR
+    return {"base64": b64encode(content).decode(), "width": round(pixels * CSS_DPI / DPI)}

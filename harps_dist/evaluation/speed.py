@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.paper import LEGENDS, TABLE_9
 from harps_dist.files import atomic_write
 from harps_dist.recipes import find_recipe
@@ -132,8 +132,15 @@ def _timed(infer: Callable[[], object], device: Device, seconds: float) -> list[
 
 
 def _resident_mib() -> float:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has held so far; NaN where the system is no Linux.
+
+    Not ru_maxrss, which begins with what the parent held.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return NAN
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _cpu_name() -> str:

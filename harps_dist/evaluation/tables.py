@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Outperforms = Literal["", "spectra", "stars"]
 MARKS = {"": "{}", "spectra": "**{}**", "stars": "**{}** ★"}
 COLUMNS = {"intrinsic": INTRINSIC, "extrinsic": EXTRINSIC}
+TITLES = {"teff": "Teff", "mh": "[M/H]", "logg": "log g", "rv": "rv", "berv": "BERV", "airmass": "airmass"}
 UNSUPERVISED_NOTE = (
     "Labels of unsupervised models come from a regression that joins each latent with the labels of its own spectrum. "
     "The public code behind the printed table joins them by a mismatched row index, so its rows read like predicting "
@@ -133,7 +134,7 @@ def paper_tables(found: Evaluations, speeds: Sequence[InferenceSpeed] = ()) -> l
 
 
 def _title(label: str) -> str:
-    return f"{label} [{LABEL[label].unit or '-'}]"
+    return f"{TITLES[label]} [{LABEL[label].unit or '-'}]"
 
 
 LABEL_TITLES = [
@@ -230,25 +231,27 @@ def _generative(found: Evaluations) -> list[PaperTable]:
         return PaperTable(title, list(columns), rows, note, printed)
 
     def of_labels(name: str) -> dict[str, tuple[Spectra, str]]:
-        return {f"{name} {label}": ("generative", f"{name} {label}") for label in INTRINSIC}
+        return {f"{name} {TITLES[label]}": ("generative", f"{name} {label}") for label in INTRINSIC}
 
     as_printed: dict[str, tuple[Spectra, str]] = {"RVIS": ("real", "RVIS"), **of_labels("GIS")}
     against: dict[str, tuple[Spectra, str]] = {"RVIS-true": ("simulated", "RVIS-true"), **of_labels("GIS-true")}
-    answers: dict[str, tuple[Spectra, str]] = {
+    sensitivities: dict[str, tuple[Spectra, str]] = {
         "sensitivity rv": ("simulated", "RV sensitivity"),
         **of_labels("sensitivity"),
-        "response rv": ("simulated", "do(rv) response"),
-        "response berv": ("simulated", "do(berv) response"),
-        **of_labels("response"),
         "leakage rv": ("simulated", "do(rv) leakage"),
-        "leakage berv": ("simulated", "do(berv) leakage"),
+        "leakage BERV": ("simulated", "do(berv) leakage"),
+    }
+    responses: dict[str, tuple[Spectra, str]] = {
+        "response rv": ("simulated", "do(rv) response"),
+        "response BERV": ("simulated", "do(berv) response"),
+        **of_labels("response"),
     }
     return [
         table(
             "Table 8: interventions on labels",
             as_printed,
             "RVIS and GIS compare a model with itself, so that a decoder that ignores its input scores a perfect 0: "
-            "read them with the next two tables. An unsupervised model has no node of its own for a label.",
+            "read them with the next three tables. An unsupervised model has no node of its own for a label.",
             printed=True,
         ),
         table(
@@ -258,11 +261,17 @@ def _generative(found: Evaluations) -> list[PaperTable]:
             printed=False,
         ),
         table(
-            "Table 8, how far decoders answer",
-            answers,
-            "Sensitivity: mean |change| decoded over mean |change| due; response: the share of the change due that is "
-            "decoded (1 faithful, 0 deaf); leakage: the share of the telluric change in an intervention on rv, and of "
-            "the stellar one on berv (0 faithful).",
+            "Table 8, how much decoders change",
+            sensitivities,
+            "Sensitivity: mean |change| decoded over mean |change| due (1 faithful, 0 deaf), whatever it is that "
+            "changes. Leakage: the share of the telluric change in an intervention on rv, and of the stellar one in an "
+            "intervention on BERV (0 faithful).",
+            printed=False,
+        ),
+        table(
+            "Table 8, how far decoders follow",
+            responses,
+            "Response: the share of the change due that is decoded (1 faithful, 0 deaf).",
             printed=False,
         ),
     ]

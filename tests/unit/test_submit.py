@@ -1,4 +1,4 @@
-"""Handing rows to SLURM: which jobs, in which order, with which arguments; sbatch is replaced by one that writes down."""
+"""Handing rows to SLURM: which jobs, in which order, with which arguments; sbatch is one that writes down."""
 
 from __future__ import annotations
 
