@@ -200,9 +200,9 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def running_median(x: np.ndarray, y: np.ndarray, bins: int = 15) -> tuple[list[float], list[float]]:
-    """Medians of x and y in bins of equally many points, at least 8 in each; empty for too few points."""
+    """Medians of x and y in bins of equally many points, at least 8 in each; empty for fewer than four bins."""
     bins = min(bins, len(x) // 8)
-    if bins < 2:
+    if bins < 4:
         return [], []
     parts = np.array_split(np.argsort(x, kind="stable"), bins)
     return [float(np.median(x[part])) for part in parts], [float(np.median(y[part])) for part in parts]

@@ -273,13 +273,13 @@ def reconstruction_densities(path: Path, maes: Mapping[str, np.ndarray]) -> None
 
 
 def _densities(axes: Axes, models: Mapping[str, np.ndarray]) -> None:
-    """Densities on a scale that shows all but the flattest half: its lower end is zero."""
+    """Densities of (n,) values by model; a model far off the others does not set the scale."""
     reach = []
     for name, values in models.items():
         x, density = scott_density(values)
         colour, line = STYLES[name]
         axes.plot(x, density, color=colour, linestyle=line, linewidth=1.6, label=LEGENDS[name])
-        reach += [x[-1]] * bool(len(x))
+        reach += x[-1:].tolist()
     axes.set_ylim(bottom=0)
     if reach:
         axes.set_xlim(0, min(max(reach), 4 * float(np.median(reach))))

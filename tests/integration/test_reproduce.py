@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harps_dist.evaluation import reproduce
+from harps_dist.evaluation import reproduce, tables
+from harps_dist.evaluation.evaluations import Evaluations
 from harps_dist.evaluation.paper import LABEL_TABLES, PAPER_ROWS
+from harps_dist.evaluation.speed import InferenceSpeed
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.training.log import read_log
 from harps_dist.training.run import read_run
@@ -29,23 +32,35 @@ def test_every_row_has_a_recipe_and_parents_come_first(demo):
 def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path, monkeypatch, capsys):
     """Two rows, one the other's parent; a second call finds both, and what was not run says so."""
     script = importlib.import_module("launch.reproduce")
-    monkeypatch.setattr(reproduce, "table_recipes", lambda demo, sweeps: ["demo-cnn-mix", "demo-ae-real"])
+    monkeypatch.setattr(reproduce, "table_recipes", lambda demo, sweeps=False: ["demo-cnn-mix", "demo-ae-real"])
     call = ["reproduce.py", str(tmp_path), "--scale", "demo", "--release", str(tiny_release), "--train", "missing"]
     monkeypatch.setattr("sys.argv", [*call, "--steps", "2"])
     assert script.main() == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"demo-cnn-mix", "demo-ae-real", "tables.md", "tables.json"}
+    written = {"demo-cnn-mix", "demo-ae-real", "figures", "index.html", "tables.md", "tables.json"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     assert read_run(tmp_path / "demo-ae-real").recipe.training.steps == 2
     first = (tmp_path / "tables.json").read_text()
-    table_4, table_5, *_ = json.loads(first)["tables"]
+    content = json.loads(first)["tables"]
+    table_4, table_5 = content[1:3]
     scores = json.loads((tmp_path / "demo-ae-real/evaluation/test-real/scores.json").read_text())
     mae = {score["name"]: [score["mae"], score["standard_error"]] for score in scores["labels"]}
     groups = {score["name"]: [score["nmae_paper"], score["standard_error_paper"]] for score in scores["groups"]}
     printed_order = [*(mae[name] for name in ("teff", "mh", "logg")), groups["intrinsic"]]
     printed_order += [*(mae[name] for name in ("rv", "berv", "airmass")), groups["extrinsic"]]
     row = {row["legend"]: row for row in table_4["rows"]}
-    assert row["AE (real)"]["cells"] == printed_order
+    cells = row["AE (real)"]["cells"]
+    assert [[cell["value"], cell["error"]] for cell in cells] == printed_order
+    counts = {score["name"]: [score["count"], score["stars"]] for score in scores["labels"]}
+    assert [cells[0]["spectra"], cells[0]["stars"]] == counts["teff"]
+    assert [cells[3]["spectra"], cells[3]["stars"]] == min(counts[name] for name in ("teff", "mh", "logg"))
     assert row["AE (real)"]["step"] == 2
-    assert row["AE (real)"]["printed"][0] == [50.32, 0.83]
+    assert cells[0]["printed"] == [50.32, 0.83]
+    generative = json.loads((tmp_path / "demo-ae-real/evaluation/test-generative/scores.json").read_text())
+    gis = {score["name"]: score["value"] for score in generative["measures"] if score["name"].startswith("GIS ")}
+    table_8 = next(table for table in content if table["title"] == "Table 8: interventions on labels")
+    assert [cell["value"] for cell in table_8["rows"][1]["cells"]][1:] == [
+        gis[f"GIS {n}"] for n in ("teff", "mh", "logg")
+    ]
     assert row["AE (mix)"]["step"] is None
     assert {row["legend"] for row in table_5["rows"] if row["step"]} == {"CNN (mix)", "AE (real)"}
     page = (tmp_path / "tables.md").read_text()
@@ -72,14 +87,34 @@ def test_bold_by_spectrum_and_a_star_where_stars_agree(tmp_path):
         scores = [{"name": "teff", "mae": teff_error, "standard_error": 1.0}]
         content = {"labels": scores, "groups": [], "measures": [], "spectra": 60, "stars": 60, "step": 1}
         (folder / "scores.json").write_text(json.dumps(content))
-    rows = {row.legend: row for row in reproduce.reproduced_tables(tmp_path, demo=False)[0].rows}
-    assert rows["AE (mix)"].outperforms == ["stars", "stars", "", "", "", "", "", ""]
-    assert rows["CNN (mix)"].outperforms == [""] * 8
-    assert rows["AE (mix)"].measured()[0] == "**10.0 ± 1.0** ★"
+    assert marks(tmp_path, "AE (mix)") == ["stars", "stars", "", "", "", "", "", ""]
+    assert marks(tmp_path, "CNN (mix)") == [""] * 8
+    cell = tables.paper_tables(Evaluations(tmp_path, demo=False))[1].rows[3].cells[0]
+    assert cell.measured == "**10.0 ± 1.0** ★"
     for name in ("cnn-mix", "ae-mix"):
         path = tmp_path / name / "evaluation/test-real/predictions.parquet"
         few = pa.array([f"star {min(number, 3)}" for number in range(60)])
         table = pq.read_table(path)
         pq.write_table(table.set_column(table.column_names.index("star"), "star", few), path)
-    rows = {row.legend: row for row in reproduce.reproduced_tables(tmp_path, demo=False)[0].rows}
-    assert rows["AE (mix)"].outperforms == ["spectra", "spectra", "", "", "", "", "", ""]
+    assert marks(tmp_path, "AE (mix)") == ["spectra", "spectra", "", "", "", "", "", ""]
+
+
+def marks(runs, legend: str) -> list[str]:
+    """What each cell of a row of Table 4 is marked with."""
+    (row,) = (row for row in tables.paper_tables(Evaluations(runs, demo=False))[1].rows if row.legend == legend)
+    return [cell.outperforms for cell in row.cells]
+
+
+def test_speeds_stand_in_table_9_by_device(tmp_path):
+    speed = InferenceSpeed(
+        recipe="cnn-mix", legend="CNN (mix)", grid="harps", device="cpu", device_name="a CPU", threads=1, torch="2",
+        batch=32, parameters=1_505_350, ms=40.0, ms_q25=39.0, ms_q75=41.0, repeats=3, peak_memory_mib=700.0,
+    )  # fmt: skip
+    gpu = replace(speed, device="cuda", device_name="a GPU", ms=0.2, peak_memory_mib=900.0)
+    table = tables.paper_tables(Evaluations(tmp_path, demo=False), [speed, gpu])[-1]
+    (row,) = (row for row in table.rows if row.legend == "CNN (mix)")
+    assert [cell.value for cell in row.cells] == pytest.approx([0.2, 40.0, 1.505350, 700.0, 900.0], abs=1e-9)
+    assert [cell.printed[0] for cell in row.cells[:3]] == [0.190, 38.4, 1.5]
+    assert "a CPU" in table.note
+    assert "a GPU" in table.note
+    assert [row.legend for row in table.rows if not np.isnan(row.cells[0].value)] == ["CNN (mix)"]
