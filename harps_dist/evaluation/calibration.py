@@ -225,7 +225,7 @@ def calibration_figure(path: Path, calibrations: Sequence[Calibration]) -> None:
             top.axhspan(expected - spread, expected + spread, color=GREY, alpha=0.25, linewidth=0)
             top.axhline(expected, color=BLACK, linewidth=0.8)
             top.stairs(label.pit, edges, color=BLUE, linewidth=1.4)
-            top.set(title=LABEL[label.name].symbol, xlabel="PIT", xlim=(0, 1), ylim=(0, None))
+            top.set(title=LABEL[label.name].symbol, xlabel="PIT", xlim=(0, 1))
             levels = [at.level for at in label.coverage]
             beneath.plot([0.6, 1], [0.6, 1], color=BLACK, linewidth=0.8)
             error = [np.nan_to_num(at.error_stars) for at in label.coverage]
@@ -234,7 +234,8 @@ def calibration_figure(path: Path, calibrations: Sequence[Calibration]) -> None:
             )
             conformal = [at.conformal if np.isfinite(at.factor) else NAN for at in label.coverage]
             beneath.plot(levels, conformal, "s--", color=VERMILLION, markersize=5, label="conformal")
-            beneath.set(xlabel="nominal", xlim=(0.6, 1), ylim=(None, 1.02))
+            beneath.set(xlabel="nominal", xlim=(0.6, 1))
+        panels[0, 0].set_ylim(bottom=0)
         panels[0, 0].set_ylabel("share of spectra")
         panels[1, 0].set_ylabel("observed coverage")
         figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)

@@ -20,20 +20,22 @@ def submit_rows(recipes: Sequence[str], runs: Path, settings: Mapping[str, objec
     """Submit the recipes as arrays, and a job that reports when all have ended, well or not; returns their job ids.
 
     Recipes whose parent is among them wait until all that have none among them have succeeded. settings: options of
-    launch/reproduce.py, by name. options: of sbatch, for the arrays, such as "--gres=gpu:4 --time=2-00". Raises
+    launch/reproduce.py, by name. Logs go into `runs`. options: of sbatch, for the arrays, such as "--gres=gpu:4 --time=2-00". Raises
     ConfigError where sbatch is missing or refuses.
     """
     arguments = [str(runs.resolve()), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
     first = [name for name in recipes if find_recipe(name).parent not in recipes]
     stages = [first, [name for name in recipes if name not in first]]
     jobs: list[str] = []
+    runs.mkdir(parents=True, exist_ok=True)
     for names in filter(None, stages):
         waiting = [f"--dependency=afterok:{jobs[-1]}"] if jobs else []
-        array = [f"--array=0-{len(names) - 1}", *shlex.split(options)]
+        logs = f"--output={runs.resolve()}/%x-%A_%a.log"
+        array = [f"--array=0-{len(names) - 1}", logs, *shlex.split(options)]
         jobs.append(_sbatch(*waiting, *array, SCRIPT, " ".join(names), *arguments))
     report = shlex.join([sys.executable, "launch/reproduce.py", *arguments])
     after = [f"--dependency=afterany:{':'.join(jobs)}"] if jobs else []
-    return [*jobs, _sbatch(*after, "--job-name=report", "--output=%x-%j.log", "--wrap", report)]
+    return [*jobs, _sbatch(*after, "--job-name=report", f"--output={runs.resolve()}/%x-%j.log", "--wrap", report)]
 
 
 def _sbatch(*arguments: str) -> str:

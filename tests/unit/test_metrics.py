@@ -255,3 +255,18 @@ def test_leakage_tells_stellar_lines_from_telluric_ones():
     response, leakage = metrics.response_and_leakage(answered, own, 2 * own, mask)
     assert np.isnan(response).all()
     assert np.isnan(leakage).all()
+
+
+def test_response_is_the_share_of_the_change_due():
+    draw = np.random.default_rng(3)
+    due = draw.normal(size=(2, 3, 50))
+    beside = draw.normal(size=due.shape)
+    beside -= due * (beside * due).sum((1, 2), keepdims=True) / (due * due).sum((1, 2), keepdims=True)
+    everywhere = np.ones(50, dtype=bool)
+    share = np.array([0.25, -1.5])
+    np.testing.assert_allclose(response_to(share[:, None, None] * due + beside, due, everywhere), share, rtol=1e-9)
+    assert response_to(beside, due, everywhere) == pytest.approx(0, abs=1e-9)
+    half = np.arange(50) < 25
+    broken = np.where(half, due, np.nan)
+    np.testing.assert_allclose(response_to(broken, broken, half), 1.0, rtol=1e-9)
+    assert np.isnan(response_to(due, np.zeros_like(due), everywhere)).all()

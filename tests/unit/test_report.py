@@ -50,7 +50,7 @@ def report(tmp_path):
         stars=20,
         labels=label_scores(truth, predicted, NAMES, sigma, stars),
         groups=group_scores(truth, predicted, NAMES, sigma, stars),
-        measures=[Measure.of("RVIS", np.array([0.02, 0.03, 0.025]), note="flux / median")],
+        measures=[Measure.of("RVIS", np.array([0.02, 0.03, 0.025]), np.array([1, 2, 2]), "flux / median")],
         paper_row="ae-mix",
         figures={"residuals": tmp_path / "plots" / "residuals.png"},
         notes=["BERV is not known for simulated spectra."],

@@ -33,10 +33,12 @@ def test_parents_go_first_and_the_report_last(submitted, tmp_path):
     assert jobs == ["100", "101", "102"]
     first, second, report = submitted()
     settings = [str(tmp_path / "runs"), "--scale", "paper", "--steps", "5"]
-    options = ["--gres=gpu:4", "--time=2-00", SCRIPT]
+    logs = f"--output={tmp_path}/runs/%x-%A_%a.log"
+    options = [logs, "--gres=gpu:4", "--time=2-00", SCRIPT]
     assert first == ["--parsable", "--array=0-1", *options, "resnet-etc cnn-mix", *settings]
     assert second == ["--parsable", "--dependency=afterok:100", "--array=0-1", *options, "ae-mix ae-real", *settings]
     assert report[:2] == ["--parsable", "--dependency=afterany:100:101"]
+    assert f"--output={tmp_path}/runs/%x-%j.log" in report
     assert shlex.split(report[-1]) == [sys.executable, "launch/reproduce.py", *settings]
     assert (ROOT / SCRIPT).exists()
 
