@@ -20,8 +20,8 @@ def submit_rows(recipes: Sequence[str], runs: Path, settings: Mapping[str, objec
     """Submit the recipes as arrays, and a job that reports when all have ended, well or not; returns their job ids.
 
     Recipes whose parent is among them wait until all that have none among them have succeeded. settings: options of
-    launch/reproduce.py, by name. Logs go into `runs`. options: of sbatch, for the arrays, such as "--gres=gpu:4 --time=2-00". Raises
-    ConfigError where sbatch is missing or refuses.
+    launch/reproduce.py, by name. options: of sbatch, for the arrays, such as "--gres=gpu:4 --time=2-00". Logs go into
+    `runs`. Raises ConfigError where sbatch is missing or refuses.
     """
     arguments = [str(runs.resolve()), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
     first = [name for name in recipes if find_recipe(name).parent not in recipes]

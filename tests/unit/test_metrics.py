@@ -264,9 +264,11 @@ def test_response_is_the_share_of_the_change_due():
     beside -= due * (beside * due).sum((1, 2), keepdims=True) / (due * due).sum((1, 2), keepdims=True)
     everywhere = np.ones(50, dtype=bool)
     share = np.array([0.25, -1.5])
-    np.testing.assert_allclose(response_to(share[:, None, None] * due + beside, due, everywhere), share, rtol=1e-9)
-    assert response_to(beside, due, everywhere) == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(
+        metrics.response_to(share[:, None, None] * due + beside, due, everywhere), share, rtol=1e-9
+    )
+    assert metrics.response_to(beside, due, everywhere) == pytest.approx(0, abs=1e-9)
     half = np.arange(50) < 25
     broken = np.where(half, due, np.nan)
-    np.testing.assert_allclose(response_to(broken, broken, half), 1.0, rtol=1e-9)
-    assert np.isnan(response_to(due, np.zeros_like(due), everywhere)).all()
+    np.testing.assert_allclose(metrics.response_to(broken, broken, half), 1.0, rtol=1e-9)
+    assert np.isnan(metrics.response_to(due, np.zeros_like(due), everywhere)).all()

@@ -197,7 +197,7 @@ def test_console_table(report):
 
 
 def test_unknown_origin_and_row_are_refused(report):
-    with pytest.raises(ConfigError, match="origin is 'fake'; say one of real, demo, simulated, mixed"):
+    with pytest.raises(ConfigError, match="origin is 'fake'; say one of real, demo, simulated, generative, mixed"):
         replace(report, origin="fake")
     with pytest.raises(ConfigError, match="no row 'ae'; choose one of beta-vae-cnn-u, cnn-mix"):
         replace(report, paper_row="ae")
