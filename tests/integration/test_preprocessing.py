@@ -112,11 +112,14 @@ def test_killed_ingest_ends_with_the_same_archive(tiny_demo, tmp_path):
         "--archive", archive, "--grid", "tiny",
     )  # fmt: skip
     etc = command(PREPROCESSING, "etc", "--json", files / "etc", "--seds", files / "sed", "--archive", archive)
+    generative = command(PREPROCESSING, "generative", "--design", files / "generative/design.csv", "--archive", archive)
     column = archive / "real/flux/c"
     assert kill_when(spectra, tmp_path, lambda: column.exists()) == -9
     run(spectra, tmp_path)
     assert kill_when(etc, tmp_path, lambda: (archive / "sed/flux/c/1").exists()) == -9
     run(etc, tmp_path)
+    assert kill_when(generative, tmp_path, lambda: (archive / "generative/flux/c/1").exists()) == -9
+    run(generative, tmp_path)
     assert_same(tiny_demo / "archive.zarr", archive)
     assert verify(archive) == []
 

@@ -17,7 +17,7 @@ from harps_dist.data.batches import EvaluationBatches, Observer
 from harps_dist.data.reader import Release
 from harps_dist.evaluation.evaluate import Evaluator, evaluate
 from harps_dist.recipes import RECIPES, find_recipe
-from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.training.distributed import World
 from harps_dist.training.log import read_log
 from harps_dist.training.loop import autocast, train_run
@@ -28,6 +28,12 @@ MODEL = "checkpoints/step-00000003/model.safetensors"
 MEASURES = {"MAE'", "MAE' (paper-comparable)", "RVIS"}
 AGAINST_THE_SIMULATOR = {"RVIS-true", "RV sensitivity"} | {
     f"do({velocity}) {what}" for velocity in ("rv", "berv") for what in ("response", "leakage")
+}
+EXPECTED = {
+    "real": MEASURES,
+    "simulated": MEASURES | AGAINST_THE_SIMULATOR,
+    "generative": {"MAE'", "MAE' (paper-comparable)"}
+    | {f"{name} {label}" for name in ("GIS", "GIS-true", "sensitivity", "response") for label in INTRINSIC},
 }
 
 
@@ -57,20 +63,21 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
     for ranks in (1, 2):
         arguments = (trained, "--split", "all", "--out", tmp_path / f"{ranks}")
         run(command("launch/evaluate.py", *arguments, ranks=ranks), tmp_path)
-    for kind, count in (("real", None), ("simulated", 40)):
+    for kind, count in (("real", None), ("simulated", 40), ("generative", 84)):
         one, two = (pq.read_table(tmp_path / ranks / f"all-{kind}/predictions.parquet") for ranks in "12")
         assert one["key"].to_pylist() == two["key"].to_pylist()
         assert len(set(one["key"].to_pylist())) == len(one)
         assert count in (None, len(one))
-        for name in ("teff", "rv", "MAE'", "RVIS"):
+        for name in ("teff", "rv", "MAE'", *(("GIS", "GIS-true") if kind == "generative" else ("RVIS",))):
             np.testing.assert_allclose(one[name].to_numpy(), two[name].to_numpy(), rtol=1e-4, err_msg=name)
         folder = tmp_path / "1" / f"all-{kind}"
         scores = json.loads((folder / "scores.json").read_text())
         measured = {measure["name"] for measure in scores["measures"]}
-        assert measured == (MEASURES if kind == "real" else MEASURES | AGAINST_THE_SIMULATOR)
+        assert measured == EXPECTED[kind]
         report = (folder / "report.md").read_text()
         assert "simulated" in report.splitlines()[2]  # the demo's stars are never passed off as observed
-        for figure in ("residuals.png", "spectrum.png", "rv_intervention.png"):
+        drawn = ("spectrum", "rv_intervention") if kind != "generative" else ("teff_intervention", "logg_intervention")
+        for figure in ("residuals.png", *(f"{name}.png" for name in drawn)):
             assert (folder / figure).stat().st_size > 10_000
             assert figure in report
 

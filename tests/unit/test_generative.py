@@ -13,6 +13,7 @@ from harps_dist.errors import ArchiveError
 from harps_dist.spectra.labels import INTRINSIC
 from preprocessing.archive import Archive
 from preprocessing.generative import DESIGN, ingest_generative
+from preprocessing.records import Reason
 
 
 @pytest.fixture
@@ -76,6 +77,18 @@ def test_bad_entries_are_quarantined_and_the_rest_comes_in(field, value, reason,
     report = ingest_generative(design, archive, Archive(archive).grid)
     assert report.added == 83
     assert reason in str(report.refused[0])
+
+
+def test_two_files_of_one_name_are_not_both_taken(design):
+    def elsewhere(rows):
+        (design.parent / "copy").mkdir()
+        shutil.copy(design.parent / rows[0]["sed"], design.parent / "copy")
+        rows.append(rows[0] | {"sed": f"copy/{rows[0]['sed']}"})
+
+    rewrite(design, elsewhere)
+    archive = design.parents[1] / "a.zarr"
+    report = ingest_generative(design, archive, Archive(archive).grid)
+    assert (report.added, [refusal.reason for refusal in report.refused]) == (84, [Reason.DUPLICATE])
 
 
 def test_a_design_without_a_column_is_refused(design):

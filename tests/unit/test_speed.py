@@ -11,7 +11,8 @@ from harps_dist.evaluation.speed import inference_speeds, read_speeds, speed_tab
 from harps_dist.spectra.grid import named_grid
 
 
-def test_speeds_are_measured_written_and_read(tmp_path):
+def test_speeds_are_measured_written_and_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what the environment asks for does not count
     names = ["ae-mix", "cnn-mix", "cnn-dec-etc"]
     found = inference_speeds("tiny", names, batch=2, seconds=0)
     assert [speed.recipe for speed in found] == names
