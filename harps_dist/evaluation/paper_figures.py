@@ -112,7 +112,8 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
         residuals_by_model(path, residuals)
         yield PaperFigure(
             "Fig. 4",
-            "Predicted minus true label against the true one on observed spectra; line: running median, where they suffice for one.",
+            "Predicted minus true label against the true one on observed spectra; line: running median, where they "
+            "suffice for one.",
             path,
         )
     spectra = {name: read_columns(found.folder(name, "simulated") / "spectrum.parquet") for name in TABLE_7}
