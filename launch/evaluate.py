@@ -1,7 +1,7 @@
 """Evaluate a run: `torchrun --nproc_per_node=4 launch/evaluate.py RUN [--release R] [--split test]`.
 
-Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the
-observed (real) and the simulated spectra of the release, and prints the tables of label errors.
+Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
+(real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def main() -> int:
         release = Release(resolve_release(arguments.release))
         rows = [arguments.only] if arguments.only else []
         if arguments.train == "missing":
-            rows = missing_rows(arguments.runs, demo, arguments.sweeps)
+            rows = missing_rows(arguments.runs, release, demo, arguments.sweeps)
         if arguments.slurm is not None:
             settings = {"scale": arguments.scale, "release": arguments.release, **changes}
             jobs = submit_rows(rows, arguments.runs, settings, arguments.slurm)

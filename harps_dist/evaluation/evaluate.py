@@ -195,6 +195,8 @@ class Evaluator:
         for label in filter(self.model.labels.__contains__, INTRINSIC):
             subset = rows[(index["star"][rows] == index["star"][rows[0]]) & (index["varied"][rows] == label)]
             subset = subset[np.argsort(index[label][subset])]
+            if len(subset) < 3:
+                continue
             raw = EvaluationBatches(self.release, [subset], augment, seed)[0].to(self.world.device)
             values, truth = index[label][subset], self.interventions.simulate_at(raw, 0.0)
             start = len(subset) // 2 + 1
@@ -225,15 +227,18 @@ def evaluate_run(
     folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
     reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
     if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / f"{split}.json") as aside:
             aside.write_text(json.dumps({"step": step, "release_digest": release.digest}) + "\n")
     return {folder: report for folder, report in reports.items() if report}
 
 
-def is_evaluated(run: Path, split: SplitName | Literal["all"]) -> bool:
-    """Whether a run's newest checkpoint has been evaluated, on every kind of spectrum."""
+def is_evaluated(run: Path, release: Release, split: SplitName | Literal["all"]) -> bool:
+    """Whether a run's newest checkpoint has been evaluated on every kind of spectrum of this release."""
     path, (checkpoint, _) = run / EVALUATION / f"{split}.json", newest_checkpoint(run / CHECKPOINTS)
-    return path.exists() and checkpoint is not None and json.loads(path.read_text())["step"] == checkpoint.step
+    if checkpoint is None or not path.exists():
+        return False
+    return json.loads(path.read_text()) == {"step": checkpoint.step, "release_digest": release.digest}
 
 
 def evaluate(

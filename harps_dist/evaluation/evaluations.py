@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 class Evaluations:
     """What `launch/evaluate.py` wrote of the runs in a folder, by the paper's recipes.
 
-    demo: whether the runs are those of the recipes at demo scale. A run or an evaluation that is not there is None, or
+    demo: whether the runs are those of the recipes at demo scale. release_digest: of the release that must have been
+    evaluated on, so that no table mixes data; None for any. A run or an evaluation that is not there is None, or
     an array without values.
     """
 
-    def __init__(self, runs: Path, demo: bool, split: SplitName = "test"):
-        self.runs, self.demo, self.split = Path(runs), demo, split
+    def __init__(self, runs: Path, demo: bool, release_digest: str | None = None, split: SplitName = "test"):
+        self.runs, self.demo, self.release_digest, self.split = Path(runs), demo, release_digest, split
         self.scores = cache(self._scores)
         self.predictions = cache(self._predictions)
 
@@ -38,10 +39,15 @@ class Evaluations:
     def _scores(self, recipe: str, kind: Spectra) -> dict[str, Any] | None:
         """scores.json of a report."""
         path = self.folder(recipe, kind) / "scores.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        scores = json.loads(path.read_text())
+        return scores if self.release_digest in (None, scores.get("release_digest")) else None
 
     def _predictions(self, recipe: str, kind: Spectra) -> dict[str, np.ndarray] | None:
         """Columns of predictions.parquet, one value a spectrum."""
+        if self.scores(recipe, kind) is None:
+            return None
         return read_columns(self.folder(recipe, kind) / "predictions.parquet")
 
     def column(self, recipe: str, kind: Spectra, name: str) -> np.ndarray:

@@ -116,7 +116,8 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             "suffice for one.",
             path,
         )
-    spectra = {name: read_columns(found.folder(name, "simulated") / "spectrum.parquet") for name in TABLE_7}
+    drawn = [name for name in TABLE_7 if found.scores(name, "simulated")]
+    spectra = {name: read_columns(found.folder(name, "simulated") / "spectrum.parquet") for name in drawn}
     decoded = {name: columns for name, columns in spectra.items() if columns}
     if decoded:
         path = folder / "fig5.png"

@@ -58,9 +58,9 @@ def table_recipes(demo: bool, sweeps: bool = False) -> list[str]:
     return sorted(names, key=lambda name: name not in parents)
 
 
-def missing_rows(runs: Path, demo: bool, sweeps: bool = False) -> list[str]:
-    """Those of `table_recipes` whose run in `runs` is not there or has not been evaluated as it is."""
-    return [name for name in table_recipes(demo, sweeps) if not is_evaluated(runs / name, "test")]
+def missing_rows(runs: Path, release: Release, demo: bool, sweeps: bool = False) -> list[str]:
+    """Those of `table_recipes` whose run in `runs` is not there or has not been evaluated, as it is, on the release."""
+    return [name for name in table_recipes(demo, sweeps) if not is_evaluated(runs / name, release, "test")]
 
 
 def complete(
@@ -78,15 +78,15 @@ def complete(
     """
     recipe = find_recipe(name).changed(data={"release": release_name}, training=changes)
     train_run(recipe, name, release, runs / name, world)
-    if not is_evaluated(runs / name, "test"):
+    if not is_evaluated(runs / name, release, "test"):
         evaluate_run(runs / name, release, "test", runs / name / EVALUATION, world, console)
     world.barrier()
 
 
 def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
-    """Read the evaluations and speed*.json in `runs`, draw RUNS/figures, and write RUNS/tables.md, tables.json and
+    """Read the evaluations on the release and speed*.json in `runs`; write RUNS/tables.md, tables.json, figures/*.png and
     index.html, which holds all of it and needs no other file."""
-    found, manifest = Evaluations(runs, demo), release.manifest
+    found, manifest = Evaluations(runs, demo, release.digest), release.manifest
     speeds: list[InferenceSpeed] = [speed for path in sorted(runs.glob("speed*.json")) for speed in read_speeds(path)]
     origin = ORIGIN_WORDS["real"] if manifest.genuine else "NOT genuine spectra"
     made = Reproduction(

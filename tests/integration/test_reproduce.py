@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harps_dist.data.reader import Release
 from harps_dist.evaluation import reproduce, tables
 from harps_dist.evaluation.evaluations import Evaluations
 from harps_dist.evaluation.paper import LABEL_TABLES, PAPER_ROWS
@@ -68,6 +69,12 @@ def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path
     assert "not run" in page
     assert script.main() == 0
     assert (tmp_path / "tables.json").read_text() == first
+    other = Evaluations(tmp_path, demo=True, release_digest="f" * 64)
+    assert other.scores("cnn-mix", "real") is other.predictions("cnn-mix", "real") is None
+    assert reproduce.missing_rows(tmp_path, Release(tiny_release), demo=True) == []
+    marker = tmp_path / "demo-ae-real/evaluation/test.json"
+    marker.write_text(marker.read_text().replace('"step": 2', '"step": 1'))
+    assert reproduce.missing_rows(tmp_path, Release(tiny_release), demo=True) == ["demo-ae-real"]
     assert [line["step"] for line in read_log(tmp_path / "demo-ae-real")] == [2]
     capsys.readouterr()
 
