@@ -84,8 +84,8 @@ def complete(
 
 
 def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
-    """Read the evaluations on the release and speed*.json in `runs`; write RUNS/tables.md, tables.json, figures/*.png and
-    index.html, which holds all of it and needs no other file."""
+    """Read the evaluations on the release and speed*.json in `runs`; write tables.md, tables.json, figures/*.png and
+    index.html there, which holds all of it and needs no other file."""
     found, manifest = Evaluations(runs, demo, release.digest), release.manifest
     speeds: list[InferenceSpeed] = [speed for path in sorted(runs.glob("speed*.json")) for speed in read_speeds(path)]
     origin = ORIGIN_WORDS["real"] if manifest.genuine else "NOT genuine spectra"
