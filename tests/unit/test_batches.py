@@ -20,6 +20,7 @@ from harps_dist.data.batches import (
     RawBatch,
     TrainingBatches,
 )
+from harps_dist.data.manifest import SCHEMA
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.data.scarcity import scarce_labels
@@ -210,7 +211,7 @@ def test_missing_pieces_are_named(tiny_release, tmp_path):
 def test_a_newer_schema_is_refused(tiny_release, tmp_path):
     shutil.copytree(tiny_release, tmp_path / "release")
     path = tmp_path / "release" / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA}', f'"schema_version": {SCHEMA + 1}'))
     with pytest.raises(ReleaseError, match="Update harps_dist"):
         Release(tmp_path / "release")
 

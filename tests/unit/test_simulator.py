@@ -278,7 +278,8 @@ def test_demo_is_whole_readable_and_the_same_for_the_same_seed(tmp_path):
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     spectra = sorted((tmp_path / "a" / "spectra").iterdir())
-    assert len(files) == 1 + 3 + 2 + len(spectra)
+    generative = 1 + 3 * 7  # the design; one core varies three labels to seven values
+    assert len(files) == 1 + 3 + 2 + generative + len(spectra)
     assert seen[-1] == ("spectra", len(spectra), len(spectra))
     for path in spectra:
         with fits.open(path) as hdus:
