@@ -25,6 +25,10 @@ class ReleaseError(HarpsDistError):
     """A release whose manifest, index or shards are missing, damaged or inconsistent."""
 
 
+class DiskFullError(HarpsDistError):
+    """No space is left where something is to be written."""
+
+
 class ResumeError(HarpsDistError):
     """A checkpoint that cannot continue the run that was asked for."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from harps_dist.errors import DiskFullError
 
 
 @contextmanager
@@ -26,8 +29,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush(aside)
         os.replace(aside, path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        _explain(error, path)
         raise
 
 
@@ -49,9 +53,19 @@ def publish_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(aside, path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        _explain(error, path)
         raise
+
+
+def _explain(error: BaseException, path: Path) -> None:
+    """Say where the disk is full and what to do, where that is what the error means."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFullError(
+            f"no space is left to write {path}; what was written of it is removed. Free some space or choose another "
+            f"folder, and run the same command again."
+        ) from error
 
 
 def _flush(path: Path) -> None:

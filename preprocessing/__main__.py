@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from harps_dist.data.manifest import MANIFEST
+from harps_dist.data.manifest import BOUND, MANIFEST, CodecName
 from harps_dist.data.split import PAPER_FRACTIONS
 from harps_dist.errors import HarpsDistError
 from harps_dist.spectra.grid import Grid, named_grid
@@ -83,6 +83,9 @@ def pack(
     keep_out_of_range: bool = False,
     description: str = "",
     genuine: bool = True,
+    codec: CodecName = "noise",
+    bound: float = BOUND,
+    parent: Path | None = None,
 ) -> int:
     """Write a release, what training streams, from an archive.
 
@@ -93,7 +96,11 @@ def pack(
         keep_out_of_range: Keep spectra with a label outside the paper's training ranges.
         description: A sentence about the data that evaluation reports repeat.
         genuine: Whether the spectra came from a telescope; reports say it.
+        codec: How real spectra are stored: noise (steps of a quarter of the photon noise), u16 or lossless.
+        bound: Largest error of a sample, in standard deviations of its own photon noise; others are left out.
+        parent: Release that this one grew from; its digest is kept in the manifest.
     """
+    from harps_dist.data.reader import Release
     from preprocessing.pack import pack as write_release
 
     with progress_bars() as progress:
@@ -104,10 +111,15 @@ def pack(
             keep_out_of_range,
             description,
             genuine,
+            codec,
+            bound,
+            Release(parent).digest if parent else None,
             progress=lambda done, total: progress("pack", done, total),
         )
     print(f"release {release}: digest {manifest.digest}")
     print(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
+    worst = ", ".join(f"{kind} {error:.3f}" for kind, error in manifest.codec.largest.items())
+    print(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {bound:g})")
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from harps_dist.frozen import Frozen
 
 
@@ -21,6 +23,11 @@ class Nuisance(Frozen):
     continuum: float = 0.0
     continuum_knots: int = 8
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is drawn at all."""
+        return bool(self.broadening_kms or self.line_error or self.continuum)
+
 
 class Augment(Frozen):
     """What is drawn anew for a simulated spectrum each time it is seen.
@@ -30,8 +37,8 @@ class Augment(Frozen):
     do on the sky. noise: photon and read-out noise of Eq. A.2. shift: "linear" as the paper, or "cubic".
     """
 
-    rv_kms: float = 100.0
-    berv_kms: float = 0.0
+    rv_kms: float = Field(100.0, ge=0, le=160)  # interventions move by 40 more, and SEDs reach 200 beyond the grid
+    berv_kms: float = Field(0.0, ge=0, le=160)
     noise: bool = True
     shift: Literal["linear", "cubic"] = "cubic"
     nuisance: Nuisance = Nuisance()

@@ -1,21 +1,21 @@
 """What a release is: a manifest, an index with one row a sample, and tar shards named by their content.
 
     release/
-      manifest.json          grid, label statistics, split, shards with sha256, digest
+      manifest.json          grid, label statistics, codec, split, shards with sha256, digest, parent
       index.parquet          one row a sample: key, kind, star, split, labels, and where its bytes lie
-      real-000000-<sha>.tar  WebDataset shards: KEY.json, KEY.flux.npy
-      simulated-…            KEY.json, KEY.sed.npy
-      response-…             KEY.json, KEY.response.npy, shared by the simulated samples that name it
+      real-000000-<sha>.tar  WebDataset shards: KEY.json, KEY.flux.*, valid pixels only
+      simulated-…            KEY.json, KEY.sed.npy: B-spline coefficients of an SED; it may make many samples
+      response-…             KEY.json, KEY.residual.npy; before them the basis that all responses are combinations of
       generative-…           KEY.json, KEY.sed.npy: simulated samples that differ in one label, for GIS (Eq. 17)
+      <shard>.idx            where each member lies, in the format of NVIDIA DALI's WebDataset reader
 
-Stock `webdataset` reads the shards; the index makes every sample one `pread` away.
+Stock `webdataset` reads the shards; the index makes every sample one byte range away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,16 +28,23 @@ from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import NAMES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
-SCHEMA = 2
+    from harps_dist.data.stores import Store
+
+SCHEMA = 3
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
-Kind = Literal["real", "simulated", "response", "generative"]
+CodecName = Literal["noise", "u16", "lossless"]
+BOUND = 0.1  # of a sample's error, in standard deviations of its own photon noise
+
+Kind = Literal["real", "simulated", "response", "generative", "basis"]
 INDEX_COLUMNS = (
-    *("key", "kind", "star", "split", "object", "shard", "offset", "bytes", "crc32"),
-    *("response", "snr", "median", "varied", *NAMES),
+    *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32"),
+    *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),
 )
 
 
@@ -52,13 +59,29 @@ class GridSpec(Frozen):
         return Grid(self.name, self.start, self.length)
 
 
+class Codec(Frozen):
+    """How samples are stored, and how well.
+
+    real: "noise", "u16" or "lossless". step: of "noise", in standard deviations of the photon noise. bound: no sample
+    is off by more, as root mean square over its valid pixels in standard deviations of its own photon noise; largest:
+    by how much the worst of each kind is. response_terms: vectors of the basis for log R, log R2 / R and log V0.
+    """
+
+    real: CodecName
+    step: float
+    bound: float
+    largest: dict[str, float]
+    response_terms: tuple[int, int, int]
+
+
 class Shard(Frozen):
-    """One tar file; `samples` counts its members' keys."""
+    """One tar file; `samples` counts its members' keys. index_sha256: of the .idx beside it."""
 
     name: str
     sha256: str
     bytes: int
     samples: int
+    index_sha256: str
 
 
 class LabelStatistics(Frozen):
@@ -72,17 +95,20 @@ class LabelStatistics(Frozen):
 class Manifest(Frozen):
     """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data.
 
-    genuine: whether the samples called real came from a telescope; the demo's did not.
+    genuine: whether the samples called real came from a telescope; the demo's did not. parent: digest of the release
+    that this one grew from. counts: samples of each kind.
     """
 
     schema_version: int = SCHEMA
     description: str
     genuine: bool
+    parent: str | None = None
     grid: GridSpec
     source_margin: int
     split_fractions: tuple[float, float, float] = PAPER_FRACTIONS
     split_salt: str = SALT
     label_statistics: dict[str, LabelStatistics]
+    codec: Codec
     counts: dict[str, int]
     left_out: dict[str, int]
     shards: tuple[Shard, ...]
@@ -95,17 +121,17 @@ class Manifest(Frozen):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(release: Path) -> Manifest:
+def read_manifest(store: Store, location: str | Path) -> Manifest:
     """Read a release's manifest; raises ReleaseError where it is missing, newer than this code or damaged."""
-    path = release / MANIFEST
+    path = f"{location}/{MANIFEST}"
+    content = store.whole(
+        MANIFEST,
+        f"{location} is not a release. Make one with `python -m preprocessing pack --archive ARCHIVE "
+        f"--release {location}`.",
+    )
     try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ReleaseError(
-            f"{release} is not a release: it has no {MANIFEST}. Make one with "
-            f"`python -m preprocessing pack --archive ARCHIVE --release {release}`."
-        ) from None
-    except json.JSONDecodeError as error:
+        raw = json.loads(content)
+    except ValueError as error:
         raise ReleaseError(f"{path} is damaged ({error}). Pack the release again.") from None
     schema = raw.get("schema_version", 0)
     if schema != SCHEMA:
@@ -154,20 +180,16 @@ class Index:
         return np.flatnonzero(chosen)
 
 
-def read_index(release: Path, manifest: Manifest) -> Index:
+def read_index(store: Store, manifest: Manifest) -> Index:
     """Read and check the index; raises ReleaseError where its sha256 is not the manifest's."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = release / INDEX
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ReleaseError(f"{path} is missing. Pack the release again.") from None
+    content = store.whole(INDEX, "Copy it to where the manifest lies, or pack the release again.")
     found = hashlib.sha256(content).hexdigest()
     if found != manifest.index_sha256:
         raise ReleaseError(
-            f"{path} is damaged: sha256 {found[:12]}, manifest says {manifest.index_sha256[:12]}. "
+            f"{INDEX} is damaged: sha256 {found[:12]}, {MANIFEST} says {manifest.index_sha256[:12]}. "
             f"Pack the release again or copy it anew."
         )
     return Index(pq.read_table(pa.BufferReader(content)))

@@ -1,85 +1,148 @@
-"""Read samples from shards: one `pread` each, every byte checked."""
+"""Read samples from shards by byte ranges, every byte checked."""
 
 from __future__ import annotations
 
-import os
+import warnings
 import zlib
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from harps_dist.data.codec import CODECS, Coded, FluxCodec, NoiseCodec, npy_array
 from harps_dist.data.manifest import Index, Manifest, read_index, read_manifest
+from harps_dist.data.stores import Cache, Span, open_store
 from harps_dist.errors import ReleaseError
+from harps_dist.spectra.doppler import spline_samples
+from harps_dist.spectra.grid import Grid, fill_invalid
 
-_CACHED_RESPONSES = 128
+_CACHED_RESIDUALS = 64
+
+
+class Instrument(NamedTuple):
+    """What turns codes into spectra, one for all samples of a release.
+
+    basis: (vector, source pixel) float32, those of log R, of log R2 / R and of log V0, `terms` of each.
+    """
+
+    grid: Grid
+    source_grid: Grid
+    codec: FluxCodec
+    basis: np.ndarray
+    terms: tuple[int, int, int]
 
 
 class Release:
-    """A release opened for reading. Cheap to pickle: files are opened where they are first read."""
+    """A release opened for reading. Cheap to pickle: what is needed is opened where it is first read.
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path)
-        self.index: Index = read_index(self.path, self.manifest)
+    location: a folder, or an http(s)://, s3://, gs:// or az:// URL, whose blocks are kept in `cache`.
+    """
+
+    def __init__(self, location: str | Path, cache: Cache = Cache()):  # noqa: B008
+        self.location, self.cache = location, cache
+        self.store = open_store(location, cache)
+        self.manifest: Manifest = read_manifest(self.store, location)
+        self.index: Index = read_index(self.store, self.manifest)
         self.grid = self.manifest.grid.grid()
         self.source_grid = self.grid.widened(self.manifest.source_margin)
-        self._response_row = {self.index["key"][row]: row for row in self.index.rows("response")}
-        self._files: dict[str, int] = {}
-        self.response = lru_cache(_CACHED_RESPONSES)(self._response)
+        codec = self.manifest.codec
+        self.codec: FluxCodec = NoiseCodec(codec.step) if codec.real == "noise" else CODECS[codec.real]()
+        self._response_row = {self.index["key"][row]: int(row) for row in self.index.rows("response")}
+        self._blocks = self._spans()
+        self.residual = lru_cache(_CACHED_RESIDUALS)(self._residual)
 
-    def __reduce__(self) -> tuple[type[Release], tuple[Path]]:
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[type[Release], tuple[str | Path, Cache]]:
+        return type(self), (self.location, self.cache)
 
     @property
     def digest(self) -> str:
         return self.manifest.digest
 
-    def array(self, row: int) -> np.ndarray:
-        """The array of one sample: (pixel,) flux, (source pixel,) SED, or (3, source pixel) response; float32.
+    @cached_property
+    def instrument(self) -> Instrument:
+        rows = self.index.rows("basis")
+        basis = npy_array(self._content(int(rows[0]))) if len(rows) else np.empty((0, self.source_grid.length))
+        terms = self.manifest.codec.response_terms
+        return Instrument(self.grid, self.source_grid, self.codec, basis.astype(np.float32), terms)
+
+    def coded(self, row: int) -> Coded:
+        """The codes of a real spectrum, or of an SED: int16 (source pixel,), scale and zero.
 
         Raises ReleaseError naming shard and sample where the bytes are missing or not those that were packed.
         """
+        content, index = self._content(row), self.index
+        if index["kind"][row] == "real":
+            return self.codec.decode(content)
+        return Coded(npy_array(content), np.array([index["scale"][row], index["zero"][row]], np.float32))
+
+    def coefficients(self, row: int) -> np.ndarray:
+        """(vector,) float32 coefficients of the response that a simulated sample is seen through."""
+        return self.index["coefficients"][self._response_row[self.index["response"][row]]]
+
+    def residual_of(self, row: int) -> np.ndarray | None:
+        """(3, source pixel) float16 of what the basis misses of a simulated sample's response, None for nothing."""
+        response = self._response_row[self.index["response"][row]]
+        return self.residual(response) if self.index["bytes"][response] else None
+
+    def array(self, row: int) -> np.ndarray:
+        """What a sample stands for, float32: (pixel,) standardised flux, (source pixel,) SED, or (3, source pixel)
+        log R, log R2 / R and log V0 of a response, R in medians of itself. For inspection; batches take shorter ways.
+        """
+        kind = self.index["kind"][row]
+        if kind == "response":
+            coefficients = self.index["coefficients"][row]
+            vectors = self.instrument.basis
+            parts = np.split(np.arange(len(coefficients)), np.cumsum(self.instrument.terms)[:2])
+            terms = np.stack([coefficients[part] @ vectors[part] for part in parts])
+            return terms + self.residual(row) if self.index["bytes"][row] else terms
+        if kind == "basis":
+            return self.instrument.basis
+        codes, scale = (torch.tensor(part)[None] for part in self.coded(row))
+        if kind != "real":
+            return spline_samples(codes.double() * scale[:, :1] + scale[:, 1:])[0].float().numpy()
+        valid = self.codec.restore(codes, scale, int(self.grid.valid.sum()))[0].numpy()
+        flux = np.zeros(self.grid.length, np.float32)
+        flux[self.grid.valid] = valid
+        return fill_invalid(flux, self.grid)
+
+    def _residual(self, row: int) -> np.ndarray:
+        return npy_array(self._content(row))
+
+    def _content(self, row: int) -> bytes:
+        """The bytes of a row's member; a damaged copy in the cache is dropped, told of, and fetched again once."""
         index = self.index
-        shard, size = index["shard"][row], int(index["bytes"][row])
-        content = os.pread(self._file(shard), size, int(index["offset"][row]))
-        if len(content) != size or zlib.crc32(content) != index["crc32"][row]:
-            raise ReleaseError(
-                f"sample {index['key'][row]} in shard {self.path / shard} is damaged: expected {size} bytes with crc32 "
-                f"{index['crc32'][row]:08x}, got {len(content)} with {zlib.crc32(content):08x}. "
-                f"Copy the shard anew, or pack the release again."
-            )
-        return _npy(content)
+        shard, size, block = index["shard"][row], int(index["bytes"][row]), self._blocks[index["block"][row]]
+        span = Span(int(index["offset"][row]), size)
+        content = self.store.read(shard, span, block)
+        if self._is_damaged(row, content) and self.store.forget(shard, block):
+            warnings.warn(f"{self._damage(row, content)} in the cache; it is fetched again.", stacklevel=2)
+            content = self.store.read(shard, span, block)
+        if self._is_damaged(row, content):
+            raise ReleaseError(f"{self._damage(row, content)}. Copy the shard anew, or pack the release again.")
+        return content
 
-    def _response(self, key: str) -> np.ndarray:
-        return self.array(self._response_row[key])
+    def _is_damaged(self, row: int, content: bytes) -> bool:
+        return len(content) != self.index["bytes"][row] or zlib.crc32(content) != self.index["crc32"][row]
 
-    def response_of(self, row: int) -> np.ndarray:
-        """(3, source pixel) mean, variance and floor of the response that a simulated sample is seen through."""
-        return self.response(self.index["response"][row])
+    def _damage(self, row: int, content: bytes) -> str:
+        index = self.index
+        cut = ": the shard is truncated" if len(content) < index["bytes"][row] else ""
+        return (
+            f"sample {index['key'][row]} in shard {self.location}/{index['shard'][row]} is damaged{cut}: expected "
+            f"{index['bytes'][row]} bytes with crc32 {index['crc32'][row]:08x}, got {len(content)} with "
+            f"{zlib.crc32(content):08x}"
+        )
 
-    def _file(self, shard: str) -> int:
-        if shard not in self._files:
-            try:
-                self._files[shard] = os.open(self.path / shard, os.O_RDONLY)
-            except FileNotFoundError:
-                raise ReleaseError(
-                    f"shard {self.path / shard} is missing. Copy it to where the manifest lies, or pack again."
-                ) from None
-        return self._files[shard]
+    def _spans(self) -> list[Span]:
+        """What every block of the index spans in its shard."""
+        block, stored = self.index["block"], self.index["bytes"] > 0
+        first = np.full(block.max(initial=-1) + 1, np.iinfo(np.int64).max)
+        end = np.zeros_like(first)
+        np.minimum.at(first, block[stored], self.index["offset"][stored])
+        np.maximum.at(end, block[stored], (self.index["offset"] + self.index["bytes"])[stored])
+        return [Span(int(start), int(stop - start)) for start, stop in zip(first, end, strict=True)]
 
     def close(self) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-
-
-def _npy(content: bytes) -> np.ndarray:
-    from io import BytesIO
-
-    stream = BytesIO(content)
-    major, _ = np.lib.format.read_magic(stream)
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(
-        stream
-    )
-    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
+        self.store.close()

@@ -79,11 +79,9 @@ class Evaluator:
             world,
         )
         augment = recipe.data.augment
-        self.observer = Observer(release.grid, release.source_grid, augment, world.device)
+        self.observer = Observer(release.instrument, augment, world.device)
         noise_free = augment.model_copy(update={"noise": False})
-        self.interventions = Interventions(
-            self.model, release, Observer(release.grid, release.source_grid, noise_free, world.device)
-        )
+        self.interventions = Interventions(self.model, release, Observer(release.instrument, noise_free, world.device))
         self.valid = release.grid.valid
 
     @property

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harps_dist.data.batches import Batch, generators_of
+from harps_dist.data.batches import Batch
 from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
 from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.noise import keyed_normals
 
 if TYPE_CHECKING:
     from harps_dist.config import Autoencoder, Decoder, Encoder
@@ -189,8 +190,7 @@ class SemiSupervised(SpectrumModel):
     @staticmethod
     def _normal_draws(key: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
         """Two independent (batch, nodes) standard normal draws, each sample's from its own key."""
-        draws = [torch.randn(2, nodes, generator=g, device=key.device) for g in generators_of(key, LATENT_DRAWS)]
-        noise, prior = torch.stack(draws).unbind(1)
+        noise, prior = keyed_normals(key, 2 * nodes, LATENT_DRAWS).split(nodes, dim=1)
         return noise, prior
 
     def encode(self, flux: Tensor) -> Latent:

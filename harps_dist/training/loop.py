@@ -65,7 +65,7 @@ class Trainer:
         self.recipe, self.release, self.run, self.world = recipe, release, run, world
         self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
         self.steps = config.steps or math.ceil(config.epochs * self.order.epoch_length / config.batch_size)
-        self.observer = Observer(release.grid, release.source_grid, recipe.data.augment, world.device)
+        self.observer = Observer(release.instrument, recipe.data.augment, world.device)
         self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
         self.model = build_model(recipe, release.manifest).to(world.device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

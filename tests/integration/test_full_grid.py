@@ -56,7 +56,7 @@ def test_simulated_spectra_fill_the_full_grid(release):
     assert sorted(release.index["object"][rows]) == list(NODES)
     augment = Augment(rv_kms=100, berv_kms=30)
     raw = EvaluationBatches(release, [rows], augment, 0)[0]
-    observer = Observer(HARPS, release.source_grid, augment, raw.flux.device)
+    observer = Observer(release.instrument, augment, raw.flux.device)
     flux = observer(raw).flux.numpy()
     assert flux.shape == (2, 327_680)
     assert np.isfinite(flux).all()
@@ -65,7 +65,7 @@ def test_simulated_spectra_fill_the_full_grid(release):
     assert np.abs(np.diff(gap, n=2)).max() < 1e-5  # a straight line across the CCD gap
     oxygen = HARPS.wave_slice(6867.0, 6880.0)  # the head of the O2 B band
     assert flux[:, oxygen].min() < 0.5
-    quiet = Observer(HARPS, release.source_grid, augment.model_copy(update={"noise": False}), raw.flux.device)
+    quiet = Observer(release.instrument, augment.model_copy(update={"noise": False}), raw.flux.device)
     assert 0.001 < np.abs(flux - quiet(raw).flux.numpy())[:, HARPS.valid].mean() < 0.05
 
 
@@ -73,7 +73,7 @@ def test_encoder_and_autoencoder_take_a_step_on_the_full_grid(release, tmp_path)
     narrow = {"cnn-mix": (), "ae-mix": ("--model.decoder-width", 0.125)}
     for recipe, width in narrow.items():
         arguments = (
-            recipe, "--data.release", release.path, "--out", recipe, "--parent", "None", "--training.steps", 2,
+            recipe, "--data.release", release.location, "--out", recipe, "--parent", "None", "--training.steps", 2,
             "--training.batch-size", 2, "--log.every", 1, "--model.width", 0.25, *width,
         )  # fmt: skip
         run(command("launch/train.py", *arguments), tmp_path)

@@ -255,7 +255,7 @@ def test_half_precision_stays_near_fp32_on_trained_weights(precision, bound, tin
     train_run(recipe.model_copy(update={"training": training}), "half", release, tmp_path / "r", World(0, 1, cpu))
     _, recipe, model, _ = load_run(tmp_path / "r", release.manifest)
     raw = EvaluationBatches(release, [release.index.rows("simulated")[:24]], recipe.data.augment, 0)[0]
-    batch = Observer(release.grid, release.source_grid, recipe.data.augment, cpu)(raw)
+    batch = Observer(release.instrument, recipe.data.augment, cpu)(raw)
     with torch.no_grad():
         full = model(batch)
         with autocast(precision, cpu):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import spline_filter1d
 from torch import Tensor
 
 from harps_dist.config import Data
@@ -20,9 +22,10 @@ from harps_dist.data.batches import (
     RawBatch,
     TrainingBatches,
 )
+from harps_dist.data.codec import NoiseCodec, quantised
 from harps_dist.data.manifest import SCHEMA
 from harps_dist.data.order import Mix, Order
-from harps_dist.data.reader import Release
+from harps_dist.data.reader import Instrument, Release
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.errors import ReleaseError
 from harps_dist.spectra.doppler import C_KMS, MARGIN
@@ -42,7 +45,7 @@ def observed(release: Release, augment: Augment, rows: np.ndarray, epoch: int = 
     batches = EvaluationBatches(release, [rows], augment, seed=5)
     batches.EPOCH = epoch
     raw = batches[0]
-    return raw, Observer(release.grid, release.source_grid, augment, CPU)(raw)
+    return raw, Observer(release.instrument, augment, CPU)(raw)
 
 
 def test_batches_are_standardised_and_labelled(release):
@@ -106,15 +109,20 @@ def test_scarce_labels_hide_real_labels_alone(release, by):
     np.testing.assert_array_equal(scarce_labels(index, 1.0, by, seed=1), index.labels)
 
 
+def response_row(release: Release, row: int) -> int:
+    return release.index["key"].tolist().index(release.index["response"][row])
+
+
 def test_noise_scatters_as_the_model_says(release):
     row = release.index.rows("simulated", "train")[:1]
     quiet = Augment(rv_kms=0, noise=False)
-    raw, truth = observed(release, quiet, row)
+    _, truth = observed(release, quiet, row)
     noisy = torch.stack([observed(release, Augment(rv_kms=0), row, epoch)[1].flux[0] for epoch in range(200)])
     window = release.grid.within(release.source_grid)
-    mean, variance, floor = raw.response[0, :, window]
-    sed = raw.sed[0, window]
-    expected = torch.sqrt(variance * sed + floor) / (mean * sed)
+    log_mean, log_ratio, log_floor = torch.from_numpy(release.array(response_row(release, row[0]))[:, window])
+    sed = torch.from_numpy(release.array(row[0])[window])
+    signal = torch.exp(log_mean) * sed
+    expected = torch.sqrt(torch.exp(log_ratio) * signal + torch.exp(log_floor)) / signal
     measured = (noisy / truth.flux).std(dim=0)
     assert (measured / expected).mean().item() == pytest.approx(1.0, abs=0.01)
 
@@ -131,18 +139,25 @@ def test_berv_moves_tellurics_and_rv_moves_the_star(shift):
     def line(centre_aa: float) -> Tensor:
         return (1 - 0.5 * torch.exp(-0.5 * ((wave - centre_aa) / 0.03) ** 2)).float()
 
-    response = torch.stack([line(telluric_aa), torch.ones(len(wave)), torch.ones(len(wave))])
+    basis = torch.log(torch.stack([line(telluric_aa), torch.ones(len(wave)), torch.ones(len(wave))])).numpy()
+    codes, scale = quantised(spline_filter1d(line(stellar_aa).numpy(), mode="mirror"))
     raw = RawBatch(
-        flux=torch.empty(0, grid.length),
-        sed=line(stellar_aa).expand(2, -1).contiguous(),
-        response=response.expand(2, -1, -1).contiguous(),
+        flux=torch.empty(0, 0),
+        flux_scale=torch.empty(0, 0),
+        sed=torch.from_numpy(codes).expand(2, -1),
+        sed_scale=torch.from_numpy(scale).expand(2, -1),
+        response=torch.tensor([[1.0, 0.0, 0.0]]).expand(2, -1),
+        residual=torch.empty(0, 3, 0),
+        residual_of=torch.empty(0, dtype=torch.int64),
         rv_kms=rv_kms,
         berv_kms=berv_kms,
         key=torch.zeros(2, dtype=torch.int64),
         labels=torch.zeros(2, len(NAMES)),
         rows=torch.arange(2),
+        epochs=torch.zeros(2, dtype=torch.int64),
     )
-    flux = Observer(grid, source_grid, Augment(berv_kms=30, noise=False, shift=shift), CPU)(raw).flux
+    instrument = Instrument(grid, source_grid, NoiseCodec(), basis, (1, 1, 1))
+    flux = Observer(instrument, Augment(berv_kms=30, noise=False, shift=shift), CPU)(raw).flux
     for number in range(2):
         for centre_aa, velocity in ((stellar_aa, rv_kms), (telluric_aa, berv_kms)):
             expected = centre_aa * (1 + velocity[number].item() / C_KMS)
@@ -219,10 +234,33 @@ def test_a_newer_schema_is_refused(tiny_release, tmp_path):
 def test_stock_webdataset_reads_every_sample(release):
     import webdataset
 
-    urls = [str(release.path / shard.name) for shard in release.manifest.shards]
+    urls = [f"{release.location}/{shard.name}" for shard in release.manifest.shards]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
-    assert len(samples) == len(release.index)
     rows = {key: row for row, key in enumerate(release.index["key"])}
-    for sample in samples:
-        array = next(value for name, value in sample.items() if name.endswith(".npy"))
-        np.testing.assert_array_equal(array, release.array(rows[sample["json"]["key"]]))
+    described = [(sample, row) for sample in samples for row in sample["json"]["samples"]]
+    assert sorted(row["key"] for _, row in described) == sorted(rows)
+    for sample, row in described:
+        number = rows[row["key"]]
+        for name in ("snr", "teff", "airmass"):
+            np.testing.assert_equal(row[name], None if np.isnan(found := release.index[name][number]) else found)
+        if "flux.zst" in sample:
+            np.testing.assert_array_equal(release.codec.decode(sample["flux.zst"]).codes, release.coded(number).codes)
+        elif "sed.npy" in sample:
+            np.testing.assert_array_equal(sample["sed.npy"], release.coded(number).codes)
+        elif "basis.npy" in sample:
+            np.testing.assert_array_equal(sample["basis.npy"], release.instrument.basis)
+
+
+def test_idx_says_where_every_member_lies(release):
+    for shard in release.manifest.shards:
+        lines = (release.location / shard.name).with_suffix(".idx").read_text().splitlines()
+        assert lines[0] == f"v1.2 {shard.samples}"
+        with tarfile.open(release.location / shard.name) as tar:
+            members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+        listed = {}
+        for line in lines[1:]:
+            parts = line.split()
+            for tail, offset, size, name in zip(*(parts[k::4] for k in range(4)), strict=True):
+                assert name.split(".", 1)[1] == tail
+                listed[name] = int(offset), int(size)
+        assert listed == members

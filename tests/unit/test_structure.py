@@ -24,6 +24,7 @@ COMMON = {"errors", "files", "frozen", "console"}
 PREPROCESSING = {
     "spectra",
     "data.manifest",
+    "data.codec",
     "data.reader",  # verify reads what pack wrote
     "data.split",
     "data.keyed",

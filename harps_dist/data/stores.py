@@ -1,0 +1,185 @@
+"""Where a release lies: a folder, or a URL of a web server or an object store, read by byte ranges.
+
+What comes over the network is kept in blocks of some megabytes in a folder of bounded size, which all processes of a
+machine share; the least recently used go first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from pydantic import Field
+
+from harps_dist.errors import ReleaseError
+from harps_dist.files import atomic_write
+from harps_dist.frozen import Frozen
+
+_RETRIES = 8
+
+
+class Cache(Frozen):
+    """Where blocks of a remote release are kept, and how much of them; a release in a folder needs none."""
+
+    folder: str = "~/.cache/harps_dist"
+    gb: float = Field(50.0, gt=0)
+
+
+class Span(NamedTuple):
+    """Bytes of a file."""
+
+    start: int
+    size: int
+
+
+class Store(Protocol):
+    """The files of one release. Methods raise ReleaseError where a file is missing or cannot be had."""
+
+    def whole(self, name: str, missing: str) -> bytes:
+        """All bytes of a file; `missing` says what to do where there is none."""
+        ...
+
+    def read(self, name: str, span: Span, block: Span) -> bytes:
+        """Bytes of a file, fewer where it ends before; `block`, around them, will be read soon."""
+        ...
+
+    def forget(self, name: str, block: Span) -> bool:
+        """Drop a copy of a block that proved damaged; whether there was one, so that reading again may help."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_store(location: str | Path, cache: Cache) -> Store:
+    """The store of a release: of a path, or of an http(s)://, s3://, gs:// or az:// URL."""
+    return RemoteStore(str(location), cache) if "://" in str(location) else LocalStore(Path(location))
+
+
+class LocalStore:
+    """A folder. Blocks are announced to the kernel, which reads them ahead in one go for all processes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[str, int] = {}
+        self._announced: tuple[str, Span] | None = None
+
+    def whole(self, name: str, missing: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            raise ReleaseError(f"{self.folder / name} is missing. {missing}") from None
+
+    def read(self, name: str, span: Span, block: Span) -> bytes:
+        file = self._file(name)
+        if self._announced != (name, block):
+            self._announced = name, block
+            with contextlib.suppress(OSError, AttributeError):  # not every system and file system knows it
+                os.posix_fadvise(file, *block, os.POSIX_FADV_WILLNEED)
+        return os.pread(file, span.size, span.start)
+
+    def forget(self, name: str, block: Span) -> bool:
+        return False
+
+    def _file(self, name: str) -> int:
+        if name not in self._files:
+            try:
+                self._files[name] = os.open(self.folder / name, os.O_RDONLY)
+            except FileNotFoundError:
+                raise ReleaseError(
+                    f"shard {self.folder / name} is missing. Copy it to where the manifest lies, or pack again."
+                ) from None
+        return self._files[name]
+
+    def close(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+
+class RemoteStore:
+    """A URL, read through the bounded cache. Failed requests are repeated with growing delays by `obstore`."""
+
+    def __init__(self, url: str, cache: Cache):
+        try:
+            from obstore.store import from_url
+        except ImportError:
+            raise ReleaseError(
+                f"reading {url} needs obstore: pip install 'harps_dist[remote]', or copy the release to a folder."
+            ) from None
+        self.url, self.cache = url.rstrip("/"), cache
+        plain = url.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        options: Any = {"allow_http": True} if plain else {}
+        self._store = from_url(self.url, client_options=options, retry_config={"max_retries": _RETRIES})  # type: ignore[call-overload]
+        self._folder = Path(cache.folder).expanduser()
+
+    def whole(self, name: str, missing: str) -> bytes:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._store, name).bytes())
+        except FileNotFoundError:
+            raise ReleaseError(f"{self.url}/{name} is missing. {missing}") from None
+        except Exception as error:  # obstore's are its own kinds
+            raise self._unreachable(name, error) from error
+
+    def read(self, name: str, span: Span, block: Span) -> bytes:
+        kept = self._kept(name, block)
+        try:
+            with kept.open("rb") as file:
+                file.seek(span.start - block.start)
+                content = file.read(span.size)
+            os.utime(kept)
+        except FileNotFoundError:
+            whole = self._fetch(name, block)
+            self._keep(kept, whole)
+            content = whole[span.start - block.start :][: span.size]
+        return content
+
+    def forget(self, name: str, block: Span) -> bool:
+        kept = self._kept(name, block)
+        there = kept.exists()
+        kept.unlink(missing_ok=True)
+        return there
+
+    def _fetch(self, name: str, block: Span) -> bytes:
+        import obstore
+
+        try:
+            return bytes(obstore.get_range(self._store, name, start=block.start, length=block.size))
+        except FileNotFoundError:
+            raise ReleaseError(f"shard {self.url}/{name} is missing. Upload it beside the manifest.") from None
+        except Exception as error:  # obstore's are its own kinds
+            raise self._unreachable(name, error) from error
+
+    def _unreachable(self, name: str, error: Exception) -> ReleaseError:
+        return ReleaseError(
+            f"{self.url}/{name} could not be read after {_RETRIES} retries: {error}. Check the "
+            f"address, the network and the credentials, or copy the release to a folder."
+        )
+
+    def _kept(self, name: str, block: Span) -> Path:
+        return self._folder / f"{Path(name).stem}-{block.start}-{block.size}.block"
+
+    def _keep(self, path: Path, content: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_room(len(content))
+        with atomic_write(path) as aside:
+            aside.write_bytes(content)
+
+    def _make_room(self, size: int) -> None:
+        """Remove the least recently used blocks until `size` more bytes fit; another process may do the same."""
+        blocks = []
+        for entry in os.scandir(self._folder):
+            with contextlib.suppress(FileNotFoundError):
+                blocks.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+        total = sum(bytes_ for _, bytes_, _ in blocks) + size
+        for _, bytes_, path in sorted(blocks):
+            if total <= self.cache.gb * 1e9:
+                return
+            Path(path).unlink(missing_ok=True)
+            total -= bytes_
+
+    def close(self) -> None:
+        """Nothing is held open."""

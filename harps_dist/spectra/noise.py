@@ -1,0 +1,67 @@
+"""Photon noise: how much a spectrum has, and draws of it that are keyed to the sample.
+
+A draw is a function of (key, pixel) alone, by integer arithmetic that is the same on every device, so that a whole
+batch is drawn in one operation and any part of it can be drawn again.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NOISE_CHUNK = 128  # pixels that share an estimate of the noise
+NOISE_FLOOR = 0.002  # flux, in medians, whose photon noise stands for the read-out noise
+_REACH = 6  # pixels the filter looks ahead and behind
+_SMOOTHED_OVER = 65  # chunks
+_SIXTH_DIFFERENCE = np.array([1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0]) / math.sqrt(924.0)
+
+
+def photon_noise(flux: np.ndarray) -> np.ndarray:
+    """Variance per flux of every chunk of 128 pixels: sigma^2 = variance (|flux| + NOISE_FLOOR).
+
+    flux: (pixel,) standardised, valid pixels only. Returns (chunk,) float64, the last chunk may be cut short.
+    The sixth difference of every other pixel passes a quarter of the sampling frequency, where lines that HARPS
+    resolves have no power left and the resampled noise still has nearly all of its own: on 14 genuine spectra sigma is
+    0.91-1.14 of 1 / (S/N of the header). Medians over a chunk and over 65 chunks keep hits and lines out.
+    """
+    from scipy.ndimage import median_filter
+
+    chunks = -(-len(flux) // NOISE_CHUNK)
+    size, fill = chunks * NOISE_CHUNK, chunks * NOISE_CHUNK - len(flux)
+    ahead = np.pad(np.asarray(flux, np.float64), (_REACH, _REACH + fill), mode="reflect")
+    passed = sum(weight * ahead[2 * k : 2 * k + size] for k, weight in enumerate(_SIXTH_DIFFERENCE))
+    sigma = 1.4826 * np.median(np.abs(np.reshape(passed, (chunks, NOISE_CHUNK))), axis=1)
+    level = np.median(np.pad(np.abs(flux), (0, fill), mode="reflect").reshape(chunks, NOISE_CHUNK), axis=1)
+    variance = median_filter(sigma**2 / (level + NOISE_FLOOR), min(_SMOOTHED_OVER, chunks), mode="nearest")
+    return np.maximum(variance, max(1e-2 * float(np.median(variance)), 1e-10))
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Hash int32 to int32, every bit depending on every other (Mueller's and Wellons' multiply-xorshift)."""
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return bits ^ ((bits >> 16) & 0xFFFF)
+
+
+def keyed_bits(key: Tensor, count: int, purpose: int = 0) -> Tensor:
+    """(batch, count) int32 random bits. key: (batch,) int64; purposes draw independently of each other."""
+    low, high = key.to(torch.int32)[:, None], (key >> 32).to(torch.int32)[:, None]
+    purpose = (purpose * 0x9E3779B1 + 2**31) % 2**32 - 2**31
+    counter = torch.arange(count, dtype=torch.int32, device=key.device) * (0x9E3779B9 - 2**32)
+    return _mixed(_mixed(_mixed(counter + low) ^ high) + purpose)
+
+
+def keyed_uniforms(key: Tensor, count: int, purpose: int = 0) -> Tensor:
+    """(batch, count) float32 uniform draws inside 0..1, ends left out; as `keyed_bits`."""
+    return (((keyed_bits(key, count, purpose) >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+
+
+def keyed_normals(key: Tensor, count: int, purpose: int = 0) -> Tensor:
+    """(batch, count) float32 standard normal draws (Box and Muller), up to 5.9; as `keyed_bits`."""
+    pairs = -(-count // 2)
+    first, second = keyed_uniforms(key, pairs, 2 * purpose), keyed_bits(key, pairs, 2 * purpose + 1)
+    radius, angle = torch.sqrt(-2 * torch.log(first)), second.float() * (math.pi * 2.0**-31)
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]

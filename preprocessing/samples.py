@@ -1,0 +1,230 @@
+"""What a release is made of: samples of an archive, their index rows, and how each is encoded and how well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harps_dist.data.codec import CODECS, STEP, FluxCodec, NoiseCodec, npy_bytes, quantised, restored
+from harps_dist.data.keyed import key_of
+from harps_dist.data.manifest import CodecName
+from harps_dist.data.split import split_of
+from harps_dist.spectra.labels import LABEL, NAMES
+from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
+from harps_dist.spectra.standardise import standardise
+from preprocessing.archive import Archive
+from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
+
+BASIS = "response-basis"
+SED_TAIL = "sed.npy"
+
+Row = dict[str, Any]  # of the index
+Encoded = tuple[str, bytes | None, list[Row]]  # tail and content of a member, rows of the index that it serves
+
+
+class Sample(NamedTuple):
+    """What goes into a shard under one key."""
+
+    key: str
+    encode: Callable[[], Encoded]
+
+
+class Stored(NamedTuple):
+    """A response as it is stored: its terms, those that the release gives back, coefficients and residual."""
+
+    terms: Terms
+    kept: np.ndarray
+    coefficients: np.ndarray
+    residual: np.ndarray | None
+
+
+class Coding(NamedTuple):
+    """How the samples of an archive are stored."""
+
+    archive: Archive
+    codec: FluxCodec
+    basis: ResponseBasis
+    response: Callable[[int], Stored]
+
+    @classmethod
+    def of(cls, archive: Archive, real_codec: CodecName) -> Coding:
+        """Find the basis of the archive's responses, from runs that lie far apart in what was asked of them."""
+        names = ("airmass", "pwv", "mag", "exptime", "snr")
+        asked = np.stack([archive.column("response", name) for name in names], axis=1)
+        chosen = spread_out(asked, TRAINING_RUNS).tolist() if len(asked) else []
+        runs = [terms_of(archive.data("response", number)) for number in chosen]
+        basis = fit_basis(runs or [Terms(np.zeros((3, archive.source_grid.length)), 1.0)])
+
+        @lru_cache(16)
+        def response(number: int) -> Stored:
+            terms = terms_of(archive.data("response", number))
+            coefficients = basis.coefficients(terms)
+            kept, residual = basis.combined(coefficients), None
+            if basis.missed(terms, kept):
+                residual = (terms.values - kept).astype(np.float16)
+                kept = kept + residual
+            return Stored(terms, kept, coefficients, residual)
+
+        return cls(archive, NoiseCodec(STEP) if real_codec == "noise" else CODECS[real_codec](), basis, response)
+
+
+def real_samples(
+    coding: Coding, fractions: tuple[float, float, float], keep_out_of_range: bool, left_out: Counter[str]
+) -> Iterator[Sample]:
+    """Spectra of stars; those that are flagged, or have a label out of range, are counted in left_out."""
+    names = ("key", "target", "object", "flag", "snr", "berv", "airmass", "rv", "teff", "mh", "logg")
+    for number, values in enumerate(_columns(coding.archive, "real", *names)):
+        if values["flag"]:
+            left_out[values["flag"]] += 1
+            continue
+        outside = [name for name in ("teff", "mh", "logg") if _outside(name, values[name])]
+        if outside and not keep_out_of_range:
+            left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
+            continue
+        labels = {name: values.get(name, np.nan) for name in NAMES}
+        if _outside("airmass", labels["airmass"]):
+            labels["airmass"] = np.nan
+        row = _row(
+            key=f"real-{values['key']}",
+            star=values["target"],
+            split=split_of(values["target"], fractions),
+            object=values["object"],
+            snr=values["snr"],
+            **labels,
+        )
+        yield Sample(row["key"], partial(_encode_real, coding, number, row))
+
+
+def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
+    grid = coding.archive.grid
+    flux, median = standardise(coding.archive.data("real", number), grid)
+    flux = flux[grid.valid]
+    content = coding.codec.encode(flux)
+    variance = np.repeat(photon_noise(flux), NOISE_CHUNK)[: len(flux)] * (np.abs(flux) + NOISE_FLOOR)
+    off = restored(coding.codec, content, len(flux)).astype(np.float64) - flux
+    error = float(np.sqrt(np.mean(off**2 / variance)))
+    return coding.codec.tail, content, [row | {"median": median, "error": error}]
+
+
+def simulated_samples(coding: Coding, fractions: tuple[float, float, float]) -> Iterator[Sample]:
+    """Every SED through each ETC run of its own; without one, through one chosen by the hash of its id."""
+    names = ("key", "sed", "airmass", "pwv", "snr")
+    runs = [run | {"number": number} for number, run in enumerate(_columns(coding.archive, "response", *names))]
+    runs.sort(key=lambda run: run["key"])
+    if not runs:
+        return
+    own: dict[str, list[Row]] = {}
+    for run in runs:
+        own.setdefault(run["sed"], []).append(run)
+    for number, values in enumerate(_columns(coding.archive, "sed", "key", "teff", "mh", "logg")):
+        seen_through = own.get(values["key"]) or [runs[key_of("response of", values["key"]) % len(runs)]]
+        star = f"sed-{values['key']}"
+        rows = [
+            _row(
+                key=f"{star}@{run['key']}",
+                star=star,
+                split=split_of(star, fractions),
+                object=values["key"],
+                **_seen_through(run),
+                **_intrinsic(values),
+            )
+            for run in seen_through
+        ]
+        yield Sample(star, partial(_encode_sed, coding, "sed", number, rows, [run["number"] for run in seen_through]))
+
+
+def generative_samples(coding: Coding) -> Iterator[Sample]:
+    """SEDs that differ in one label within a core; a core stands in the place of a star."""
+    names = ("key", "core", "varied", "split", "etc_run", "teff", "mh", "logg")
+    runs = _columns(coding.archive, "response", "key", "airmass", "pwv", "snr")
+    numbers = {run["key"]: number for number, run in enumerate(runs)}
+    for number, values in enumerate(_columns(coding.archive, "generative", *names)):
+        run = numbers[values["etc_run"]]
+        row = _row(
+            key=f"generative-{values['key']}",
+            star=f"core-{values['core']}",
+            split=values["split"],
+            object=values["key"],
+            varied=values["varied"],
+            **_seen_through(runs[run]),
+            **_intrinsic(values),
+        )
+        yield Sample(row["key"], partial(_encode_sed, coding, "generative", number, [row], [run]))
+
+
+def _encode_sed(coding: Coding, group: str, number: int, rows: list[Row], runs: list[int]) -> Encoded:
+    """The SED as B-spline coefficients, in int16; the error at rest, as each of its responses shows it."""
+    from scipy.ndimage import spline_filter1d
+
+    archive = coding.archive
+    sed = archive.data(group, number).astype(np.float64)
+    codes, (scale, zero) = quantised(spline_filter1d(sed, order=3, mode="mirror"))
+    coefficients = np.pad(codes * float(scale) + float(zero), 1, mode="reflect")
+    kept = (coefficients[:-2] + 4 * coefficients[1:-1] + coefficients[2:]) / 6
+    inner, found = archive.grid.within(archive.source_grid), []
+    for row, run in zip(rows, runs, strict=True):
+        stored = coding.response(run)
+        true, off = _signal(stored.terms.values, sed), _signal(stored.kept, kept)
+        error = np.abs((off[0] - true[0]) / true[1])[inner][archive.grid.valid]
+        wrong = np.abs(off[1] / true[1] - 1)[inner][archive.grid.valid]
+        found.append(
+            row
+            | {"scale": float(scale), "zero": float(zero), "median": 1.0}
+            | {"error": float(np.sqrt(max(np.mean(error**2), np.mean(wrong**2))))}
+        )
+    return SED_TAIL, npy_bytes(codes), found
+
+
+def _signal(terms: np.ndarray, sed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the counts (Eqs. A.1, A.2)."""
+    mean = np.exp(terms[0]) * sed
+    return mean, np.sqrt(np.exp(terms[1]) * mean + np.exp(terms[2]))
+
+
+def basis_samples(coding: Coding) -> Iterator[Sample]:
+    """The vectors that responses are combinations of; none where there are no responses."""
+    if coding.archive.count("response"):
+        yield Sample(BASIS, lambda: ("basis.npy", npy_bytes(coding.basis.vectors), [_row(key=BASIS)]))
+
+
+def response_samples(coding: Coding) -> Iterator[Sample]:
+    """Coefficients of ETC runs, and what these miss where that is too much."""
+    for number, values in enumerate(_columns(coding.archive, "response", "key", "sed", "airmass", "pwv", "snr")):
+        row = _row(key=f"response-{values['key']}", object=values["sed"], **(_seen_through(values) | {"response": ""}))
+        yield Sample(row["key"], partial(_encode_response, coding, number, row))
+
+
+def _encode_response(coding: Coding, number: int, row: Row) -> Encoded:
+    stored = coding.response(number)
+    content = None if stored.residual is None else npy_bytes(stored.residual)
+    coefficients = [float(value) for value in stored.coefficients]
+    return "residual.npy", content, [row | {"coefficients": coefficients, "median": stored.terms.level}]
+
+
+def _row(**columns: Any) -> Row:
+    """A row of the index, without where its bytes lie; what is not given is '' or missing."""
+    texts = dict.fromkeys(("key", "star", "split", "object", "response", "varied"), "")
+    numbers = dict.fromkeys(("scale", "zero", "snr", "median", "error", *NAMES), np.nan)
+    return texts | numbers | {"coefficients": []} | columns
+
+
+def _seen_through(run: Row) -> Row:
+    return {"response": f"response-{run['key']}", **{name: run[name] for name in ("snr", "airmass", "pwv")}}
+
+
+def _intrinsic(values: Row) -> Row:
+    return {name: values[name] for name in ("teff", "mh", "logg")}
+
+
+def _columns(archive: Archive, group: str, *names: str) -> list[dict[str, Any]]:
+    columns = [archive.column(group, name) for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _outside(name: str, value: float) -> bool:
+    low, high = LABEL[name].training
+    return bool(np.isfinite(value) and not low <= value <= high)
