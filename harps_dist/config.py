@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from harps_dist.data.augment import Augment
 from harps_dist.data.order import Mix
+from harps_dist.data.stores import Cache
 from harps_dist.frozen import Frozen
 from harps_dist.spectra.labels import LABEL, SEVEN
 
@@ -107,6 +108,9 @@ class Data(Frozen):
     workers: loader processes per rank; 0 reads in the training process.
     label_fraction: share of the real labels that training sees (Table 5: 0.01), drawn per spectrum and label as the
     paper does, which leaves much-observed stars labelled, or per star and label.
+    cache: where blocks of a release that lies behind a URL are kept. resident: read the codes of all training samples
+    once and keep them in the memory of the host or the device, each rank its share. compile: fuse what the device does
+    to a batch with torch.compile, which a GPU gains much by and small CPU runs lose time to.
     """
 
     release: str = "demo"
@@ -115,6 +119,9 @@ class Data(Frozen):
     label_fraction: float = Field(1.0, gt=0, le=1)
     label_fraction_by: Literal["per_spectrum", "per_star"] = "per_spectrum"
     workers: int = Field(0, ge=0)
+    cache: Cache = Cache()
+    resident: Literal["no", "host", "device"] = "no"
+    compile: bool = False
 
 
 class Loss(Frozen):
@@ -156,12 +163,16 @@ class Training(Frozen):
 
 
 class Log(Frozen):
-    """How often to log, validate and save; none of it changes what is learned."""
+    """How often to log, validate and save; none of it changes what is learned.
+
+    ledger: keep which samples every step saw in RUN/ledger.jsonl, and check it against the order at the end.
+    """
 
     every: int = Field(20, ge=1)
     validate_every: int = Field(1000, ge=1)
     save_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1)
+    ledger: bool = False
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "harps_dist"
 
@@ -181,8 +192,10 @@ class Recipe(Frozen):
 
     @property
     def digest(self) -> str:
-        """sha256 of everything that changes what is learned: all but `log`, the workers and the release's path."""
-        content = self.model_dump(mode="json", exclude={"log": True, "data": {"workers", "release"}})
+        """sha256 of everything that changes what is learned: all but `log` and how data are read."""
+        content = self.model_dump(
+            mode="json", exclude={"log": True, "data": {"workers", "release", "cache", "resident"}}
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def changed(self, **parts: Mapping[str, object]) -> Recipe:

@@ -54,7 +54,7 @@ def main() -> int:
         if world.is_main:
             resolve_release(recipe.data.release)
         world.barrier()
-        release = Release(resolve_release(recipe.data.release))
+        release = Release(resolve_release(recipe.data.release), recipe.data.cache)
         train_run(recipe, name, release, run, world, start_from)
     return 0
 

@@ -68,10 +68,10 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     return release
 
 
-def resolve_release(release: str) -> Path:
-    """The folder of a release: a path, or "demo" for the embedded one, which is built where it is missing."""
+def resolve_release(release: str) -> str | Path:
+    """Where a release is: a path, a URL, or "demo" for the embedded one, which is built where it is missing."""
     if release != "demo":
-        return Path(release)
+        return release
     from preprocessing.progress import progress_bars
 
     with progress_bars() as progress:

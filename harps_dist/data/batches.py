@@ -97,6 +97,12 @@ def read_codes(release: Release, rows: np.ndarray) -> Codes:
     return Codes(flux, flux_scale, sed, sed_scale)
 
 
+def no_codes(release: Release, rows: np.ndarray) -> Codes:
+    """Leave the codes out, for `ResidentCodes` to add them."""
+    nothing = torch.empty(0, 0)
+    return Codes(nothing, nothing, nothing, nothing)
+
+
 def _stacked(release: Release, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     if not len(rows):
         return torch.empty(0, 0, dtype=torch.int16), torch.empty(0, 0)
@@ -309,15 +315,25 @@ class TrainingBatches(Dataset):
     """This rank's part of every global batch; item s belongs to step s."""
 
     def __init__(
-        self, release: Release, order: Order, data: TrainingData, seed: int, size: int, rank: int = 0, world: int = 1
+        self,
+        release: Release,
+        order: Order,
+        data: TrainingData,
+        seed: int,
+        size: int,
+        rank: int = 0,
+        world: int = 1,
+        codes_of: Callable[[Release, np.ndarray], Codes] = read_codes,
     ):
+        self._codes_of = codes_of
         self._release, self._order, self._augment, self._seed, self._size = release, order, data.augment, seed, size
         self._labels = scarce_labels(release.index, data.label_fraction, data.label_fraction_by, seed)
         self._slice = rank_slice(size, rank, world)
 
     def __getitem__(self, step: int) -> RawBatch:
         rows, epochs = self._order.batch(step, self._size)
-        return assemble(self._release, rows[self._slice], epochs[self._slice], self._labels, self._augment, self._seed)
+        rows, epochs = rows[self._slice], epochs[self._slice]
+        return assemble(self._release, rows, epochs, self._labels, self._augment, self._seed, self._codes_of)
 
 
 class EvaluationBatches(Dataset):

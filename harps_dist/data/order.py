@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (release digest, mix, seed, epoch).
+"""The order of samples: a pure function of (release digest, mix, seed, epoch), without a buffer.
 
 Epochs follow one another without a seam: global batch s holds the samples at positions s B .. (s+1) B - 1 of
 their concatenation, and a rank takes its slice of it. So a resume is a step number, and any number of ranks
@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from harps_dist.data.keyed import permutation, uniforms
+from harps_dist.data.keyed import key_of, permutation, raw_bits, uniforms
 from harps_dist.data.manifest import Index
-from harps_dist.errors import ConfigError
+from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.frozen import Frozen
 
 
@@ -25,12 +26,16 @@ class Mix(Frozen):
     star_weighting: draw real spectra with probability 1 / (spectra of that star), with replacement (paper's
     public code); else each once an epoch.
     sequential: first all simulated samples of an epoch, then the real ones, as in the public code: pure batches.
+    pool: samples that are shuffled together. An epoch takes blocks of the shards (some megabytes each, shuffled when
+    the release was packed) in random order, and shuffles the samples of so many of them that they fill a pool: reads
+    stay nearly sequential. With at least as many as the release has samples, the shuffle is complete.
     """
 
     real: float = 1.0
     simulated: float = 1.0
     star_weighting: bool = True
     sequential: bool = False
+    pool: int = Field(16_384, ge=1)
 
 
 class GlobalBatch(NamedTuple):
@@ -38,6 +43,19 @@ class GlobalBatch(NamedTuple):
 
     rows: np.ndarray
     epochs: np.ndarray
+
+
+class OrderState(Frozen):
+    """Where in the order a run is: five values that fit in a line of JSON.
+
+    release: its digest; mix: the digest of its settings; sample: how many of the epoch's samples were seen.
+    """
+
+    release: str
+    mix: str
+    seed: int
+    epoch: int
+    sample: int
 
 
 class Order:
@@ -49,6 +67,7 @@ class Order:
 
     def __init__(self, index: Index, mix: Mix, seed: int, digest: str):
         self._index, self._mix = index, mix
+        self._identity = {"release": digest, "mix": f"{key_of(mix.model_dump_json()):016x}", "seed": seed}
         self._names = (digest, mix.model_dump_json(), seed)
         self._real = index.rows("real", "train") if mix.real > 0 else np.empty(0, np.int64)
         self._simulated = index.rows("simulated", "train") if mix.simulated > 0 else np.empty(0, np.int64)
@@ -74,6 +93,26 @@ class Order:
             self._cumulative = weight / weight[-1]
         self._last: tuple[int, np.ndarray] | None = None
 
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows that samples are drawn from, real ones first."""
+        return np.concatenate([self._real, self._simulated])
+
+    def state(self, samples: int) -> OrderState:
+        """The state after so many samples."""
+        epoch, sample = divmod(samples, self.epoch_length)
+        return OrderState(**self._identity, epoch=epoch, sample=sample)
+
+    def samples_before(self, state: OrderState) -> int:
+        """How many samples a state is behind; raises ResumeError where it is of another order."""
+        for name, now in self._identity.items():
+            if (saved := getattr(state, name)) != now:
+                raise ResumeError(
+                    f"the saved position is in the order of {name} {saved}, but {name} is {now} now. Go on with the "
+                    f"same {name}, or start a new run in another folder with --out."
+                )
+        return state.epoch * self.epoch_length + state.sample
+
     def epoch(self, epoch: int) -> np.ndarray:
         """(epoch_length,) row numbers of one epoch."""
         if self._last is None or self._last[0] != epoch:
@@ -87,10 +126,21 @@ class Order:
         if self._mix.sequential:
             is_real.sort()
         rows = np.empty(self.epoch_length, np.int64)
-        rows[is_real] = self._draw_real(int(is_real.sum()), epoch)
+        rows[is_real] = self._in_pools(self._draw_real(int(is_real.sum()), epoch), epoch, "real")
         count = int((~is_real).sum())
-        rows[~is_real] = self._simulated[permutation(len(self._simulated), *self._names, epoch, "simulated")][:count]
+        simulated = self._simulated[permutation(len(self._simulated), *self._names, epoch, "simulated")][:count]
+        rows[~is_real] = self._in_pools(simulated, epoch, "simulated")
         return rows
+
+    def _in_pools(self, drawn: np.ndarray, epoch: int, kind: str) -> np.ndarray:
+        """The same rows, drawn in random order, so that those of a block come in one pool."""
+        if len(drawn) <= self._mix.pool:
+            return drawn
+        names = (*self._names, epoch, kind)
+        block = self._index["block"]
+        blockwise = drawn[np.argsort(permutation(int(block.max()) + 1, *names, "blocks")[block[drawn]], kind="stable")]
+        pool = np.arange(len(drawn)) // self._mix.pool
+        return blockwise[np.lexsort((raw_bits(len(drawn), *names, "pools"), pool))]
 
     def _draw_real(self, count: int, epoch: int) -> np.ndarray:
         if not count:

@@ -47,6 +47,13 @@ class World:
         dist.all_gather(parts, padded)
         return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
+    def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send the first sent[0] of rows (n, ...) to rank 0, and so on; returns what came, by the rank it came from."""
+        flat = rows.flatten(1).contiguous().view(torch.uint8)  # which gloo and NCCL both know
+        arrived = flat.new_empty(sum(received), flat.shape[1])
+        dist.all_to_all_single(arrived, flat, received, sent)
+        return arrived.view(rows.dtype).unflatten(1, rows.shape[1:])
+
     def gather(self, value: object) -> list:
         """Every rank's picklable value, in the order of ranks, on every rank."""
         values: list = [value]

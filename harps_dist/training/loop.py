@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,16 +16,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harps_dist.config import Recipe
 from harps_dist.console import console_for
-from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, in_batches, load
-from harps_dist.data.order import Order
+from harps_dist.data.batches import (
+    EvaluationBatches,
+    Observer,
+    RawBatch,
+    TrainingBatches,
+    in_batches,
+    load,
+    no_codes,
+    read_codes,
+)
+from harps_dist.data.ledger import LedgerFile, read_ledger
+from harps_dist.data.order import Order, OrderState
 from harps_dist.data.reader import Release
+from harps_dist.data.resident import ResidentCodes
 from harps_dist.errors import ConfigError, ResumeError, TrainingError
 from harps_dist.models.losses import global_loss, loss_parts
 from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from harps_dist.training.distributed import World
 from harps_dist.training.log import RunLog
-from harps_dist.training.run import CHECKPOINTS, RECIPE, build_model, read_run, save_recipe
+from harps_dist.training.run import CHECKPOINTS, LEDGER, RECIPE, build_model, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
 
 
@@ -65,7 +78,7 @@ class Trainer:
         self.recipe, self.release, self.run, self.world = recipe, release, run, world
         self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
         self.steps = config.steps or math.ceil(config.epochs * self.order.epoch_length / config.batch_size)
-        self.observer = Observer(release.instrument, recipe.data.augment, world.device)
+        self.observer = Observer(release.instrument, recipe.data.augment, world.device, recipe.data.compile)
         self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
         self.model = build_model(recipe, release.manifest).to(world.device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -103,7 +116,7 @@ class Trainer:
         checkpoint.load_optimizer(self.model, self.optimizer)
         self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.console.print(f"resuming {self.run} at step {checkpoint.step} of {self.steps} from {checkpoint.path.name}")
-        return checkpoint.step
+        return self.order.samples_before(OrderState(**checkpoint.state["order"])) // self.recipe.training.batch_size
 
     def _start_from(self, run: Path | None) -> int:
         """Take over the weights of another run's newest checkpoint that fit this model; returns step 0."""
@@ -133,16 +146,8 @@ class Trainer:
             if world.is_main
             else None
         )
-        batches = TrainingBatches(
-            self.release,
-            self.order,
-            config.data,
-            config.training.seed,
-            config.training.batch_size,
-            world.rank,
-            world.size,
-        )
-        stream = load(batches, range(self.step, self.steps), config.data.workers, world.device)
+        ledger = self._ledger()
+        stream = self._stream()
         started, waited, since = time.perf_counter(), 0.0, self.step
         with self._progress() as progress:
             bar = progress.add_task(self.run.name, total=self.steps, completed=self.step)
@@ -150,6 +155,8 @@ class Trainer:
                 before = time.perf_counter()
                 raw = next(stream)
                 waited += time.perf_counter() - before
+                if config.log.ledger:
+                    self._seen.append((self.step, raw.rows.tolist(), raw.epochs.tolist()))
                 figures = self._train_step(raw)
                 self.step += 1
                 progress.update(bar, completed=self.step)
@@ -164,10 +171,55 @@ class Trainer:
                     if log:
                         log.write(line)
                 if self.step % config.log.save_every == 0 or last:
+                    self._write_ledger(ledger)
                     self.save()
         if log:
             log.close()
+            self._check_ledger()
         world.barrier()  # what the main rank saved is there for all
+
+    def _stream(self) -> Iterator[RawBatch]:
+        """This rank's raw batches on the device, from the current step to the last."""
+        config, world, steps = self.recipe, self.world, range(self.step, self.steps)
+        size, data = config.training.batch_size, config.data
+        batches = TrainingBatches(
+            self.release,
+            self.order,
+            data,
+            config.training.seed,
+            size,
+            world.rank,
+            world.size,
+            read_codes if data.resident == "no" else no_codes,
+        )
+        if data.resident == "no":
+            return load(batches, steps, data.workers, world.device)
+        memory = world.device if data.resident == "device" else torch.device("cpu")
+        codes = ResidentCodes(self.release, self.order, world.rank, world.size, memory, data.workers, world.exchange)
+        return codes.complete(load(batches, steps, data.workers, world.device), steps, size)
+
+    def _ledger(self) -> LedgerFile | None:
+        self._seen: list[tuple[int, list[int], list[int]]] = []
+        wanted = self.recipe.log.ledger and self.world.is_main
+        return LedgerFile(self.run / LEDGER, self.step) if wanted else None
+
+    def _write_ledger(self, ledger: LedgerFile | None) -> None:
+        """Write down what all ranks saw since the last time, before the checkpoint that counts it as seen."""
+        if not self.recipe.log.ledger:
+            return
+        parts, self._seen = self.world.gather(self._seen), []
+        if ledger:
+            for ranks in zip(*parts, strict=True):
+                rows, epochs = (list(chain.from_iterable(part[k] for part in ranks)) for k in (1, 2))
+                ledger.write([{"step": ranks[0][0], "rows": rows, "epochs": epochs}])
+
+    def _check_ledger(self) -> None:
+        if self.recipe.log.ledger:
+            samples = self.steps * self.recipe.training.batch_size
+            found = read_ledger(self.run / LEDGER, len(self.release.index)).differences(self.order, samples)
+            if found:
+                raise TrainingError(f"{self.run / LEDGER} is not what the order prescribes: {'; '.join(found)}.")
+            self.console.print(f"ledger: {samples:,} samples, each seen exactly as often as the order says")
 
     def _train_step(self, raw) -> torch.Tensor:
         """One optimiser step; returns (2, part) totals and counts of the loss parts over all ranks."""
@@ -260,7 +312,7 @@ class Trainer:
             return None
         state = {
             "step": self.step,
-            "samples": self.step * self.recipe.training.batch_size,
+            "order": self.order.state(self.step * self.recipe.training.batch_size).model_dump(),
             "recipe_digest": self.recipe.digest,
             "release_digest": self.release.digest,
             "labels": list(self.model.labels),

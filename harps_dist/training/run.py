@@ -22,7 +22,7 @@ from harps_dist.training.checkpoint import newest_checkpoint
 if TYPE_CHECKING:
     from harps_dist.models.supervised import SpectrumModel
 
-RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
+RECIPE, CHECKPOINTS, LEDGER = "recipe.yaml", "checkpoints", "ledger.jsonl"
 _PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "harps_dist")
 
 

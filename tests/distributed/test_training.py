@@ -3,24 +3,94 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from harps_dist.data.ledger import Ledger
+from harps_dist.data.order import Mix, Order, OrderState
+from harps_dist.data.reader import Release
 from harps_dist.training.log import read_log
 from tests.commands import TINY, command, kill_when, run
 
 
+def global_batches(release, folder, ranks: int, steps: tuple[int, int] = (0, 6), resident: str = "streamed") -> dict:
+    """The batches of some steps; each field sorted, for a rank puts its real spectra first."""
+    out = folder / f"{ranks}-{steps[0]}-{resident}.json"
+    run(command("tests/distributed/worker_batches.py", release, out, *steps, resident, ranks=ranks), folder)
+    return json.loads(out.read_text())
+
+
+def as_sets(found: dict) -> list:
+    return [[sorted(field) for field in batch] for batch in found["batches"]]
+
+
 def test_any_number_of_ranks_sees_the_same_global_batches(tiny_release, tmp_path):
-    found = []
-    for ranks in (1, 2, 3):
-        out = tmp_path / f"{ranks}.json"
-        run(command("tests/distributed/worker_batches.py", tiny_release, out, ranks=ranks), tmp_path)
-        found.append(json.loads(out.read_text()))
+    found = [as_sets(global_batches(tiny_release, tmp_path, ranks)) for ranks in (1, 2, 3)]
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 6
     assert len(found[0][0][0]) == 10
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_resident_codes_are_those_of_the_shards(tiny_release, tmp_path, ranks):
+    streamed, resident = (
+        global_batches(tiny_release, tmp_path, ranks, (0, 9), how) for how in ("streamed", "resident")
+    )
+    assert streamed == resident  # sample by sample, in the same place of the same rank
+    assert all(streamed["batches"][0][field] for field in range(6))
+
+
+def test_four_two_three_one_ranks_see_every_sample_exactly_once(tiny_release, tmp_path):
+    """Two epochs of mixed batches, the number of ranks changed three times in the middle of an epoch."""
+    release = Release(tiny_release)
+    order = Order(release.index, Mix(star_weighting=False, pool=16), 0, release.digest)
+    steps = -(-2 * order.epoch_length // 10)
+    bounds = [0, steps // 5, steps // 2, steps - 2, steps]
+    undisturbed = as_sets(global_batches(tiny_release, tmp_path, 1, (0, steps)))
+    ledger, batches = Ledger(len(release.index)), []
+    for ranks, part in zip((4, 2, 3, 1), pairwise(bounds), strict=True):
+        found = global_batches(tiny_release, tmp_path, ranks, part)
+        assert order.samples_before(OrderState(**found["order"])) == part[0] * 10
+        batches += as_sets(found)
+        for rows, epochs, *_ in found["batches"]:
+            ledger.add(rows, epochs)
+    assert batches == undisturbed
+    assert ledger.differences(order, steps * 10) == []
+    assert ledger.differences(order, steps * 10 - 1)  # one sample too many would be noticed
+    ledger.add([int(order.epoch(0)[0])], [0])
+    assert "seen 2 times, expected 1" in ledger.differences(order, steps * 10)[0]
+
+
+def test_ranks_may_change_whenever_a_run_is_killed(tiny_release, tmp_path):
+    """Training itself on 4, 2, 3 and 1 ranks, killed without warning each time; the ledger of what it saw is exact."""
+    arguments = (
+        "demo-cnn-mix", "--data.release", tiny_release, "--out", "run", "--training.steps", 100, "--log.ledger",
+        "--log.save-every", 4, *TINY
+    )  # fmt: skip
+    for ranks, lines in ((4, 6), (2, 30), (3, 55)):
+        started = command("launch/train.py", *arguments, ranks=ranks)
+        code = kill_when(started, tmp_path, lambda lines=lines: len(read_log(tmp_path / "run")) >= lines)
+        assert code == -9, "the run ended before it could be killed"
+    printed = run(command("launch/train.py", *arguments), tmp_path)
+    assert "each seen exactly as often as the order says" in printed
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
+    assert steps == list(range(100))
+    state = json.loads((tmp_path / "run/checkpoints/step-00000100/state.json").read_text())
+    assert set(state["order"]) == {"release", "mix", "seed", "epoch", "sample"}
+
+
+def test_resident_training_learns_the_same_bits(tiny_release, tmp_path):
+    for resident in ("no", "host"):
+        arguments = (
+            "demo-cnn-mix", "--data.release", tiny_release, "--out", resident, "--training.steps", 6,
+            "--data.resident", resident, *TINY,
+        )  # fmt: skip
+        run(command("launch/train.py", *arguments, ranks=2), tmp_path)
+    weights = [tmp_path / f"{how}/checkpoints/step-00000006/model.safetensors" for how in ("no", "host")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.parametrize("recipe", ["demo-cnn-mix", "demo-infovae-mix"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harps_dist.data.keyed import key_of, permutation, uniforms
+from harps_dist.data.ledger import LedgerFile, read_ledger
 from harps_dist.data.manifest import INDEX_COLUMNS, Index
-from harps_dist.data.order import Mix, Order, rank_slice
+from harps_dist.data.order import Mix, Order, OrderState, rank_slice
 from harps_dist.data.split import split_of
-from harps_dist.errors import ConfigError
+from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.spectra.labels import NAMES
 
 
@@ -28,6 +30,7 @@ def make_index(visits: list[int], simulated: int) -> Index:
     columns["star"] = stars + [f"sed{n}" for n in range(simulated)]
     columns["kind"] = ["real"] * len(stars) + ["simulated"] * simulated
     columns["split"] = ["train"] * rows
+    columns["block"] = np.arange(rows) // 8
     columns["response"] = columns["object"] = columns["shard"] = [""] * rows
     return Index(pa.table(columns))
 
@@ -76,6 +79,82 @@ def test_every_sample_exactly_once_an_epoch_without_weights(count, size, simulat
     rows, epochs = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     for epoch in range(3):
         assert sorted(rows[epochs == epoch].tolist()) == list(range(count))
+
+
+@given(
+    count=st.integers(1, 300),
+    pool=st.integers(1, 400),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 3),
+    weighted=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_pools_draw_the_same_samples_and_take_blocks_together(count, pool, seed, epoch, weighted):
+    index = make_index([3] * count if weighted else [], 0 if weighted else count)
+    mixes = [Mix(real=float(weighted), simulated=float(not weighted), pool=p) for p in (pool, 10**9)]
+    pooled, whole = (Order(index, mix, seed, "digest").epoch(epoch) for mix in mixes)
+    assert len(pooled) == len(whole)
+    if not weighted:
+        assert sorted(pooled) == sorted(whole) == list(range(count))
+    if len(pooled) > pool:
+        for first in range(0, len(pooled), pool):
+            part = pooled[first : first + pool]
+            inner = set(index["block"][part])
+            rest = set(index["block"][np.concatenate([pooled[:first], pooled[first + pool :]])])
+            assert len(inner & rest) <= 2  # only the blocks at its edges are shared with the pools beside it
+
+
+def test_a_pool_is_shuffled_and_pools_differ_by_epoch():
+    order = Order(make_index([], 4_000), Mix(real=0.0, pool=500), 0, "digest")
+    first, second = order.epoch(0), order.epoch(1)
+    assert abs(np.corrcoef(first[:500], np.arange(500))[0, 1]) < 0.15
+    assert set(first[:500]) != set(second[:500])
+    together = np.abs(np.subtract.outer(first[:32], first[:32])) < 8
+    assert together.sum() < 32 + 40  # few of a batch are of one block
+
+
+def test_state_is_five_values_of_json_and_refuses_another_order():
+    index = make_index([3, 1, 4], 20)
+    order = Order(index, Mix(), 7, "digest")
+    for samples in (0, 1, 39, 40, 41, 999):
+        text = order.state(samples).model_dump_json()
+        assert len(json.loads(text)) == 5
+        assert order.samples_before(OrderState.model_validate_json(text)) == samples
+    for other, name in (
+        (Order(index, Mix(pool=3), 7, "digest"), "mix"),
+        (Order(index, Mix(), 8, "digest"), "seed"),
+        (Order(index, Mix(), 7, "grown"), "release"),
+    ):
+        with pytest.raises(ResumeError, match=f"order of {name}"):
+            other.samples_before(order.state(5))
+
+
+@given(target=st.text(), others=st.lists(st.text(), max_size=5), train=st.floats(0.1, 0.9))
+def test_a_star_keeps_its_split_whatever_else_there_is(target, others, train):
+    fractions = (train, (1 - train) / 2, (1 - train) / 2)
+    before = split_of(target, fractions)
+    for other in others:
+        split_of(other, fractions)
+    assert split_of(target, fractions) == before
+    larger = (min(1.0, train + 0.05), *((1 - min(1.0, train + 0.05)) / 2,) * 2)
+    if before == "train":
+        assert split_of(target, larger) == "train"  # a larger share takes no star away
+
+
+def test_a_killed_ledger_is_cut_to_where_the_run_goes_on(tmp_path):
+    order = Order(make_index([], 20), Mix(real=0.0), 0, "digest")
+    path = tmp_path / "ledger.jsonl"
+    lines = [
+        {"step": s, "rows": b.rows.tolist(), "epochs": b.epochs.tolist()} for s in range(6) for b in [order.batch(s, 5)]
+    ]
+    LedgerFile(path, 0).write(lines)
+    with path.open("a") as file:
+        file.write('{"step": 6, "rows": [1, 2')  # killed here
+    assert read_ledger(path, 20).differences(order, 30) == []
+    again = LedgerFile(path, 4)
+    assert "seen 0 times, expected 1" in read_ledger(path, 20).differences(order, 30)[0]
+    again.write(lines[4:])
+    assert read_ledger(path, 20).differences(order, 30) == []
 
 
 def test_order_does_not_depend_on_the_batch_size():

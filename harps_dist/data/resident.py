@@ -1,0 +1,156 @@
+"""Codes of all training samples in memory, read from the release once; every rank holds its share of them.
+
+The order stays what it is: for each global batch the ranks hand each other the samples that their slices ask for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harps_dist.data.batches import Codes, RawBatch
+from harps_dist.data.order import Order, rank_slice
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError
+
+Exchange = Callable[[Tensor, list[int], list[int]], Tensor]  # rows to send, how many to and from each rank
+_READ_TOGETHER = 32
+_SHARE_OF_FREE_MEMORY = 0.8
+
+
+class _Held(NamedTuple):
+    """This rank's share of one kind. member: (row of the index,) number of the row's member, -1 for other kinds."""
+
+    member: np.ndarray
+    codes: Tensor
+    scale: Tensor
+
+
+class ResidentCodes:
+    """This rank's share of the codes, and the exchange of them. Member m lies on rank m modulo `world`.
+
+    memory: where the share lies, the host's or the device's. workers: processes that read it.
+    Raises ConfigError where it does not fit.
+    """
+
+    def __init__(
+        self,
+        release: Release,
+        order: Order,
+        rank: int,
+        world: int,
+        memory: torch.device,
+        workers: int,
+        exchange: Exchange,
+    ):
+        self._order, self._rank, self._world, self._exchange = order, rank, world, exchange
+        kind, rows = release.index["kind"], order.rows
+        parts = [rows[kind[rows] == "real"], rows[kind[rows] != "real"]]
+        self._check_memory(release, parts, memory)
+        self._flux, self._sed = (self._read(release, part, memory, workers) for part in parts)
+
+    def _check_memory(self, release: Release, parts: list[np.ndarray], memory: torch.device) -> None:
+        needed = sum(
+            len(_members(release, rows)[1]) * sum(part.nbytes for part in release.coded(int(rows[0])))
+            for rows in parts
+            if len(rows)
+        ) / self._world  # fmt: skip
+        if memory.type == "cuda":
+            free = torch.cuda.mem_get_info(memory)[0]
+        else:
+            neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // neighbours
+        if needed > _SHARE_OF_FREE_MEMORY * free:
+            raise ConfigError(
+                f"a rank's share of the release takes {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of its "
+                f"{'GPU' if memory.type == 'cuda' else 'host'} memory are free. Start more ranks, or set "
+                f"--data.resident {'host' if memory.type == 'cuda' else 'no'}."
+            )
+
+    def _read(self, release: Release, rows: np.ndarray, memory: torch.device, workers: int) -> _Held:
+        if not len(rows):
+            return _Held(np.full(len(release.index), -1), torch.empty(0, 0), torch.empty(0, 0))
+        member, first_rows = _members(release, rows)
+        mine = first_rows[self._rank :: self._world]
+        example = release.coded(int(rows[0]))
+        codes, scale = (
+            torch.empty((len(mine), *part.shape), dtype=torch.from_numpy(part[:0].copy()).dtype, device=memory)
+            for part in example
+        )
+        loader = DataLoader(
+            _Pieces(release, mine),
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
+        for number, (codes_read, scale_read) in enumerate(loader):
+            part = slice(number * _READ_TOGETHER, number * _READ_TOGETHER + len(codes_read))
+            codes[part], scale[part] = codes_read, scale_read
+        return _Held(member, codes, scale)
+
+    def complete(self, stream: Iterator[RawBatch], steps: range, size: int) -> Iterator[RawBatch]:
+        """Give the raw batches of some steps, which came without codes, theirs. size: of the global batch."""
+        for step, raw in zip(steps, stream, strict=True):
+            batch = self._order.batch(step, size).rows
+            slices = [batch[rank_slice(size, rank, self._world)] for rank in range(self._world)]
+            flux, flux_scale = self._gather(self._flux, slices, raw.key.device)
+            sed, sed_scale = self._gather(self._sed, slices, raw.key.device)
+            yield raw._replace(**Codes(flux, flux_scale, sed, sed_scale)._asdict())
+
+    def _gather(self, held: _Held, slices: list[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+        wanted = [members[members >= 0] for members in (held.member[rows] for rows in slices)]
+        if not sum(map(len, wanted)):
+            return torch.empty(0, 0, dtype=torch.int16, device=device), torch.empty(0, 0, device=device)
+        own = wanted[self._rank]
+        if self._world == 1:
+            number = torch.from_numpy(own).to(held.codes.device)
+            return held.codes[number].to(device), held.scale[number].to(device)
+        sent = [members[members % self._world == self._rank] // self._world for members in wanted]
+        received = [int((own % self._world == rank).sum()) for rank in range(self._world)]
+        number = torch.from_numpy(np.concatenate(sent)).to(held.codes.device)
+        counts = list(map(len, sent))
+        place = torch.from_numpy(np.argsort(own % self._world, kind="stable")).to(device)
+        parts = []
+        for part in (held.codes, held.scale):
+            arrived = self._exchange(part[number].to(device), counts, received)
+            parts.append(torch.empty_like(arrived).index_copy_(0, place, arrived))
+        return parts[0], parts[1]
+
+
+class _Pieces(Dataset):
+    """Codes and scales of some rows, a few at a time."""
+
+    def __init__(self, release: Release, rows: np.ndarray):
+        self._release, self._rows = release, rows
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // _READ_TOGETHER)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if number >= len(self):
+            raise IndexError(number)
+        rows = self._rows[number * _READ_TOGETHER : (number + 1) * _READ_TOGETHER]
+        coded = [self._release.coded(int(row)) for row in rows]
+        codes, scale = (np.stack([getattr(part, name) for part in coded]) for name in ("codes", "scale"))
+        return torch.from_numpy(codes), torch.from_numpy(scale)
+
+
+def _members(release: Release, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row of the index,) member numbers, -1 for rows not asked for, and a row of each member, as shards go.
+
+    Simulated samples of one SED share a member.
+    """
+    index = release.index
+    where = [
+        f"{shard} {offset:015d}" for shard, offset in zip(index["shard"][rows], index["offset"][rows], strict=True)
+    ]
+    _, first, number = np.unique(where, return_index=True, return_inverse=True)
+    member = np.full(len(index), -1)
+    member[rows] = number
+    return member, rows[first]
