@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,19 +43,28 @@ def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0) -> str:
 
 
 def kill_when(arguments: Sequence[str], cwd: Path, ready: Callable[[], bool], patience_s: float = 120) -> int:
-    """Start a command and kill -9 its whole process group as soon as `ready()`; returns its exit code."""
+    """Start a command and kill -9 it with all its descendants as soon as `ready()`; returns its exit code."""
     process = subprocess.Popen(
         arguments,
         cwd=cwd,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     deadline = time.monotonic() + patience_s
     while process.poll() is None and not ready():
         assert time.monotonic() < deadline, "the command was not ready to be killed in time"
         time.sleep(0.01)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in _with_descendants(process.pid):  # torchrun's workers are in sessions of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     return process.wait()
+
+
+def _with_descendants(pid: int) -> list[int]:
+    children: list[str] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):
+            children += thread.read_text().split()
+    return [pid, *(inner for child in children for inner in _with_descendants(int(child)))]

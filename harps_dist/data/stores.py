@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field
 
-from harps_dist.errors import ReleaseError
+from harps_dist.errors import DiskFullError, ReleaseError
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
 
@@ -99,30 +100,29 @@ class LocalStore:
 
 
 class RemoteStore:
-    """A URL, read through the bounded cache. Failed requests are repeated with growing delays by `obstore`."""
+    """A URL, read through the bounded cache. Failed requests are repeated with growing delays."""
 
     def __init__(self, url: str, cache: Cache):
         try:
+            import stamina  # noqa: F401
             from obstore.store import from_url
         except ImportError:
             raise ReleaseError(
-                f"reading {url} needs obstore: pip install 'harps_dist[remote]', or copy the release to a folder."
+                f"reading {url} needs obstore and stamina: pip install 'harps_dist[remote]', or copy the release to "
+                f"a folder."
             ) from None
         self.url, self.cache = url.rstrip("/"), cache
         plain = url.startswith("http://") or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
         options: Any = {"allow_http": True} if plain else {}
-        self._store = from_url(self.url, client_options=options, retry_config={"max_retries": _RETRIES})  # type: ignore[call-overload]
+        self._store = from_url(self.url, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
         self._folder = Path(cache.folder).expanduser()
 
     def whole(self, name: str, missing: str) -> bytes:
         import obstore
 
-        try:
-            return bytes(obstore.get(self._store, name).bytes())
-        except FileNotFoundError:
-            raise ReleaseError(f"{self.url}/{name} is missing. {missing}") from None
-        except Exception as error:  # obstore's are its own kinds
-            raise self._unreachable(name, error) from error
+        return self._ask(
+            name, f"{self.url}/{name} is missing. {missing}", lambda: obstore.get(self._store, name).bytes()
+        )
 
     def read(self, name: str, span: Span, block: Span) -> bytes:
         kept = self._kept(name, block)
@@ -146,18 +146,31 @@ class RemoteStore:
     def _fetch(self, name: str, block: Span) -> bytes:
         import obstore
 
-        try:
-            return bytes(obstore.get_range(self._store, name, start=block.start, length=block.size))
-        except FileNotFoundError:
-            raise ReleaseError(f"shard {self.url}/{name} is missing. Upload it beside the manifest.") from None
-        except Exception as error:  # obstore's are its own kinds
-            raise self._unreachable(name, error) from error
-
-    def _unreachable(self, name: str, error: Exception) -> ReleaseError:
-        return ReleaseError(
-            f"{self.url}/{name} could not be read after {_RETRIES} retries: {error}. Check the "
-            f"address, the network and the credentials, or copy the release to a folder."
+        return self._ask(
+            name,
+            f"shard {self.url}/{name} is missing. Upload it beside the manifest.",
+            lambda: obstore.get_range(self._store, name, start=block.start, length=block.size),
         )
+
+    def _ask(self, name: str, missing: str, request: Callable[[], Any]) -> bytes:
+        """Ask until there is an answer, _RETRIES times at most; a file that is not there is asked for once."""
+        from stamina import retry_context
+
+        try:
+            for attempt in retry_context(
+                on=lambda error: not isinstance(error, FileNotFoundError), attempts=1 + _RETRIES, timeout=180
+            ):
+                with attempt:
+                    return bytes(request())
+        except FileNotFoundError:
+            raise ReleaseError(missing) from None
+        except Exception as error:  # obstore's are its own kinds
+            reason = str(error).split("\n", 1)[0]
+            raise ReleaseError(
+                f"{self.url}/{name} could not be read after {_RETRIES} retries: {reason}. Check the address, the "
+                f"network and the credentials, or copy the release to a folder."
+            ) from error
+        raise AssertionError("unreachable")
 
     def _kept(self, name: str, block: Span) -> Path:
         return self._folder / f"{Path(name).stem}-{block.start}-{block.size}.block"
@@ -165,13 +178,21 @@ class RemoteStore:
     def _keep(self, path: Path, content: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._make_room(len(content))
-        with atomic_write(path) as aside:
-            aside.write_bytes(content)
+        try:
+            with atomic_write(path) as aside:
+                aside.write_bytes(content)
+        except DiskFullError as error:
+            raise DiskFullError(
+                f"{error} The cache may also be given less (--data.cache.gb, now {self.cache.gb:g}) or another folder "
+                f"(--data.cache.folder)."
+            ) from None
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used blocks until `size` more bytes fit; another process may do the same."""
         blocks = []
         for entry in os.scandir(self._folder):
+            if not entry.name.endswith(".block"):  # another process is writing it
+                continue
             with contextlib.suppress(FileNotFoundError):
                 blocks.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
         total = sum(bytes_ for _, bytes_, _ in blocks) + size
