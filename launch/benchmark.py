@@ -1,4 +1,4 @@
-"""What recipes cost, what a run has to beat, how runs learned: `benchmark.py models | speed | ridge | curves`."""
+"""What recipes cost, what a run has to beat, how runs learned: `models | speed | data | ridge | curves`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,40 @@ def speed(
     return 0
 
 
+def data(
+    release: str = "demo",
+    samples: int = 64,
+    workers: tuple[int, ...] = (1, 2),
+    seconds: float = 3.0,
+    compile: bool = True,
+    scratch: Path | None = None,
+    json: Path | None = None,
+) -> int:
+    """How fast samples are read and made spectra, against nine memory-mapped arrays and other formats.
+
+    Args:
+        release: Release in a folder, or demo.
+        samples: Of each kind.
+        workers: Numbers of loader processes to try besides none.
+        seconds: How long each measurement is repeated, three times at least.
+        compile: Whether ours is compiled with torch.compile; wants a C++ compiler.
+        scratch: Folder with room for the same samples in other formats, 12 MB each at full length.
+        json: File to write every figure and ratio to.
+    """
+    from harps_dist.console import console_for
+    from harps_dist.data.order import Mix
+    from harps_dist.data.reader import Release
+    from harps_dist.evaluation.data_speed import data_speeds, loading_table, shuffling, write_loading
+    from preprocessing.demo import resolve_release
+
+    opened = Release(resolve_release(release))
+    found, order = data_speeds(opened, samples, workers, seconds, compile, scratch), shuffling(opened, Mix(real=0.0))
+    console_for().print(loading_table(found), order)
+    if json:
+        write_loading(found, order, opened, compile, json)
+    return 0
+
+
 def ridge(
     run: tyro.conf.Positional[Path],
     release: str | None = None,
@@ -90,8 +124,8 @@ def ridge(
     from harps_dist.training.run import read_run
     from preprocessing.demo import resolve_release
 
-    data = Release(resolve_release(release or read_run(run).recipe.data.release))
-    ridge_instead_of(run, data, split, spectra, components, out or run / "ridge", console_for())
+    opened = Release(resolve_release(release or read_run(run).recipe.data.release))
+    ridge_instead_of(run, opened, split, spectra, components, out or run / "ridge", console_for())
     return 0
 
 
@@ -112,7 +146,13 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 
 def main() -> int:
-    commands: dict[str, Callable[..., int]] = {"models": models, "speed": speed, "ridge": ridge, "curves": curves}
+    commands: dict[str, Callable[..., int]] = {
+        "models": models,
+        "speed": speed,
+        "data": data,
+        "ridge": ridge,
+        "curves": curves,
+    }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 
 

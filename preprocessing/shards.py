@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from google_crc32c import value as crc32c
 
 from harps_dist.data.manifest import Kind, Shard
 
@@ -36,11 +37,11 @@ class ShardWriter:
         if self.size - self._block_starts >= BLOCK_BYTES:
             self._block_starts = self.size
             self.blocks += 1
-        name, where = member_name(key), {"block": self.blocks - 1, "offset": 0, "bytes": 0, "crc32": 0}
+        name, where = member_name(key), {"block": self.blocks - 1, "offset": 0, "bytes": 0, "crc32c": 0}
         self._members.append([])
         self._member(name, "json", json.dumps(_without_nan(description), sort_keys=True).encode())
         if content is not None:
-            where |= {"bytes": len(content), "crc32": zlib.crc32(content)}
+            where |= {"bytes": len(content), "crc32c": crc32c(content)}
             where["offset"] = self._member(name, tail, content)
         return where
 

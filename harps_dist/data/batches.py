@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +21,7 @@ from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.reader import Instrument, Release
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.spectra.doppler import (
+    BLOCK,
     C_KMS,
     Windows,
     bspline_coefficients,
@@ -31,7 +33,7 @@ from harps_dist.spectra.doppler import (
 )
 from harps_dist.spectra.grid import STEP_AA, fill_plan
 from harps_dist.spectra.labels import NAMES
-from harps_dist.spectra.noise import keyed_normals, keyed_uniforms
+from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halves
 from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
 from harps_dist.spectra.observation import observe
 
@@ -184,10 +186,10 @@ class Observer:
             basis = bspline_coefficients(basis)
         self._basis = basis.contiguous().split(instrument.terms)
 
-        def fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def fused(function: Callable) -> Callable:
             return torch.compile(function) if compile else function
 
-        self._observe_spline, self._observe = fused(_observe_spline), fused(_observe)
+        self._observe_spline, self._observe, self._noise = fused(_observe_spline), fused(_observe), fused(_noise)
         self._spline, self._restore = fused(spline_values), fused(instrument.codec.restore)
 
     def __call__(self, raw: RawBatch) -> Batch:
@@ -208,19 +210,24 @@ class Observer:
     def simulate(self, raw: RawBatch) -> Tensor:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""
         key = raw.key[len(raw.flux) :]
-        terms, noise = self._terms(raw), self.augment.noise
+        terms = self._terms(raw)
+        noise = self._noise(key, terms[0].shape[1]) if self.augment.noise else None
         if self.augment.shift == "linear":
             sed = self._disturb(self._samples(raw), key)
             sed = doppler_shift(sed, raw.rv_kms, self.source_grid, self.grid, "linear")
-            return self._observe(sed, terms, key, noise)
+            return self._joined(self._observe(_in_blocks(sed), terms, noise))
         if self.augment.nuisance.any:
             sed = bspline_coefficients(self._disturb(self._samples(raw), key))
             scale = torch.tensor([[1.0, 0.0]], device=sed.device)
         else:
             sed, scale = raw.sed, raw.sed_scale
         windows = spline_windows(sed, raw.rv_kms, self.source_grid, self.grid)
+        windows = windows._replace(values=windows.values.float())  # fused code is slow on int16
         dilution = (1 + raw.rv_kms / C_KMS).float()[:, None]
-        return self._observe_spline(windows, scale / dilution, terms, key, noise)
+        return self._joined(self._observe_spline(windows, scale / dilution, terms, noise))
+
+    def _joined(self, halves: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.cat(halves, dim=1).flatten(1)[:, : self.grid.length]
 
     def standardise(self, flux: Tensor) -> Tensor:
         """Divide by the median of the valid pixels (Eq. 2) and fill the others; (batch, pixel), changed in place."""
@@ -235,14 +242,15 @@ class Observer:
     def _filled(self, flux: Tensor) -> Tensor:
         invalid, left, right, weight = self._fill
         if len(invalid):
-            flux[:, invalid] = flux[:, left] * (1 - weight) + flux[:, right] * weight
+            bridged = torch.lerp(flux.index_select(1, left), flux.index_select(1, right), weight)
+            flux.index_copy_(1, invalid, bridged)
         return flux
 
     def _samples(self, raw: RawBatch) -> Tensor:
         return spline_samples(raw.sed.float() * raw.sed_scale[:, :1] + raw.sed_scale[:, 1:])
 
     def _terms(self, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """log R, log R2 / R and log V0, (simulated, pixel) each, where BERV puts them."""
+        """log R, log R2 / R and log V0, (simulated, block, BLOCK) each, where BERV puts them."""
         coefficients = raw.response.split([len(part) for part in self._basis], dim=1)
         terms = [part @ basis for part, basis in zip(coefficients, self._basis, strict=True)]
         cubic = self.augment.shift == "cubic"
@@ -256,10 +264,10 @@ class Observer:
             for number, term in enumerate(terms):
                 if cubic:
                     windows = spline_windows(term, raw.berv_kms, self.source_grid, self.grid)
-                    terms[number] = self._spline(windows)[:, : self.grid.length]
+                    terms[number] = self._spline(windows).flatten(1)
                 else:
                     terms[number] = resample_shifted(term, raw.berv_kms, self.source_grid, self.grid, "linear")
-        mean, ratio, floor = terms
+        mean, ratio, floor = map(_in_blocks, terms)
         return mean, ratio, floor
 
     def _disturb(self, sed: Tensor, key: Tensor) -> Tensor:
@@ -269,7 +277,7 @@ class Observer:
             error = keyed_normals(key, knots, LINES) * nuisance.line_error
             sed = scale_lines(sed, smooth_noise(error, pixels))
         if nuisance.broadening_kms:
-            sigma = keyed_uniforms(key, 1, 2 * BROADENING)[:, 0]
+            sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
             sed = broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
         if nuisance.continuum:
             drawn = keyed_normals(key, nuisance.continuum_knots, CONTINUUM) * nuisance.continuum
@@ -278,18 +286,36 @@ class Observer:
 
 
 def _observe_spline(
-    sed: Windows, sed_scale: Tensor, terms: tuple[Tensor, Tensor, Tensor], key: Tensor, noise: bool
-) -> Tensor:
-    """(batch, pixel) counts of SEDs given as windows of B-spline codes with scale and zero."""
-    values = spline_values(sed)[:, : terms[0].shape[1]]
-    return _observe(values * sed_scale[:, :1] + sed_scale[:, 1:], terms, key, noise)
+    sed: Windows, sed_scale: Tensor, terms: tuple[Tensor, Tensor, Tensor], noise: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """The same of SEDs given as windows of B-spline codes with scale and zero."""
+    return _observe(spline_values(sed) * sed_scale[:, :1, None] + sed_scale[:, 1:, None], terms, noise)
 
 
-def _observe(sed: Tensor, terms: tuple[Tensor, Tensor, Tensor], key: Tensor, noise: bool) -> Tensor:
-    """(batch, pixel) counts of shifted SEDs seen through log R, log R2 / R and log V0."""
-    mean = torch.exp(terms[0])
+def _observe(
+    sed: Tensor, terms: tuple[Tensor, Tensor, Tensor], noise: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Halves of the counts of shifted SEDs seen through log R, log R2 / R and log V0; all (batch, block, BLOCK)."""
+    half, mean = -(-sed.shape[1] // 2), torch.exp(terms[0])
     flux, sigma = observe(sed, mean, mean * torch.exp(terms[1]), torch.exp(terms[2]))
-    return flux + sigma * keyed_normals(key, flux.shape[1], NOISE) if noise else flux
+    first, second = flux[:, :half], flux[:, half:]
+    if noise is None:
+        return first, second
+    drawn, paired = noise
+    return first + sigma[:, :half] * drawn, second + sigma[:, half:] * paired[:, : second.shape[1]]
+
+
+def _noise(key: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """Normal draws for either half of so many blocks; made in pairs, one for each."""
+    half = -(-blocks // 2)
+    first, second = normal_halves(key, 2 * half * BLOCK, NOISE)
+    return first.unflatten(1, (half, BLOCK)), second.unflatten(1, (half, BLOCK))
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    """(batch, pixel) as (batch, block, BLOCK), the last one filled up."""
+    missing = -values.shape[1] % BLOCK
+    return (F.pad(values, (0, missing)) if missing else values).unflatten(1, (-1, BLOCK))
 
 
 def _runs(valid: np.ndarray) -> list[slice]:

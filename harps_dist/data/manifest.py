@@ -43,7 +43,7 @@ BOUND = 0.1  # of a sample's error, in standard deviations of its own photon noi
 
 Kind = Literal["real", "simulated", "response", "generative", "basis"]
 INDEX_COLUMNS = (
-    *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32"),
+    *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32c"),
     *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),
 )
 

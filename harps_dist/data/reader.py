@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from google_crc32c import value as crc32c
 
 from harps_dist.data.codec import CODECS, Coded, FluxCodec, NoiseCodec, npy_array
 from harps_dist.data.manifest import Index, Manifest, read_index, read_manifest
@@ -124,15 +124,15 @@ class Release:
         return content
 
     def _is_damaged(self, row: int, content: bytes) -> bool:
-        return len(content) != self.index["bytes"][row] or zlib.crc32(content) != self.index["crc32"][row]
+        return len(content) != self.index["bytes"][row] or crc32c(content) != self.index["crc32c"][row]
 
     def _damage(self, row: int, content: bytes) -> str:
         index = self.index
         cut = ": the shard is truncated" if len(content) < index["bytes"][row] else ""
         return (
             f"sample {index['key'][row]} in shard {self.location}/{index['shard'][row]} is damaged{cut}: expected "
-            f"{index['bytes'][row]} bytes with crc32 {index['crc32'][row]:08x}, got {len(content)} with "
-            f"{zlib.crc32(content):08x}"
+            f"{index['bytes'][row]} bytes with crc32c {index['crc32c'][row]:08x}, got {len(content)} with "
+            f"{crc32c(content):08x}"
         )
 
     def _spans(self) -> list[Span]:

@@ -94,7 +94,7 @@ def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float)
         legend=LEGENDS.get(recipe.removeprefix("demo-"), recipe),
         grid=grid,
         device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        device_name=torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         batch=batch,
@@ -143,7 +143,7 @@ def _resident_mib() -> float:
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

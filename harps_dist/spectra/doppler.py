@@ -76,13 +76,12 @@ def spline_windows(source: Tensor, rv_kms: Tensor, source_grid: Grid, target_gri
 
 
 def spline_values(windows: Windows) -> Tensor:
-    """(batch, block * BLOCK) values of the cubic B-splines of `spline_windows`."""
+    """(batch, block, BLOCK) values of the cubic B-splines of `spline_windows`."""
     values, fraction, slope = windows
     values = values.to(fraction.dtype)
     f = fraction + slope * torch.arange(BLOCK, device=values.device)
     a, b, c, d = (values[..., k : k + BLOCK] for k in range(4))
-    polynomial = (a + 4 * b + c) / 6 + f * ((c - a) / 2 + f * ((a - 2 * b + c) / 2 + f * (d - a + 3 * (b - c)) / 6))
-    return polynomial.flatten(1)
+    return (a + 4 * b + c) / 6 + f * ((c - a) / 2 + f * ((a - 2 * b + c) / 2 + f * (d - a + 3 * (b - c)) / 6))
 
 
 def spline_samples(coefficients: Tensor) -> Tensor:
@@ -111,7 +110,8 @@ def resample_shifted(
     index = index + whole.long()
     last = source_grid.length - 1
     if method == "cubic":
-        shifted = spline_values(spline_windows(source, rv_kms, source_grid, target_grid))[:, : target_grid.length]
+        windows = spline_windows(source, rv_kms, source_grid, target_grid)
+        shifted = spline_values(windows).flatten(1)[:, : target_grid.length]
     else:  # a pixel met exactly does not ask its neighbour, which may be NaN
         right = torch.where(fraction > 0, source.gather(1, (index + 1).clamp(0, last)) * fraction, 0.0)
         shifted = source.gather(1, index.clamp(0, last)) * (1 - fraction) + right

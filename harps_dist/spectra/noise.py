@@ -56,12 +56,22 @@ def keyed_bits(key: Tensor, count: int, purpose: int = 0) -> Tensor:
 
 def keyed_uniforms(key: Tensor, count: int, purpose: int = 0) -> Tensor:
     """(batch, count) float32 uniform draws inside 0..1, ends left out; as `keyed_bits`."""
-    return (((keyed_bits(key, count, purpose) >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    return _uniform(keyed_bits(key, count, purpose))
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    return (((bits >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24
 
 
 def keyed_normals(key: Tensor, count: int, purpose: int = 0) -> Tensor:
-    """(batch, count) float32 standard normal draws (Box and Muller), up to 5.9; as `keyed_bits`."""
-    pairs = -(-count // 2)
-    first, second = keyed_uniforms(key, pairs, 2 * purpose), keyed_bits(key, pairs, 2 * purpose + 1)
-    radius, angle = torch.sqrt(-2 * torch.log(first)), second.float() * (math.pi * 2.0**-31)
-    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
+    """(batch, count) float32 standard normal draws, up to 5.9; as `keyed_bits`."""
+    return torch.cat(normal_halves(key, count, purpose), dim=1)
+
+
+def normal_halves(key: Tensor, count: int, purpose: int = 0) -> tuple[Tensor, Tensor]:
+    """The first, larger half of `keyed_normals` and the second, which Box and Muller's method makes in pairs."""
+    half = -(-count // 2)
+    bits = keyed_bits(key, half, purpose)
+    radius = torch.sqrt(-2 * torch.log(_uniform(bits)))
+    angle = _mixed(bits + 0x5851F42D).float() * (math.pi * 2.0**-31)
+    return radius * torch.cos(angle), (radius * torch.sin(angle))[:, : count - half]

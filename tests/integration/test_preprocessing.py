@@ -180,7 +180,7 @@ def test_verify_finds_a_flipped_byte_and_a_missing_shard_in_a_release(tiny_relea
     problems = verify(tmp_path / "r")
     assert any(shard.name in problem and "sha256" in problem for problem in problems)
     key = release.index["key"][release.index.rows("real")[2]]
-    assert any("crc32" in problem and key in problem for problem in problems)
+    assert any("crc32c" in problem and key in problem for problem in problems)
     listed = shard.with_suffix(".idx")
     listed.write_bytes(listed.read_bytes().replace(b"json", b"jsom", 1))
     assert any(listed.name in problem for problem in verify(tmp_path / "r"))

@@ -1,0 +1,424 @@
+"""How fast samples reach a model: a release against other ways of storing the same samples, in one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from harps_dist.data.augment import Augment
+from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, in_batches
+from harps_dist.data.order import Mix, Order
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError
+from harps_dist.evaluation.nine_arrays import nine_arrays, simulated_spectrum, standardised
+from harps_dist.evaluation.speed import cpu_name
+from harps_dist.files import atomic_write
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BATCH = 8  # spectra at a time, which a core's cache holds
+OURS, NINE = "harps_dist", "nine arrays, memmap"
+PEERS = {"webdataset, .npy": "webdataset", "litdata": "litdata", "mosaicml-streaming": "streaming"}
+Kind = Literal["simulated", "real"]
+What = Literal["load", "whole"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+WHATS: tuple[What, ...] = get_args(What)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """One measurement. what: "load", until a sample's arrays are in memory, or "whole", until its spectrum is.
+
+    workers: loader processes, 0 for this one; of ours, these load, of the others, they do the whole. cold: files were
+    dropped from the page cache before. mb: bytes a spectrum takes on disk, 1e6. ratio: spectra per second over those of
+    the nine arrays, same what, workers and cold; ours with workers over their whole.
+    """
+
+    way: str
+    kind: Kind
+    what: What
+    workers: int
+    cold: bool
+    spectra_per_s: float
+    mb: float
+    ratio: float | None = None
+
+    @property
+    def mb_per_s(self) -> float:
+        return self.spectra_per_s * self.mb
+
+
+class _Ours(Dataset):
+    """Raw batches of a release; finishing them is the device's work."""
+
+    def __init__(self, release: Release, kind: Kind, rows: np.ndarray):
+        self.release, self.kind = release, kind
+        self.batches = EvaluationBatches(release, in_batches(rows, BATCH), Augment(), 0)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> RawBatch:
+        if number >= len(self):
+            raise IndexError(number)
+        return self.batches[number]
+
+
+def _each(data: _Ours) -> Iterator[RawBatch]:
+    return (data[number] for number in range(len(data)))
+
+
+class _Stored(Dataset):
+    """Arrays of single samples, as another way of storing gives them; `whole` makes them spectra."""
+
+    def __init__(self, read: Callable[[int], np.ndarray], count: int, release: Release, kind: Kind, whole: bool):
+        self.read, self.count, self.grid, self.kind, self.whole = read, count, release.grid, kind, whole
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if number >= self.count:
+            raise IndexError(number)
+        return self.finish(self.read(number), number) if self.whole else self.read(number)
+
+    def finish(self, arrays: np.ndarray, number: int) -> np.ndarray:
+        if self.kind == "real":
+            return standardised(arrays, self.grid)
+        noise = np.random.default_rng(number)
+        return simulated_spectrum(arrays, noise.uniform(-100, 100), self.grid, noise)
+
+
+class _Streamed(IterableDataset):
+    """The same from a way that has no random access."""
+
+    def __init__(self, stored: _Stored, open_: Callable[[], Iterable[np.ndarray]]):
+        self.stored, self.open = stored, open_
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        info = torch.utils.data.get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        for number, arrays in enumerate(islice(self.open(), first, None, step)):
+            yield self.stored.finish(arrays, number) if self.stored.whole else arrays
+
+
+class Memmap:
+    """One .npy of all samples, mapped; read as if for the first time in every process."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self, number: int) -> np.ndarray:
+        return np.array(np.load(self.path, mmap_mode="r")[number])
+
+
+class WebDataset:
+    """Samples of a tar of .npy, one after the other."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self) -> Iterable[np.ndarray]:
+        import webdataset
+
+        for sample in webdataset.WebDataset(str(self.path), shardshuffle=False, workersplitter=None).decode():
+            yield sample["arrays.npy"]
+
+
+class LitData:
+    """Samples of litdata's chunks."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._data: Any = None
+
+    def __call__(self, number: int) -> np.ndarray:
+        if self._data is None:
+            import litdata
+
+            self._data = litdata.StreamingDataset(str(self.folder))
+        return self._data[number]["arrays"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_data": None}
+
+
+class MosaicStreaming:
+    """Samples of mosaicml-streaming's MDS shards."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._data: Any = None
+
+    def __call__(self, number: int) -> np.ndarray:
+        if self._data is None:
+            import streaming
+
+            self._data = streaming.StreamingDataset(local=str(self.folder), batch_size=1)
+        return self._data[number]["arrays"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_data": None}
+
+
+def data_speeds(
+    release: Release, samples: int, workers: Iterable[int], seconds: float, compile: bool, scratch: Path | None = None
+) -> list[Loading]:
+    """Measure all ways that are installed on the same samples. One thread a process; files in a folder of `scratch`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found: list[Loading] = []
+    try:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            for kind in KINDS:
+                rows = release.index.rows(kind)[:samples]
+                if len(rows):
+                    found += _of_kind(release, kind, rows, tuple(workers), seconds, compile, Path(folder) / kind)
+    finally:
+        torch.set_num_threads(threads)
+    if not found:
+        raise ConfigError(f"{release.location} has neither real nor simulated samples to read.")
+    return with_ratios(found)
+
+
+def _of_kind(
+    release: Release,
+    kind: Kind,
+    rows: np.ndarray,
+    workers: tuple[int, ...],
+    seconds: float,
+    compile: bool,
+    folder: Path,
+) -> list[Loading]:
+    folder.mkdir(parents=True)
+    observer = Observer(release.instrument, Augment(), torch.device("cpu"), compile)
+    ours = _Ours(release, kind, rows)
+    index = release.index
+    members = {(index["shard"][row], index["offset"][row]): int(index["bytes"][row]) for row in rows}
+    shards = [Path(release.location) / name for name, _ in members]
+    found = []
+
+    def measured(
+        way: str, what: What, count: int, cold: bool, mb: float, files: list[Path], run: Callable[[], Any]
+    ) -> None:
+        rate = _rate(run, len(rows), seconds, files if cold else None)
+        found.append(Loading(way, kind, what, count, cold, rate, mb))
+
+    for number in range(len(ours)):  # compile, and fill the page cache
+        observer(ours[number])
+    mb = sum(members.values()) / len(rows) / 1e6
+    for cold in (False, True):
+        measured(OURS, "load", 0, cold, mb, shards, lambda: _consume(_each(ours)))
+        measured(OURS, "whole", 0, cold, mb, shards, lambda: _consume(map(observer, _each(ours))))
+    for count in filter(None, workers):
+        measured(OURS, "load", count, False, mb, shards, _with_workers(ours, count))
+
+    arrays = [nine_arrays(release, int(row)) if kind == "simulated" else release.array(int(row)) for row in rows]
+    mb = arrays[0].nbytes / 1e6
+    for way, (read, files) in _other_ways(folder, arrays).items():
+        for what in WHATS:
+            stored = _Stored(read, len(rows), release, kind, what == "whole")
+            data: Dataset = _Streamed(stored, read) if isinstance(read, WebDataset) else stored
+            for cold in (False, True):
+                measured(way, what, 0, cold, mb, files, partial(_consume, data))
+        for count in filter(None, workers):
+            measured(way, "whole", count, False, mb, files, _with_workers(data, count))
+    return found
+
+
+def _other_ways(folder: Path, arrays: list[np.ndarray]) -> dict[str, tuple[Any, list[Path]]]:
+    """Write the samples in every other way; returns how to read each, and its files."""
+    np.save(folder / "arrays.npy", np.stack(arrays))
+    ways: dict[str, tuple[Any, list[Path]]] = {NINE: (Memmap(folder / "arrays.npy"), [folder / "arrays.npy"])}
+    installed = {way for way, package in PEERS.items() if importlib.util.find_spec(package)}
+    if "webdataset, .npy" in installed:
+        import webdataset
+
+        with webdataset.TarWriter(str(folder / "arrays.tar")) as tar:
+            for number, sample in enumerate(arrays):
+                tar.write({"__key__": f"{number:06d}", "arrays.npy": sample})
+        ways["webdataset, .npy"] = WebDataset(folder / "arrays.tar"), [folder / "arrays.tar"]
+    if "litdata" in installed:
+        import litdata
+
+        os.environ.setdefault("DATA_OPTIMIZER_CACHE_FOLDER", str(folder / "litdata-cache"))
+        litdata.optimize(
+            _LitSample(folder / "arrays.npy"),
+            list(range(len(arrays))),
+            str(folder / "litdata"),
+            chunk_bytes="256MB",
+            num_workers=1,
+        )
+        ways["litdata"] = LitData(folder / "litdata"), sorted((folder / "litdata").glob("*.bin"))
+    if "mosaicml-streaming" in installed:
+        import streaming
+
+        with streaming.MDSWriter(out=str(folder / "mds"), columns={"arrays": "ndarray"}, size_limit=2**28) as writer:
+            for sample in arrays:
+                writer.write({"arrays": sample})
+        ways["mosaicml-streaming"] = MosaicStreaming(folder / "mds"), sorted((folder / "mds").glob("*.mds"))
+    return ways
+
+
+class _LitSample:
+    def __init__(self, path: Path):
+        self.read = Memmap(path)
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        return {"arrays": self.read(number)}
+
+
+def _with_workers(data: Dataset, count: int) -> Callable[[], Any]:
+    """A pass over the data by loader processes that were started before."""
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        num_workers=count,
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+        prefetch_factor=4,
+    )
+    _consume(loader)
+    return lambda: _consume(loader)
+
+
+def _consume(samples: Iterable) -> None:
+    """Take samples one by one and keep none, as training does."""
+    deque(samples, maxlen=0)
+
+
+def _rate(run: Callable[[], Any], samples: int, seconds: float, drop: list[Path] | None) -> float:
+    """Samples per second of the median of passes, three at least, that fill so many seconds."""
+    passes: list[float] = []
+    while len(passes) < 3 or sum(passes) < seconds:
+        for path in drop or []:
+            _drop_from_page_cache(path)
+        started = time.perf_counter()
+        run()
+        passes.append(time.perf_counter() - started)
+    return samples / float(np.median(passes))
+
+
+def _drop_from_page_cache(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
+
+
+def with_ratios(found: list[Loading]) -> list[Loading]:
+    """The same with the ratio to the nine arrays."""
+    base = {(one.kind, one.what, one.workers, one.cold): one.spectra_per_s for one in found if one.way == NINE}
+
+    def ratio(one: Loading) -> float | None:
+        what: What = "whole" if one.workers else one.what
+        nine = base.get((one.kind, what, one.workers, one.cold))
+        return one.spectra_per_s / nine if nine else None
+
+    return [replace(one, ratio=ratio(one)) for one in found]
+
+
+@dataclass(frozen=True)
+class Shuffling:
+    """How random the order is, and how it reads. pool: samples that are shuffled together.
+
+    meeting_again: how much more often than by chance two samples of a batch share one in the next epoch.
+    pools_read_mb: contiguous bytes per request where a pool is read, 1e6; random_read_mb: the same if every sample were
+    asked for alone.
+    """
+
+    pool: int
+    samples: int
+    batch: int
+    meeting_again: float
+    pools_read_mb: float
+    random_read_mb: float
+
+
+def shuffling(release: Release, mix: Mix, batch: int = 32, epochs: int = 6) -> Shuffling:
+    """Measure the order of a release."""
+    order = Order(release.index, mix, 0, release.digest)
+    size = order.epoch_length // batch * batch
+    batch_of = np.empty((epochs, len(release.index)), np.int64)
+    batch_of[:] = -1
+    for epoch in range(epochs):
+        batch_of[epoch, order.epoch(epoch)[:size]] = np.arange(size) // batch
+    again, pairs = 0, 0
+    for before, after in pairwise(batch_of):
+        for number in range(size // batch):
+            rows = np.flatnonzero(before == number)
+            later = after[rows][after[rows] >= 0]
+            together = np.unique(later, return_counts=True)[1]
+            again += (together * (together - 1)).sum()
+            pairs += len(later) * (len(later) - 1)
+    index = release.index
+    span: dict[int, int] = {}
+    for block, bytes_ in zip(index["block"], index["bytes"], strict=True):
+        span[int(block)] = span.get(int(block), 0) + int(bytes_)
+    rows = order.rows
+    blocks = {int(block) for block in index["block"][rows]}
+    return Shuffling(
+        pool=mix.pool,
+        samples=order.epoch_length,
+        batch=batch,
+        meeting_again=float(again / max(pairs, 1) / ((batch - 1) / (size - 1))),
+        pools_read_mb=float(np.mean([span[block] for block in blocks]) / 1e6),
+        random_read_mb=float(index["bytes"][rows].mean() / 1e6),
+    )
+
+
+def loading_table(found: list[Loading]) -> Table:
+    """The measurements as a rich table."""
+    from rich.table import Table
+
+    table = Table(title=f"Reading samples on {cpu_name()}, one thread a process")
+    for header in ("spectra", "way", "until", "workers", "files"):
+        table.add_column(header)
+    for header in ("spectra/s", "ms", "MB each", "MB/s", "× nine arrays"):
+        table.add_column(header, justify="right")
+    for one in found:
+        table.add_row(
+            one.kind,
+            one.way,
+            {"load": "in memory", "whole": "spectrum"}[one.what],
+            str(one.workers),
+            "cold" if one.cold else "warm",
+            f"{one.spectra_per_s:,.0f}",
+            f"{1e3 / one.spectra_per_s:.2f}",
+            f"{one.mb:.3f}",
+            f"{one.mb_per_s:,.0f}",
+            f"{one.ratio:.1f}" if one.ratio else "–",
+        )
+    return table
+
+
+def write_loading(found: list[Loading], order: Shuffling, release: Release, compile: bool, path: Path) -> None:
+    """Write every figure and ratio as JSON, in one step."""
+    content = {
+        "device": cpu_name(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "compile": compile,
+        "release": release.digest,
+        "grid": release.grid.name,
+        "order": asdict(order),
+        "loading": [asdict(one) | {"mb_per_s": one.mb_per_s} for one in found],
+    }
+    with atomic_write(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")
