@@ -72,6 +72,7 @@ def data(
     workers: tuple[int, ...] = (1, 2),
     seconds: float = 3.0,
     compile: bool = True,
+    device: Literal["cpu", "cuda"] = "cpu",
     scratch: Path | None = None,
     json: Path | None = None,
 ) -> int:
@@ -83,6 +84,7 @@ def data(
         workers: Numbers of loader processes to try besides none.
         seconds: How long each measurement is repeated, three times at least.
         compile: Whether ours is compiled with torch.compile; wants a C++ compiler.
+        device: Where ours become spectra; the other ways use the CPU.
         scratch: Folder with room for the same samples in other formats, 12 MB each at full length.
         json: File to write every figure and ratio to.
     """
@@ -93,10 +95,11 @@ def data(
     from preprocessing.demo import resolve_release
 
     opened = Release(resolve_release(release))
-    found, order = data_speeds(opened, samples, workers, seconds, compile, scratch), shuffling(opened, Mix(real=0.0))
+    found = data_speeds(opened, samples, workers, seconds, compile, scratch, device)
+    order = shuffling(opened.index, opened.digest, Mix(real=0.0))
     console_for().print(loading_table(found), order)
     if json:
-        write_loading(found, order, opened, compile, json)
+        write_loading(found, order, opened, compile, device, json)
     return 0
 
 

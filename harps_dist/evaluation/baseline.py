@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import Tensor
 
 from harps_dist.config import Recipe
-from harps_dist.data.batches import EvaluationBatches, Observer, TrainingBatches, in_batches
+from harps_dist.data.batches import EvaluationBatches, TrainingBatches, in_batches
+from harps_dist.data.observer import Observer
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName

@@ -21,7 +21,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from harps_dist.data.augment import Augment
-from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, in_batches
+from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches
+from harps_dist.data.manifest import Index
+from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
@@ -160,27 +162,30 @@ class LitData:
 
 
 class MosaicStreaming:
-    """Samples of mosaicml-streaming's MDS shards."""
+    """Samples of mosaicml-streaming's MDS shards; opened here, for its shared memory wants a first process."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self._data: Any = None
+        import streaming
+
+        self._data = streaming.StreamingDataset(local=str(folder), batch_size=1)
 
     def __call__(self, number: int) -> np.ndarray:
-        if self._data is None:
-            import streaming
-
-            self._data = streaming.StreamingDataset(local=str(self.folder), batch_size=1)
         return self._data[number]["arrays"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_data": None}
 
 
 def data_speeds(
-    release: Release, samples: int, workers: Iterable[int], seconds: float, compile: bool, scratch: Path | None = None
+    release: Release,
+    samples: int,
+    workers: Iterable[int],
+    seconds: float,
+    compile: bool,
+    scratch: Path | None = None,
+    device: str = "cpu",
 ) -> list[Loading]:
-    """Measure all ways that are installed on the same samples. One thread a process; files in a folder of `scratch`."""
+    """Measure all ways that are installed on the same samples. One thread a process; files in a folder of `scratch`.
+
+    device: where ours become spectra; the other ways use the CPU.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found: list[Loading] = []
@@ -189,7 +194,8 @@ def data_speeds(
             for kind in KINDS:
                 rows = release.index.rows(kind)[:samples]
                 if len(rows):
-                    found += _of_kind(release, kind, rows, tuple(workers), seconds, compile, Path(folder) / kind)
+                    observer = Observer(release.instrument, Augment(), torch.device(device), compile)
+                    found += _of_kind(release, kind, rows, tuple(workers), seconds, observer, Path(folder) / kind)
     finally:
         torch.set_num_threads(threads)
     if not found:
@@ -203,11 +209,10 @@ def _of_kind(
     rows: np.ndarray,
     workers: tuple[int, ...],
     seconds: float,
-    compile: bool,
+    observer: Observer,
     folder: Path,
 ) -> list[Loading]:
     folder.mkdir(parents=True)
-    observer = Observer(release.instrument, Augment(), torch.device("cpu"), compile)
     ours = _Ours(release, kind, rows)
     index = release.index
     members = {(index["shard"][row], index["offset"][row]): int(index["bytes"][row]) for row in rows}
@@ -220,12 +225,16 @@ def _of_kind(
         rate = _rate(run, len(rows), seconds, files if cold else None)
         found.append(Loading(way, kind, what, count, cold, rate, mb))
 
-    for number in range(len(ours)):  # compile, and fill the page cache
-        observer(ours[number])
+    def finished() -> None:
+        _consume(observer(batch.to(observer.device)) for batch in _each(ours))
+        if observer.device.type == "cuda":
+            torch.cuda.synchronize(observer.device)
+
+    finished()  # compile, and fill the page cache
     mb = sum(members.values()) / len(rows) / 1e6
     for cold in (False, True):
         measured(OURS, "load", 0, cold, mb, shards, lambda: _consume(_each(ours)))
-        measured(OURS, "whole", 0, cold, mb, shards, lambda: _consume(map(observer, _each(ours))))
+        measured(OURS, "whole", 0, cold, mb, shards, finished)
     for count in filter(None, workers):
         measured(OURS, "load", count, False, mb, shards, _with_workers(ours, count))
 
@@ -298,7 +307,7 @@ def _with_workers(data: Dataset, count: int) -> Callable[[], Any]:
     return lambda: _consume(loader)
 
 
-def _consume(samples: Iterable) -> None:
+def _consume(samples: Any) -> None:
     """Take samples one by one and keep none, as training does."""
     deque(samples, maxlen=0)
 
@@ -351,11 +360,11 @@ class Shuffling:
     random_read_mb: float
 
 
-def shuffling(release: Release, mix: Mix, batch: int = 32, epochs: int = 6) -> Shuffling:
-    """Measure the order of a release."""
-    order = Order(release.index, mix, 0, release.digest)
+def shuffling(index: Index, digest: str, mix: Mix, batch: int = 32, epochs: int = 6) -> Shuffling:
+    """Measure the order of a release with this index."""
+    order = Order(index, mix, 0, digest)
     size = order.epoch_length // batch * batch
-    batch_of = np.empty((epochs, len(release.index)), np.int64)
+    batch_of = np.empty((epochs, len(index)), np.int64)
     batch_of[:] = -1
     for epoch in range(epochs):
         batch_of[epoch, order.epoch(epoch)[:size]] = np.arange(size) // batch
@@ -367,7 +376,6 @@ def shuffling(release: Release, mix: Mix, batch: int = 32, epochs: int = 6) -> S
             together = np.unique(later, return_counts=True)[1]
             again += (together * (together - 1)).sum()
             pairs += len(later) * (len(later) - 1)
-    index = release.index
     span: dict[int, int] = {}
     for block, bytes_ in zip(index["block"], index["bytes"], strict=True):
         span[int(block)] = span.get(int(block), 0) + int(bytes_)
@@ -408,10 +416,13 @@ def loading_table(found: list[Loading]) -> Table:
     return table
 
 
-def write_loading(found: list[Loading], order: Shuffling, release: Release, compile: bool, path: Path) -> None:
+def write_loading(
+    found: list[Loading], order: Shuffling, release: Release, compile: bool, device: str, path: Path
+) -> None:
     """Write every figure and ratio as JSON, in one step."""
     content = {
-        "device": cpu_name(),
+        "cpu": cpu_name(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "compile": compile,

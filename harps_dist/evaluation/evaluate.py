@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from harps_dist.config import Autoencoder, Decoder, Recipe
-from harps_dist.data.batches import EvaluationBatches, Observer, RawBatch, in_batches, load
+from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches, load
+from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate, calibration_figure

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harps_dist.data.batches import Observer, RawBatch
+from harps_dist.data.batches import RawBatch
+from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.errors import GridError
 from harps_dist.evaluation.metrics import (

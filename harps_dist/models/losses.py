@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harps_dist.config import Loss
-from harps_dist.data.batches import Batch
+from harps_dist.data.observer import Batch
 from harps_dist.models.layers import at_least_float32
 from harps_dist.models.supervised import Output, SpectrumModel
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harps_dist.data.batches import Batch
+from harps_dist.data.observer import Batch
 from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder

@@ -18,7 +18,6 @@ from harps_dist.config import Recipe
 from harps_dist.console import console_for
 from harps_dist.data.batches import (
     EvaluationBatches,
-    Observer,
     RawBatch,
     TrainingBatches,
     in_batches,
@@ -27,6 +26,7 @@ from harps_dist.data.batches import (
     read_codes,
 )
 from harps_dist.data.ledger import LedgerFile, read_ledger
+from harps_dist.data.observer import Observer
 from harps_dist.data.order import Order, OrderState
 from harps_dist.data.reader import Release
 from harps_dist.data.resident import ResidentCodes

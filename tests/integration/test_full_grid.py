@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from harps_dist.data.augment import Augment
-from harps_dist.data.batches import EvaluationBatches, Observer
+from harps_dist.data.batches import EvaluationBatches
+from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.spectra.grid import CCD_GAP, HARPS
 from harps_dist.training.log import read_log

@@ -13,7 +13,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from harps_dist.config import Recipe
-from harps_dist.data.batches import EvaluationBatches, Observer
+from harps_dist.data.batches import EvaluationBatches
+from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.evaluation.evaluate import Evaluator, evaluate
 from harps_dist.recipes import RECIPES, find_recipe

@@ -14,16 +14,10 @@ from torch import Tensor
 
 from harps_dist.config import Data
 from harps_dist.data.augment import Augment, Nuisance
-from harps_dist.data.batches import (
-    BERV,
-    RV,
-    EvaluationBatches,
-    Observer,
-    RawBatch,
-    TrainingBatches,
-)
+from harps_dist.data.batches import BERV, RV, EvaluationBatches, RawBatch, TrainingBatches
 from harps_dist.data.codec import NoiseCodec, quantised
 from harps_dist.data.manifest import SCHEMA
+from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Instrument, Release
 from harps_dist.data.scarcity import scarce_labels

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from harps_dist.config import Autoencoder, Data, Decoder, Encoder, Loss, Recipe
-from harps_dist.data.batches import Batch
+from harps_dist.data.observer import Batch
 from harps_dist.data.order import Mix
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.losses import global_loss, loss_parts, mmd_terms
