@@ -149,13 +149,7 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 
 def main() -> int:
-    commands: dict[str, Callable[..., int]] = {
-        "models": models,
-        "speed": speed,
-        "data": data,
-        "ridge": ridge,
-        "curves": curves,
-    }
+    commands: dict[str, Callable[..., int]] = {made.__name__: made for made in (models, speed, data, ridge, curves)}
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 
 
