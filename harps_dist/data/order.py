@@ -28,14 +28,15 @@ class Mix(Frozen):
     sequential: first all simulated samples of an epoch, then the real ones, as in the public code: pure batches.
     pool: samples that are shuffled together. An epoch takes blocks of the shards (some megabytes each, shuffled when
     the release was packed) in random order, and shuffles the samples of so many of them that they fill a pool: reads
-    stay nearly sequential. With at least as many as the release has samples, the shuffle is complete.
+    stay nearly sequential, as long as a pool's blocks (2.7 GB of SEDs) stay in the page cache. With at least as many
+    as the release has samples, the shuffle is complete.
     """
 
     real: float = 1.0
     simulated: float = 1.0
     star_weighting: bool = True
     sequential: bool = False
-    pool: int = Field(16_384, ge=1)
+    pool: int = Field(4096, ge=1)
 
 
 class GlobalBatch(NamedTuple):

@@ -19,6 +19,7 @@ from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
 
 _RETRIES = 8
+_ANNOUNCED = 512  # blocks of a pool or so
 
 
 class Cache(Frozen):
@@ -64,7 +65,7 @@ class LocalStore:
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: dict[str, int] = {}
-        self._announced: tuple[str, Span] | None = None
+        self._announced: set[tuple[str, Span]] = set()
 
     def whole(self, name: str, missing: str) -> bytes:
         try:
@@ -74,8 +75,10 @@ class LocalStore:
 
     def read(self, name: str, span: Span, block: Span) -> bytes:
         file = self._file(name)
-        if self._announced != (name, block):
-            self._announced = name, block
+        if (name, block) not in self._announced:
+            if len(self._announced) >= _ANNOUNCED:  # by then the first ones may have left the page cache
+                self._announced.clear()
+            self._announced.add((name, block))
             with contextlib.suppress(OSError, AttributeError):  # not every system and file system knows it
                 os.posix_fadvise(file, *block, os.POSIX_FADV_WILLNEED)
         return os.pread(file, span.size, span.start)

@@ -25,6 +25,7 @@ from harps_dist.errors import ReleaseError
 from harps_dist.spectra.doppler import C_KMS, MARGIN
 from harps_dist.spectra.grid import GRIDS
 from harps_dist.spectra.labels import NAMES
+from preprocessing.pack import pack
 
 CPU = torch.device("cpu")
 EVERYTHING = Augment(rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.2, continuum=0.02))
@@ -258,3 +259,28 @@ def test_idx_says_where_every_member_lies(release):
                 assert name.split(".", 1)[1] == tail
                 listed[name] = int(offset), int(size)
         assert listed == members
+
+
+@pytest.mark.parametrize("augment", [Augment(), Augment(berv_kms=30), Augment(berv_kms=30, shift="linear")])
+def test_what_the_basis_misses_is_added_again(tiny_demo, release, tmp_path, monkeypatch, augment):
+    """With vectors from one ETC run alone the others need residuals, and the spectra are the same."""
+    monkeypatch.setattr("preprocessing.samples.TRAINING_RUNS", 1)
+    pack(tiny_demo / "archive.zarr", tmp_path / "release", (0.6, 0.2, 0.2))
+    poor = Release(tmp_path / "release")
+    responses = poor.index.rows("response")
+    assert 0 < (poor.index["bytes"][responses] > 0).sum() < len(responses)
+    quiet = augment.model_copy(update={"noise": False})
+    spectra = {}
+    for name, opened in (("poor", poor), ("rich", release)):
+        index = opened.index
+        rows = index.rows("simulated")
+        rows = rows[np.argsort(index["key"][rows].astype(str))][:12]
+        raw, batch = observed(opened, quiet, rows)
+        spectra[name] = batch.flux[:, 300:-300]
+        if name == "poor":
+            assert 0 < len(raw.residual_of) < len(rows)
+            without = Observer(opened.instrument, quiet, CPU)(raw._replace(residual_of=raw.residual_of[:0]))
+            changed = (without.flux[:, 300:-300] - spectra[name]).abs().max(dim=1).values > 0
+            assert changed.nonzero()[:, 0].tolist() == raw.residual_of.tolist()
+    np.testing.assert_allclose(spectra["poor"], spectra["rich"], atol=1e-4)
+    assert (spectra["poor"] - spectra["rich"]).std() < 1e-5
