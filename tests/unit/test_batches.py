@@ -283,4 +283,4 @@ def test_what_the_basis_misses_is_added_again(tiny_demo, release, tmp_path, monk
             changed = (without.flux[:, 300:-300] - spectra[name]).abs().max(dim=1).values > 0
             assert changed.nonzero()[:, 0].tolist() == raw.residual_of.tolist()
     np.testing.assert_allclose(spectra["poor"], spectra["rich"], atol=1e-4)
-    assert (spectra["poor"] - spectra["rich"]).std() < 1e-5
+    assert (spectra["poor"] - spectra["rich"]).std() < 5e-5
