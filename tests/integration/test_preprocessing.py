@@ -228,6 +228,16 @@ def test_release_holds_what_the_archive_holds(tiny_demo, tmp_path, codec):
         assert index["star"][row] == archive.column("real", "target")[source]
         for name in ("teff", "mh", "logg", "rv", "berv"):
             np.testing.assert_equal(index.labels[row, NAMES.index(name)], archive.column("real", name)[source])
+    keys = {f"sed-{key}": row for row, key in enumerate(archive.column("sed", "key"))}
+    responses = {index["key"][row]: release.array(row) for row in index.rows("response")}
+    inner = release.grid.within(release.source_grid)
+    for row in index.rows("simulated"):
+        true = archive.data("sed", keys[index["star"][row]])[inner].astype(np.float64)
+        log_mean, log_ratio, log_floor = responses[index["response"][row]].astype(np.float64)[:, inner]
+        signal = np.exp(log_mean) * true
+        error = np.exp(log_mean) * (release.array(row)[inner] - true)
+        relative = error / np.sqrt(np.exp(log_ratio) * signal + np.exp(log_floor))
+        assert 0 < np.sqrt((relative**2).mean()) <= 1.5 * index["error"][row]
     assert len(set(index["split"][rows])) > 1
     statistics = release.manifest.label_statistics["teff"]
     train = index.labels[index.rows("real", "train"), NAMES.index("teff")]

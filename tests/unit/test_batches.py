@@ -22,7 +22,7 @@ from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Instrument, Release
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.errors import ReleaseError
-from harps_dist.spectra.doppler import C_KMS, MARGIN
+from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift
 from harps_dist.spectra.grid import GRIDS
 from harps_dist.spectra.labels import NAMES
 from preprocessing.pack import pack
@@ -120,6 +120,24 @@ def test_noise_scatters_as_the_model_says(release):
     expected = torch.sqrt(torch.exp(log_ratio) * signal + torch.exp(log_floor)) / signal
     measured = (noisy / truth.flux).std(dim=0)
     assert (measured / expected).mean().item() == pytest.approx(1.0, abs=0.01)
+    halves = (noisy / truth.flux - 1).reshape(-1, 2, release.grid.length // 2)  # drawn in pairs
+    assert abs(np.corrcoef(halves[:, 0].flatten(), halves[:, 1].flatten())[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("shift", ["linear", "cubic"])
+def test_counts_are_the_shifted_sed_times_the_response(release, shift):
+    """In counts, not only after standardisation: flux density is diluted by 1 + rv/c."""
+    rows = release.index.rows("simulated")[:4]
+    raw = EvaluationBatches(release, [rows], Augment(shift=shift), 0)[0]._replace(
+        rv_kms=torch.tensor([-100.0, 0.0, 50.0, 100.0]).double()
+    )
+    counts = Observer(release.instrument, Augment(noise=False, shift=shift), CPU).simulate(raw)
+    sed = torch.from_numpy(np.stack([release.array(row) for row in rows])).double()
+    source = bspline_coefficients(sed) if shift == "cubic" else sed
+    shifted = doppler_shift(source, raw.rv_kms, release.source_grid, release.grid, shift)
+    window = release.grid.within(release.source_grid)
+    log_mean = np.stack([release.array(response_row(release, row))[0, window] for row in rows])
+    torch.testing.assert_close(counts.double(), torch.exp(torch.from_numpy(log_mean)) * shifted, rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("shift", ["linear", "cubic"])
