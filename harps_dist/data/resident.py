@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -61,11 +62,7 @@ class ResidentCodes:
             for rows in parts
             if len(rows)
         ) / self._world  # fmt: skip
-        if memory.type == "cuda":
-            free = torch.cuda.mem_get_info(memory)[0]
-        else:
-            neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // neighbours
+        free = _free_bytes(memory)
         if needed > _SHARE_OF_FREE_MEMORY * free:
             raise ConfigError(
                 f"a rank's share of the release takes {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of its "
@@ -121,6 +118,17 @@ class ResidentCodes:
             arrived = self._exchange(part[number].to(device), counts, received)
             parts.append(torch.empty_like(arrived).index_copy_(0, place, arrived))
         return parts[0], parts[1]
+
+
+def _free_bytes(memory: torch.device) -> int:
+    """Free memory of a device, or this rank's part of what the host could give without swapping."""
+    if memory.type == "cuda":
+        return torch.cuda.mem_get_info(memory)[0]
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    raise ConfigError("the free memory of this machine is not known. Set --data.resident no.")
 
 
 class _Pieces(Dataset):

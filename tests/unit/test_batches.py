@@ -20,8 +20,9 @@ from harps_dist.data.manifest import SCHEMA
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Instrument, Release
+from harps_dist.data.resident import ResidentCodes
 from harps_dist.data.scarcity import scarce_labels
-from harps_dist.errors import ReleaseError
+from harps_dist.errors import ConfigError, ReleaseError
 from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift
 from harps_dist.spectra.grid import GRIDS
 from harps_dist.spectra.labels import NAMES
@@ -193,6 +194,24 @@ def test_each_nuisance_changes_the_spectrum_but_no_label(release, nuisance):
 def test_a_release_survives_pickling(release):
     row = int(release.index.rows("real")[0])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(release)).array(row), release.array(row))
+
+
+def test_what_does_not_fit_in_memory_is_refused(release, monkeypatch):
+    order = Order(release.index, Mix(), 0, release.digest)
+    held = ResidentCodes(release, order, 0, 1, CPU, 0, lambda *_: torch.empty(0))
+    needed = sum(part.nbytes for kind in (held._flux, held._sed) for part in (kind.codes, kind.scale))
+    for free, world, fits in (
+        (needed / 0.8 + 1, 1, True),
+        (needed, 1, False),
+        (needed, 2, True),
+        (0.6 * needed, 2, False),
+    ):
+        monkeypatch.setattr("harps_dist.data.resident._free_bytes", lambda memory, free=free: free)
+        if fits:
+            ResidentCodes(release, order, 0, world, CPU, 0, lambda *_: torch.empty(0))
+        else:
+            with pytest.raises(ConfigError, match=r"Start more ranks, or set --data\.resident no"):
+                ResidentCodes(release, order, 0, world, CPU, 0, lambda *_: torch.empty(0))
 
 
 def flip_byte(path, position: int) -> None:
