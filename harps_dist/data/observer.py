@@ -103,22 +103,21 @@ class Observer:
         key = raw.key[len(raw.flux) :]
         terms = self._terms(raw)
         noise = self._noise(key, terms[0].shape[1]) if self.augment.noise else None
+        counts = torch.empty_like(terms[0])
         if self.augment.shift == "linear":
             sed = self._disturb(self._samples(raw), key)
             sed = doppler_shift(sed, raw.rv_kms, self.source_grid, self.grid, "linear")
-            return self._joined(self._observe(_in_blocks(sed), terms, noise))
-        if self.augment.nuisance.any:
-            sed = bspline_coefficients(self._disturb(self._samples(raw), key))
-            scale = torch.tensor([[1.0, 0.0]], device=sed.device)
+            self._observe(_in_blocks(sed), terms, noise, counts)
         else:
             sed, scale = raw.sed, raw.sed_scale
-        windows = spline_windows(sed, raw.rv_kms, self.source_grid, self.grid)
-        windows = windows._replace(values=windows.values.float())  # fused code is slow on int16
-        dilution = (1 + raw.rv_kms / C_KMS).float()[:, None]
-        return self._joined(self._observe_spline(windows, scale / dilution, terms, noise))
-
-    def _joined(self, halves: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.cat(halves, dim=1).flatten(1)[:, : self.grid.length]
+            if self.augment.nuisance.any:
+                sed = bspline_coefficients(self._disturb(self._samples(raw), key))
+                scale = torch.tensor([[1.0, 0.0]], device=sed.device)
+            windows = spline_windows(sed, raw.rv_kms, self.source_grid, self.grid)
+            windows = windows._replace(values=windows.values.float())  # fused code is slow on int16
+            dilution = (1 + raw.rv_kms / C_KMS).float()[:, None]
+            self._observe_spline(windows, scale / dilution, terms, noise, counts)
+        return counts.flatten(1)[:, : self.grid.length]
 
     def standardise(self, flux: Tensor) -> Tensor:
         """Divide by the median of the valid pixels (Eq. 2) and fill the others; (batch, pixel), changed in place."""
@@ -177,23 +176,28 @@ class Observer:
 
 
 def _observe_spline(
-    sed: Windows, sed_scale: Tensor, terms: tuple[Tensor, Tensor, Tensor], noise: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
+    sed: Windows,
+    sed_scale: Tensor,
+    terms: tuple[Tensor, Tensor, Tensor],
+    noise: tuple[Tensor, Tensor] | None,
+    counts: Tensor,
+) -> None:
     """The same of SEDs given as windows of B-spline codes with scale and zero."""
-    return _observe(spline_values(sed) * sed_scale[:, :1, None] + sed_scale[:, 1:, None], terms, noise)
+    _observe(spline_values(sed) * sed_scale[:, :1, None] + sed_scale[:, 1:, None], terms, noise, counts)
 
 
 def _observe(
-    sed: Tensor, terms: tuple[Tensor, Tensor, Tensor], noise: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """Halves of the counts of shifted SEDs seen through log R, log R2 / R and log V0; all (batch, block, BLOCK)."""
+    sed: Tensor, terms: tuple[Tensor, Tensor, Tensor], noise: tuple[Tensor, Tensor] | None, counts: Tensor
+) -> None:
+    """Write the counts of shifted SEDs seen through log R, log R2 / R and log V0; all (batch, block, BLOCK).
+
+    In halves, for noise is made in pairs: so a compiler needs one pass over memory.
+    """
     half, mean = -(-sed.shape[1] // 2), torch.exp(terms[0])
     flux, sigma = observe(sed, mean, mean * torch.exp(terms[1]), torch.exp(terms[2]))
-    first, second = flux[:, :half], flux[:, half:]
-    if noise is None:
-        return first, second
-    drawn, paired = noise
-    return first + sigma[:, :half] * drawn, second + sigma[:, half:] * paired[:, : second.shape[1]]
+    for number, part in enumerate((slice(half), slice(half, None))):
+        drawn = sigma[:, part] * noise[number][:, : sed.shape[1] - half * number] if noise else 0
+        counts[:, part] = flux[:, part] + drawn
 
 
 def _noise(key: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
