@@ -86,6 +86,7 @@ def pack(
     codec: CodecName = "noise",
     bound: float = BOUND,
     parent: Path | None = None,
+    workers: int = 1,
 ) -> int:
     """Write a release, what training streams, from an archive.
 
@@ -99,6 +100,7 @@ def pack(
         codec: How real spectra are stored: noise (steps of a quarter of the photon noise), u16 or lossless.
         bound: Largest error of a sample, in standard deviations of its own photon noise; others are left out.
         parent: Release that this one grew from; its digest is kept in the manifest.
+        workers: Threads that encode samples; the release is the same.
     """
     from harps_dist.data.reader import Release
     from preprocessing.pack import pack as write_release
@@ -114,6 +116,7 @@ def pack(
             codec,
             bound,
             Release(parent).digest if parent else None,
+            workers,
             progress=lambda done, total: progress("pack", done, total),
         )
     print(f"release {release}: digest {manifest.digest}")

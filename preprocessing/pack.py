@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from harps_dist.data.codec import STEP
@@ -31,6 +32,7 @@ from harps_dist.spectra.labels import NAMES
 from preprocessing.archive import Archive
 from preprocessing.samples import (
     Coding,
+    Encoded,
     Row,
     Sample,
     basis_samples,
@@ -54,6 +56,7 @@ def pack(
     real_codec: CodecName = "noise",
     bound: float = BOUND,
     parent: str | None = None,
+    workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
@@ -63,7 +66,7 @@ def pack(
     paper's ranges, which are left out and counted otherwise, as are flagged ones always. genuine: False
     where no telescope was involved, which every report then says. real_codec: of real spectra. bound: largest error
     of a sample in standard deviations of its own photon noise; what exceeds it is left out and counted. parent: digest
-    of the release before. progress is told (samples done, samples in all).
+    of the release before. workers: threads that encode. progress is told (samples done, samples in all).
     The folder appears when it is whole; a release that stood there is replaced. Raises ArchiveError where the
     archive has nothing to pack.
     """
@@ -87,9 +90,8 @@ def pack(
         index: list[Row] = []
         writers: list[ShardWriter] = []
         for kind, of_kind in samples.items():
-            for number in permutation(len(of_kind), "pack", kind):
-                sample = of_kind[number]
-                tail, content, rows = sample.encode()
+            shuffled = [of_kind[number] for number in permutation(len(of_kind), "pack", kind)]
+            for sample, (tail, content, rows) in zip(shuffled, _encoded(shuffled, workers), strict=True):
                 kept = [row for row in rows if not row["error"] > bound]
                 if len(kept) < len(rows):
                     left_out[f"{kind} with an error above {bound:g} of its noise"] += len(rows) - len(kept)
@@ -129,6 +131,17 @@ def pack(
         content_of = {"digest": manifest.digest, **manifest.model_dump(mode="json")}
         (aside / MANIFEST).write_text(json.dumps(content_of, indent=1))
     return manifest
+
+
+def _encoded(samples: Sequence[Sample], workers: int) -> Iterator[Encoded]:
+    """The samples encoded by so many threads, in their order, a few ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Encoded]] = deque()
+        for sample in samples:
+            ahead.append(pool.submit(sample.encode))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        yield from (future.result() for future in ahead)
 
 
 def _largest_errors(index: list[Row]) -> dict[str, float]:

@@ -197,6 +197,7 @@ def test_same_archive_same_release(tiny_demo, tmp_path):
         manifest.split_fractions,
         description=manifest.description,
         genuine=False,
+        workers=3,
     )
     assert again.digest == manifest.digest
     for shard in manifest.shards:
