@@ -39,7 +39,8 @@ def main() -> int:
 
     out = arguments.out or arguments.run / "evaluation"
     with join_world() as world:
-        release = Release(resolve_release(arguments.release or read_run(arguments.run).recipe.data.release))
+        data = read_run(arguments.run).recipe.data
+        release = Release(resolve_release(arguments.release or data.release), data.cache)
         console = console_for(quiet=not world.is_main)
         for folder, report in evaluate_run(arguments.run, release, arguments.split, out, world, console).items():
             print_report(report, folder, console)

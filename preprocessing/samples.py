@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harps_dist.data.codec import CODECS, STEP, FluxCodec, NoiseCodec, npy_bytes, quantised, restored
+from harps_dist.data.codec import FluxCodec, codec_of, npy_bytes, quantised, restored
 from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import CodecName
 from harps_dist.data.split import split_of
 from harps_dist.spectra.labels import LABEL, NAMES
-from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
+from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
@@ -69,7 +69,7 @@ class Coding(NamedTuple):
                 kept = kept + residual
             return Stored(terms, kept, coefficients, residual)
 
-        return cls(archive, NoiseCodec(STEP) if real_codec == "noise" else CODECS[real_codec](), basis, response)
+        return cls(archive, codec_of(real_codec), basis, response)
 
 
 def real_samples(
@@ -104,9 +104,8 @@ def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
     flux, median = standardise(coding.archive.data("real", number), grid)
     flux = flux[grid.valid]
     content = coding.codec.encode(flux)
-    variance = np.repeat(photon_noise(flux), NOISE_CHUNK)[: len(flux)] * (np.abs(flux) + NOISE_FLOOR)
     off = restored(coding.codec, content, len(flux)).astype(np.float64) - flux
-    error = float(np.sqrt(np.mean(off**2 / variance)))
+    error = float(np.sqrt(np.mean((off / photon_sigma(flux)) ** 2)))
     return coding.codec.tail, content, [row | {"median": median, "error": error}]
 
 

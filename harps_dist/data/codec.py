@@ -161,6 +161,11 @@ CODECS: dict[CodecName, type[NoiseCodec] | type[LinearCodec] | type[LosslessCode
 }
 
 
+def codec_of(name: CodecName, step: float = STEP) -> FluxCodec:
+    """The codec of that name; step: of "noise", in standard deviations of the photon noise."""
+    return NoiseCodec(step) if name == "noise" else CODECS[name]()
+
+
 def restored(codec: FluxCodec, content: bytes, pixels: int) -> np.ndarray:
     """(pixels,) float32 flux of one encoded spectrum, as the device computes it."""
     codes, scale = (torch.tensor(part)[None] for part in codec.decode(content))

@@ -192,4 +192,5 @@ def read_index(store: Store, manifest: Manifest) -> Index:
             f"{INDEX} is damaged: sha256 {found[:12]}, {MANIFEST} says {manifest.index_sha256[:12]}. "
             f"Pack the release again or copy it anew."
         )
-    return Index(pq.read_table(pa.BufferReader(content)))
+    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    return Index(file.read(use_threads=False))  # Arrow's threads may abort a process that ends soon after

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from google_crc32c import value as crc32c
 
-from harps_dist.data.codec import CODECS, Coded, FluxCodec, NoiseCodec, npy_array
+from harps_dist.data.codec import Coded, FluxCodec, codec_of, npy_array
 from harps_dist.data.manifest import Index, Manifest, read_index, read_manifest
 from harps_dist.data.stores import Cache, Span, open_store
 from harps_dist.errors import ReleaseError
@@ -47,8 +47,7 @@ class Release:
         self.index: Index = read_index(self.store, self.manifest)
         self.grid = self.manifest.grid.grid()
         self.source_grid = self.grid.widened(self.manifest.source_margin)
-        codec = self.manifest.codec
-        self.codec: FluxCodec = NoiseCodec(codec.step) if codec.real == "noise" else CODECS[codec.real]()
+        self.codec: FluxCodec = codec_of(self.manifest.codec.real, self.manifest.codec.step)
         self._response_row = {self.index["key"][row]: int(row) for row in self.index.rows("response")}
         self._blocks = self._spans()
         self.residual = lru_cache(_CACHED_RESIDUALS)(self._residual)
@@ -116,23 +115,25 @@ class Release:
         shard, size, block = index["shard"][row], int(index["bytes"][row]), self._blocks[index["block"][row]]
         span = Span(int(index["offset"][row]), size)
         content = self.store.read(shard, span, block)
-        if self._is_damaged(row, content) and self.store.forget(shard, block):
-            warnings.warn(f"{self._damage(row, content)} in the cache; it is fetched again.", stacklevel=2)
+        damage = self._damage(row, content)
+        if damage and self.store.forget(shard, block):
+            warnings.warn(f"{damage} in the cache; it is fetched again.", stacklevel=2)
             content = self.store.read(shard, span, block)
-        if self._is_damaged(row, content):
-            raise ReleaseError(f"{self._damage(row, content)}. Copy the shard anew, or pack the release again.")
+            damage = self._damage(row, content)
+        if damage:
+            raise ReleaseError(f"{damage}. Copy the shard anew, or pack the release again.")
         return content
 
-    def _is_damaged(self, row: int, content: bytes) -> bool:
-        return len(content) != self.index["bytes"][row] or crc32c(content) != self.index["crc32c"][row]
-
-    def _damage(self, row: int, content: bytes) -> str:
-        index = self.index
+    def _damage(self, row: int, content: bytes) -> str | None:
+        """What is wrong with the bytes of a row's member, None where nothing is."""
+        index, found = self.index, crc32c(content)
+        if len(content) == index["bytes"][row] and found == index["crc32c"][row]:
+            return None
         cut = ": the shard is truncated" if len(content) < index["bytes"][row] else ""
         return (
             f"sample {index['key'][row]} in shard {self.location}/{index['shard'][row]} is damaged{cut}: expected "
             f"{index['bytes'][row]} bytes with crc32c {index['crc32c'][row]:08x}, got {len(content)} with "
-            f"{crc32c(content):08x}"
+            f"{found:08x}"
         )
 
     def _spans(self) -> list[Span]:

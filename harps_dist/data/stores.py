@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
 
 _RETRIES = 8
+_ABANDONED_S = 3600  # no block takes that long to write
 _ANNOUNCED = 512  # blocks of a pool or so
 
 
@@ -194,10 +196,12 @@ class RemoteStore:
         """Remove the least recently used blocks until `size` more bytes fit; another process may do the same."""
         blocks = []
         for entry in os.scandir(self._folder):
-            if not entry.name.endswith(".block"):  # another process is writing it
-                continue
             with contextlib.suppress(FileNotFoundError):
-                blocks.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+                found = entry.stat()
+                if entry.name.endswith(".block"):
+                    blocks.append((found.st_mtime_ns, found.st_size, entry.path))
+                elif found.st_mtime < time.time() - _ABANDONED_S:  # its writer was killed
+                    os.unlink(entry.path)
         total = sum(bytes_ for _, bytes_, _ in blocks) + size
         for _, bytes_, path in sorted(blocks):
             if total <= self.cache.gb * 1e9:

@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from harps_dist.data.augment import Augment
-from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches
+from harps_dist.data.batches import EvaluationBatches, in_batches
 from harps_dist.data.manifest import Index
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
@@ -63,26 +63,6 @@ class Loading:
         return self.spectra_per_s * self.mb
 
 
-class _Ours(Dataset):
-    """Raw batches of a release; finishing them is the device's work."""
-
-    def __init__(self, release: Release, kind: Kind, rows: np.ndarray):
-        self.release, self.kind = release, kind
-        self.batches = EvaluationBatches(release, in_batches(rows, BATCH), Augment(), 0)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> RawBatch:
-        if number >= len(self):
-            raise IndexError(number)
-        return self.batches[number]
-
-
-def _each(data: _Ours) -> Iterator[RawBatch]:
-    return (data[number] for number in range(len(data)))
-
-
 def data_speeds(
     release: Release,
     samples: int,
@@ -123,7 +103,7 @@ def _of_kind(
     folder: Path,
 ) -> list[Loading]:
     folder.mkdir(parents=True)
-    ours = _Ours(release, kind, rows)
+    ours = EvaluationBatches(release, in_batches(rows, BATCH), Augment(), 0)
     index = release.index
     members = {(index["shard"][row], index["offset"][row]): int(index["bytes"][row]) for row in rows}
     shards = [Path(release.location) / name for name, _ in members]
@@ -136,14 +116,14 @@ def _of_kind(
         found.append(Loading(way, kind, what, count, cold, rate, mb))
 
     def finished() -> None:
-        _consume(observer(batch.to(observer.device)) for batch in _each(ours))
+        _consume(observer(ours[n].to(observer.device)) for n in range(len(ours)))
         if observer.device.type == "cuda":
             torch.cuda.synchronize(observer.device)
 
     finished()  # compile, and fill the page cache
     mb = sum(members.values()) / len(rows) / 1e6
     for cold in (False, True):
-        measured(OURS, "load", 0, cold, mb, shards, lambda: _consume(_each(ours)))
+        measured(OURS, "load", 0, cold, mb, shards, lambda: _consume(ours))
         measured(OURS, "whole", 0, cold, mb, shards, finished)
     for count in filter(None, workers):
         measured(OURS, "load", count, False, mb, shards, _with_workers(ours, count))
@@ -244,8 +224,9 @@ def shuffling(index: Index, digest: str, mix: Mix, batch: int = 32, epochs: int 
             together = np.unique(later, return_counts=True)[1]
             again += (together * (together - 1)).sum()
             pairs += len(later) * (len(later) - 1)
-    span: dict[int, int] = {}
-    for block, bytes_ in zip(index["block"], index["bytes"], strict=True):
+    members = dict(zip(zip(index["block"], index["offset"], strict=True), index["bytes"], strict=True))
+    span: dict[int, int] = {}  # of a block; samples that share an SED share its bytes
+    for (block, _), bytes_ in members.items():
         span[int(block)] = span.get(int(block), 0) + int(bytes_)
     rows = order.rows
     blocks = {int(block) for block in index["block"][rows]}

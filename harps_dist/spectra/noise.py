@@ -39,6 +39,12 @@ def photon_noise(flux: np.ndarray) -> np.ndarray:
     return np.maximum(variance, max(1e-2 * float(np.median(variance)), 1e-10))
 
 
+def photon_sigma(flux: np.ndarray) -> np.ndarray:
+    """(pixel,) float64 standard deviation of every pixel's photon noise; flux as in `photon_noise`."""
+    variance = np.repeat(photon_noise(flux), NOISE_CHUNK)[: len(flux)]
+    return np.sqrt(variance * (np.abs(flux) + NOISE_FLOOR))
+
+
 def _mixed(bits: Tensor) -> Tensor:
     """Hash int32 to int32, every bit depending on every other (Mueller's and Wellons' multiply-xorshift)."""
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D

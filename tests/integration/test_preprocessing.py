@@ -19,7 +19,7 @@ from harps_dist.errors import ArchiveError, DiskFullError
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import GRIDS, HARPS
 from harps_dist.spectra.labels import NAMES
-from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
+from harps_dist.spectra.noise import photon_sigma
 from preprocessing.archive import DATA, SCHEMAS, Archive
 from preprocessing.catalog import Catalog
 from preprocessing.ingest import ingest_etc, ingest_spectra, quarantine_path
@@ -223,7 +223,7 @@ def test_release_holds_what_the_archive_holds(tiny_demo, tmp_path, codec):
         source = keys[index["key"][row]]
         flux = archive.data("real", source)
         true = (flux / index["median"][row]).astype(np.float64)
-        sigma = np.sqrt(np.repeat(photon_noise(true), NOISE_CHUNK)[: len(true)] * (np.abs(true) + NOISE_FLOOR))
+        sigma = photon_sigma(true)
         error = (release.array(row) - true) / sigma
         assert np.sqrt((error**2).mean()) == pytest.approx(index["error"][row], abs=1e-4)
         assert index["star"][row] == archive.column("real", "target")[source]
