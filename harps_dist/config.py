@@ -144,28 +144,39 @@ class Loss(Frozen):
     reconstruction_below: float = Field(0.0, ge=0)
 
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+
+
 class Training(Frozen):
     """Optimiser, schedule, length and precision. batch_size is that of the global batch, whatever the ranks.
 
-    precision: of the convolutions; norm statistics, losses and output layers stay in fp32. fp16 scales the loss.
+    accumulate: parts of a rank's batch that are learned from one after the other, for one optimiser step, so that
+    less memory is needed; loss and gradient are those of the whole batch. lr_scaling: how the learning rate, given for
+    batches of `lr_batch_size`, grows with batch_size; with Adam the square root keeps the noise of an update the same.
+    precision: of the convolutions; norm statistics, losses and output layers stay in fp32. fp16 scales the loss, tf32
+    is fp32 with the GPU's rounded multiplications, fp64 is for comparisons.
     """
 
     steps: int | None = Field(None, ge=1)
     epochs: int = Field(1000, ge=1)
     batch_size: int = Field(32, ge=1)
+    accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    lr_batch_size: int = Field(32, ge=1)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = Field(None, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
 
 
 class Log(Frozen):
     """How often to log, validate and save; none of it changes what is learned.
 
-    ledger: keep which samples every step saw in RUN/ledger.jsonl, and check it against the order at the end.
+    keep: how many of the newest checkpoints stay; the one with the least validation loss stays besides. ledger: keep
+    which samples every step saw in RUN/ledger.jsonl, and check it against the order at the end.
     """
 
     every: int = Field(20, ge=1)
@@ -175,6 +186,25 @@ class Log(Frozen):
     ledger: bool = False
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     wandb_project: str = "harps_dist"
+
+
+class Engine(Frozen):
+    """How a run is carried out; nothing of it changes what is learned beyond rounding, or need stay when it goes on.
+
+    strategy: who exchanges gradients and holds the optimiser. zero: what DeepSpeed shares out among the ranks: nothing,
+    the optimiser (1), gradients too (2), weights too (3). deepspeed_config: JSON that is merged over the configuration
+    that is made for DeepSpeed. compile: fuse the model with torch.compile; where that fails, a message says so and the
+    model runs as it is. resume: go on with the newest whole checkpoint, or refuse a folder that holds one. max_minutes:
+    save and stop after so long, to be continued. profile: write a trace of so many steps for chrome://tracing.
+    """
+
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    zero: Literal[0, 1, 2, 3] = 1
+    deepspeed_config: str | None = None
+    compile: bool = False
+    resume: Literal["auto", "never"] = "auto"
+    max_minutes: float | None = Field(None, gt=0)
+    profile: int = Field(0, ge=0)
 
 
 class Recipe(Frozen):

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from harps_dist.errors import HarpsDistError, Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_OF_A_FILE = 160
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
+
+
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Run a command and end the process with its exit code: 0, 1 with a message, or EXIT_INTERRUPTED."""
+    try:
+        sys.exit(main())
+    except HarpsDistError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED if isinstance(error, Interrupted) else 1)
 
 
 def console_for(quiet: bool = False) -> Console:

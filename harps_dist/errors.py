@@ -33,5 +33,9 @@ class ResumeError(HarpsDistError):
     """A checkpoint that cannot continue the run that was asked for."""
 
 
+class Interrupted(HarpsDistError):
+    """Not a fault: the process was asked to stop, has saved, and wants to be started again with the same command."""
+
+
 class TrainingError(HarpsDistError):
     """A training that cannot go on, such as one whose loss is no longer finite."""

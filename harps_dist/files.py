@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -57,6 +58,21 @@ def publish_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         _explain(error, path)
         raise
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Hold a lock on a file (made where missing) that ends with the process; yields whether it was free.
+
+    On a file system without locks it is taken for free.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError as error:
+            free = error.errno not in (errno.EAGAIN, errno.EACCES)
+        yield free
 
 
 def _explain(error: BaseException, path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from harps_dist.errors import HarpsDistError
+from harps_dist.console import end_with
 
 
 def models(
@@ -154,7 +153,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HarpsDistError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    end_with(main)

@@ -6,25 +6,26 @@ Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictio
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from harps_dist.errors import HarpsDistError
+from harps_dist.console import end_with
 
 
 @dataclass
 class Arguments:
-    """run: folder that train.py wrote. release: default is the one it was trained on. out: default is
-    RUN/evaluation."""
+    """run: folder that train.py wrote. release: default is the one it was trained on. checkpoint: the newest, or that
+    with the least validation loss. out: default is RUN/evaluation. max_minutes: stop after so long."""
 
     run: Annotated[Path, tyro.conf.Positional]
     release: str | None = None
     split: Literal["train", "validation", "test", "all"] = "test"
+    checkpoint: Literal["newest", "best"] = "newest"
     out: Path | None = None
+    max_minutes: float | None = None
 
 
 def main() -> int:
@@ -38,17 +39,15 @@ def main() -> int:
     from preprocessing.demo import resolve_release
 
     out = arguments.out or arguments.run / "evaluation"
-    with join_world() as world:
+    with join_world(arguments.max_minutes) as world:
         data = read_run(arguments.run).recipe.data
         release = Release(resolve_release(arguments.release or data.release), data.cache)
         console = console_for(quiet=not world.is_main)
-        for folder, report in evaluate_run(arguments.run, release, arguments.split, out, world, console).items():
+        reports = evaluate_run(arguments.run, release, arguments.split, out, world, console, arguments.checkpoint)
+        for folder, report in reports.items():
             print_report(report, folder, console)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HarpsDistError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    end_with(main)

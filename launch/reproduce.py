@@ -7,14 +7,14 @@ missing it first trains and evaluates what is not there; interrupted, it goes on
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from harps_dist.errors import HarpsDistError
+from harps_dist.config import Precision
+from harps_dist.console import end_with
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Arguments:
     scale: Literal["paper", "demo"] = "paper"
     release: str = "demo"
     steps: int | None = None
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: Precision | None = None
     sweeps: bool = False
     slurm: str | None = None
     only: str | None = None
@@ -71,7 +71,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HarpsDistError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    end_with(main)

@@ -14,13 +14,14 @@ from typing import Annotated
 
 import tyro
 
-from harps_dist.config import Recipe
-from harps_dist.errors import HarpsDistError
+from harps_dist.config import Engine, Recipe
+from harps_dist.console import end_with
 from harps_dist.recipes import DEFAULT, RECIPES, find_recipe
 
 
-def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None]:
-    """Recipe name, resolved recipe, folder of the run and run to start from, from the command line."""
+def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine]:
+    """Recipe name, resolved recipe, folder of the run, run to start from and engine, from the command line."""
+    arguments = [word for word in arguments if not word.startswith("--local_rank")]  # of the deepspeed launcher
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else DEFAULT
     preset = find_recipe(name)
@@ -32,6 +33,7 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None]:
         """Folder of the run."""
         start_from: Path | None = None
         """Run whose fitting weights a new run begins with; default: that of the recipe's parent, beside this one."""
+        engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine()  # noqa: RUF009
 
     parsed = tyro.cli(
         Arguments,
@@ -40,27 +42,24 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None]:
         description=f"{__doc__}\nRecipes: {', '.join(RECIPES)}.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    return name, parsed.recipe, parsed.out, parsed.start_from
+    return name, parsed.recipe, parsed.out, parsed.start_from, parsed.engine
 
 
 def main() -> int:
-    name, recipe, run, start_from = parse(sys.argv[1:])
+    name, recipe, run, start_from, engine = parse(sys.argv[1:])
     from harps_dist.data.reader import Release
     from harps_dist.training.distributed import join_world
     from harps_dist.training.loop import train_run
     from preprocessing.demo import resolve_release
 
-    with join_world() as world:
+    with join_world(engine.max_minutes) as world:
         if world.is_main:
             resolve_release(recipe.data.release)
         world.barrier()
         release = Release(resolve_release(recipe.data.release), recipe.data.cache)
-        train_run(recipe, name, release, run, world, start_from)
+        train_run(recipe, name, release, run, world, start_from, engine)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except HarpsDistError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    end_with(main)

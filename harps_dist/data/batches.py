@@ -5,8 +5,9 @@ Nothing here depends on ranks, workers or timing.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from harps_dist.data.reader import Release
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.spectra.labels import NAMES
 
+T = TypeVar("T")
 RV, BERV = NAMES.index("rv"), NAMES.index("berv")
 
 
@@ -190,7 +192,7 @@ def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -> Iterator[RawBatch]:
     """Stream the numbered raw batches to the device, read ahead by `workers` processes (0: in this one)."""
-    loader = DataLoader(
+    loader: DataLoader[RawBatch] = DataLoader(
         dataset,
         sampler=numbers,
         batch_size=None,
@@ -199,4 +201,13 @@ def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
     )
-    return (raw.to(device) for raw in loader)
+    return (raw.to(device) for raw in start(loader))
+
+
+def start(loader: DataLoader[T]) -> Iterator[T]:
+    """Start a loader's processes deaf to SIGUSR1, which asks all processes of a job to stop: the parent answers it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what is blocked here stays so in children
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,21 +6,22 @@ The order stays what it is: for each global batch the ranks hand each other the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harps_dist.data.batches import Codes, RawBatch
+from harps_dist.data.batches import Codes, RawBatch, start
 from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 
 Exchange = Callable[[Tensor, list[int], list[int]], Tensor]  # rows to send, how many to and from each rank
+InStep = Callable[[Iterable[Any], int], Iterator[Any]]  # items, and how many the rank with most has
 _READ_TOGETHER = 32
 _SHARE_OF_FREE_MEMORY = 0.8
 
@@ -49,7 +50,9 @@ class ResidentCodes:
         memory: torch.device,
         workers: int,
         exchange: Exchange,
+        in_step: InStep = lambda items, longest: iter(items),
     ):
+        self._in_step = in_step
         self._order, self._rank, self._world, self._exchange = order, rank, world, exchange
         kind, rows = release.index["kind"], order.rows
         parts = [rows[kind[rows] == "real"], rows[kind[rows] != "real"]]
@@ -86,7 +89,8 @@ class ResidentCodes:
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
         )
-        for number, (codes_read, scale_read) in enumerate(loader):
+        longest = -(-len(first_rows[:: self._world]) // _READ_TOGETHER)  # pieces that a rank has to read
+        for number, (codes_read, scale_read) in enumerate(self._in_step(start(loader), longest)):
             part = slice(number * _READ_TOGETHER, number * _READ_TOGETHER + len(codes_read))
             codes[part], scale[part] = codes_read, scale_read
         return _Held(member, codes, scale)

@@ -14,6 +14,7 @@ from torch import nn
 
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
+from harps_dist.models.cost import forward_flops
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.grid import Grid
 
@@ -66,11 +67,11 @@ def model_cost(config: Model, grid: Grid, recipes: tuple[str, ...] = ()) -> Mode
         model = config.build(grid)
         network = model.get_submodule("network")
         inputs = torch.zeros(1, len(config.labels) if config.kind == "decoder" else grid.length)
-        executed = _forward_gflop(network, inputs)
+        executed = forward_flops(network, inputs) / 1e9
         for module in network.modules():
             if isinstance(module, nn.ConvTranspose1d):  # undo the faster road that layers.ConvTranspose1d takes
                 module.forward = MethodType(nn.ConvTranspose1d.forward, module)  # type: ignore[method-assign]
-        published = _forward_gflop(network, inputs)
+        published = forward_flops(network, inputs) / 1e9
     return ModelCost(
         recipes=recipes,
         kind=config.kind,
@@ -81,14 +82,6 @@ def model_cost(config: Model, grid: Grid, recipes: tuple[str, ...] = ()) -> Mode
         gflop=published,
         gflop_executed=executed,
     )
-
-
-def _forward_gflop(network: nn.Module, inputs: torch.Tensor) -> float:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        network(inputs)
-    return counter.get_total_flops() / 1e9
 
 
 def cost_table(costs: Iterable[ModelCost], grid: Grid) -> Table:

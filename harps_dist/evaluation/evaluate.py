@@ -32,9 +32,8 @@ from harps_dist.evaluation.report import Measure, Origin, Report
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
-from harps_dist.training.checkpoint import newest_checkpoint
 from harps_dist.training.distributed import World
-from harps_dist.training.run import CHECKPOINTS, label_scale, load_run
+from harps_dist.training.run import Which, find_checkpoint, label_scale, load_run
 
 Spectra = Literal["real", "simulated", "generative"]  # what a model can be tried on
 
@@ -100,6 +99,7 @@ class Evaluator:
     def predict(self, rows: np.ndarray, what: str = "samples") -> Predictions:
         """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them.
 
+        Raises Interrupted on all ranks where one was asked to stop.
         Generative ones are predicted subset by subset, since each is intervened on to the values of the others.
         """
         augment, seed, index = self.recipe.data.augment, self.recipe.training.seed, self.release.index
@@ -110,6 +110,7 @@ class Evaluator:
             parts = in_batches(rows, BATCH)
         batches = EvaluationBatches(self.release, parts[self.world.rank :: self.world.size], augment, seed)
         stream = load(batches, range(len(batches)), 0, self.world.device)
+        stream = self.world.in_step(stream, -(-len(parts) // self.world.size))
         bar = track(stream, f"evaluate {what}", len(batches), console=self.console, disable=self.console.quiet)
         pieces = [self._predict_batch(raw) for raw in bar]
         pieces = [piece for of_rank in self.world.gather(pieces) for piece in of_rank]
@@ -217,11 +218,17 @@ def origin_of(kind: Spectra, release: Release) -> Origin:
 
 
 def evaluate_run(
-    run: Path, release: Release, split: SplitName | Literal["all"], out: Path, world: World, console: Console
+    run: Path,
+    release: Release,
+    split: SplitName | Literal["all"],
+    out: Path,
+    world: World,
+    console: Console,
+    which: Which = "newest",
 ) -> dict[Path, Report]:
-    """Evaluate a run's newest checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the main
-    rank."""
-    name, recipe, model, step = load_run(run, release.manifest)
+    """Evaluate a run's newest or best checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the
+    main rank."""
+    name, recipe, model, step = load_run(run, release.manifest, which)
     evaluator = Evaluator(model, recipe, release, world, console)
     folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
     reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
@@ -234,7 +241,7 @@ def evaluate_run(
 
 def is_evaluated(run: Path, release: Release, split: SplitName | Literal["all"]) -> bool:
     """Whether a run's newest checkpoint has been evaluated on every kind of spectrum of this release."""
-    path, (checkpoint, _) = run / EVALUATION / f"{split}.json", newest_checkpoint(run / CHECKPOINTS)
+    path, (checkpoint, _) = run / EVALUATION / f"{split}.json", find_checkpoint(run, "newest")
     if checkpoint is None or not path.exists():
         return False
     return json.loads(path.read_text()) == {"step": checkpoint.step, "release_digest": release.digest}

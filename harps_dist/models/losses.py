@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harps_dist.config import Loss
+from harps_dist.config import Loss, Model
 from harps_dist.data.observer import Batch
 from harps_dist.models.layers import at_least_float32
 from harps_dist.models.supervised import Output, SpectrumModel
@@ -29,7 +28,7 @@ def loss_parts(
     batch: Batch,
     valid: Tensor,
     config: Loss,
-    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    everyone: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Part]:
     """The parts of Eqs. 3-11 for one batch, in float32 or better.
 
@@ -37,7 +36,7 @@ def loss_parts(
     heteroscedastic head. reconstruction: |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their
     numbers. unknown: |u| of simulated spectra (Sect. 3.2). kl: of the latent distribution from the prior, summed over
     nodes, mean over spectra (Eq. 8); the minus sign printed before it is an ELBO's, so it is added. mmd: between nodes
-    and prior (Eq. C.4); gather stacks a tensor's rows from all ranks, without gradient.
+    and prior (Eq. C.4); everyone: those of the whole global batch, where this is not it.
     """
     parts = {}
     if output.labels is not None:
@@ -60,7 +59,8 @@ def loss_parts(
         divergence = kl_divergence(output.latent.mean, output.latent.log_variance)
         parts["kl"] = Part(config.kl, divergence.sum(), _count(divergence[:, 0]))
     if output.prior is not None and output.nodes is not None and config.mmd:
-        discrepancy = mmd_terms(at_least_float32(output.nodes), output.prior, gather)
+        nodes = at_least_float32(output.nodes)
+        discrepancy = mmd_terms(nodes, output.prior, *(everyone or (nodes.detach(), output.prior)))
         parts["mmd"] = Part(config.mmd, discrepancy.sum(), _count(discrepancy))
     return parts
 
@@ -77,14 +77,37 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
-def mmd_terms(nodes: Tensor, prior: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """(batch,) terms whose mean over all ranks' samples is the maximum-mean discrepancy of Eq. C.4.
+def part_names(model: Model, config: Loss) -> tuple[str, ...]:
+    """The parts that `loss_parts` finds in training, in its order."""
+    unknown = model.bottleneck - len(model.labels) if model.kind == "autoencoder" else 0
+    drawn = model.kind == "autoencoder" and model.variational
+    there = {
+        "label": model.kind != "decoder" and bool(model.labels),
+        "reconstruction": model.kind != "encoder",
+        "unknown": unknown > 0 and config.unknown_penalty > 0,
+        "kl": drawn and config.kl > 0,
+        "mmd": drawn and config.mmd > 0,
+    }
+    return tuple(name for name, is_there in there.items() if is_there)
 
-    nodes, prior: (batch, node). Per node, with the kernel exp(-(x - y)^2 / bottleneck), mean over all pairs, then over
-    nodes. Pairs across ranks enter with one side held constant; doubling that gradient makes it whole, as the kernel
-    is symmetric.
+
+def part_terms(name: str, model: SpectrumModel, batch: Batch, valid: Tensor) -> Tensor:
+    """How many terms a part of `loss_parts` has, before the model has seen the batch."""
+    spectra = torch.tensor(len(batch.flux), device=batch.flux.device)
+    if name == "label":
+        return torch.isfinite(batch.labels[:, model.columns]).sum()
+    if name == "reconstruction":
+        return spectra * len(valid)
+    return batch.simulated.sum() * (model.nodes - len(model.labels)) if name == "unknown" else spectra
+
+
+def mmd_terms(nodes: Tensor, prior: Tensor, all_nodes: Tensor, all_prior: Tensor) -> Tensor:
+    """(batch,) terms whose mean over the global batch is the maximum-mean discrepancy of Eq. C.4.
+
+    nodes, prior: (batch, node); all_nodes, all_prior: those of the global batch, without gradient. Per node, with the
+    kernel exp(-(x - y)^2 / bottleneck), mean over all pairs, then over nodes. All pairs enter with one side held
+    constant; doubling that gradient makes it whole, as the kernel is symmetric.
     """
-    all_nodes, all_prior = gather(nodes.detach()), gather(prior)
     within = _kernel(nodes, all_nodes)
     within = 2 * within - within.detach()
     return (within - 2 * _kernel(nodes, all_prior) + _kernel(prior, all_prior)).mean(dim=1)

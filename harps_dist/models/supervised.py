@@ -49,6 +49,7 @@ class SpectrumModel(nn.Module):
     label_mean: Tensor
     label_std: Tensor
     uncertainty: Literal["none", "gaussian", "laplace"] = "none"
+    nodes: int = 0  # of the bottleneck, where there is one
 
     def __init__(self, labels: tuple[str, ...]):
         super().__init__()
@@ -62,8 +63,10 @@ class SpectrumModel(nn.Module):
         self.label_std.copy_(torch.tensor([std[name] for name in self.labels], dtype=torch.float64))
 
     def normalise(self, labels: Tensor) -> Tensor:
-        """(batch, len(NAMES)) physical labels to (batch, K) normalised ones, float32; NaN stays NaN (Eq. 1)."""
-        return ((labels[:, self.columns].double() - self.label_mean) / self.label_std).float()
+        """(batch, len(NAMES)) physical labels to (batch, K) normalised ones in the format of the weights; NaN stays NaN
+        (Eq. 1)."""
+        normalised = (labels[:, self.columns].double() - self.label_mean) / self.label_std
+        return normalised.to(next(self.parameters()).dtype)
 
     def physical(self, normalised: Tensor) -> Tensor:
         """(…, K) normalised labels to physical units, float64."""
@@ -158,7 +161,7 @@ class SemiSupervised(SpectrumModel):
         )
         decoder = build_decoder(config, grid, config.bottleneck, config.decoder_width)
         self.network = Network(encoder, decoder, config.bottleneck, init=config.init)
-        self.variational = config.variational
+        self.variational, self.nodes = config.variational, config.bottleneck
         self.network.get_submodule("log_variance_head").requires_grad_(config.variational)
 
     def forward(self, batch: Batch) -> Output:

@@ -3,7 +3,7 @@
 checkpoints/step-00000500/
   model.safetensors       weights and label scale
   optimizer.safetensors   one tensor per parameter and moment, by the parameter's name
-  state.json              step, digests, versions, sha256 of the two files
+  state.json              step, order, recipe and its digest, release, losses, sha256 of the two files
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harps_dist.errors import ResumeError
 from harps_dist.files import atomic_write, publish_folder
+from harps_dist.training.strategy import Moments, Snapshot
 
 if TYPE_CHECKING:
     from harps_dist.models.supervised import SpectrumModel
@@ -40,6 +41,11 @@ class Checkpoint:
     def step(self) -> int:
         return self.state["step"]
 
+    @property
+    def validation_loss(self) -> float | None:
+        """Weighted sum of the loss parts over the validation split, None where it was not validated then."""
+        return self.state.get("validation_loss")
+
     def load_model(self, model: nn.Module) -> None:
         model.load_state_dict(load_file(self.path / MODEL))
 
@@ -47,32 +53,25 @@ class Checkpoint:
         """Lend the weights that fit to a model of another kind; returns their names there."""
         return model.adopt(load_file(self.path / MODEL), tuple(self.state["labels"]))
 
-    def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Restore the optimizer's moments, found by parameter name."""
-        tensors = load_file(self.path / OPTIMIZER)
-        state: dict[int, dict] = {}
-        for number, (name, parameter) in enumerate(_trained(model)):
-            found = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
-            if found:
-                state[number] = {
-                    key: value if value.ndim == 0 else value.to(parameter.device) for key, value in found.items()
-                }
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    def moments(self) -> Moments:
+        """What the optimiser remembers of every parameter, by the parameter's name."""
+        found: Moments = {}
+        for name, value in load_file(self.path / OPTIMIZER).items():
+            parameter, _, key = name.rpartition("/")
+            found.setdefault(parameter, {})[key] = value
+        return found
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, keep: int
-) -> Checkpoint:
-    """Write a checkpoint for state["step"] aside, flush it and give it its name; then drop all but `keep`."""
+def save_checkpoint(folder: Path, snapshot: Snapshot, state: dict, keep: int) -> Checkpoint:
+    """Write a checkpoint for state["step"] aside, flush it and give it its name.
+
+    Then drop all but the newest `keep` and the one with the least validation loss.
+    """
     path = folder / f"step-{state['step']:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with publish_folder(path) as aside:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, aside / MODEL)
-        moments = {
-            f"{name}/{key}": torch.as_tensor(value).contiguous()
-            for name, parameter in _trained(model)
-            for key, value in optimizer.state[parameter].items()
-        }
+        save_file(snapshot.weights, aside / MODEL)
+        moments = {f"{name}/{key}": value for name, found in snapshot.moments.items() for key, value in found.items()}
         save_file(moments, aside / OPTIMIZER)
         state = {
             **state,
@@ -81,9 +80,36 @@ def save_checkpoint(
         }
         with atomic_write(aside / STATE) as file:
             file.write_text(json.dumps(state, indent=1, sort_keys=True))
+    kept = {found.path for found in _by_validation_loss(folder)[:1]}
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        if old not in kept:
+            shutil.rmtree(old)
     return Checkpoint(path, state)
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one run on a thread of its own, one after the other."""
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder, self._keep = folder, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Checkpoint] | None = None
+
+    def write(self, snapshot: Snapshot, state: dict) -> None:
+        """Begin to write; raises what went wrong with the one before, for which it waits."""
+        self.wait()
+        self._pending = self._thread.submit(save_checkpoint, self._folder, snapshot, state, self._keep)
+
+    def wait(self) -> None:
+        """Until all is on disk; raises what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        self.wait()
+        self._thread.shutdown()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -114,8 +140,35 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed_over
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+def best_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The whole checkpoint with the least validation loss, None where there is none, and why better ones were passed
+    over."""
+    passed_over: list[str] = []
+    for found in _by_validation_loss(folder):
+        try:
+            return read_checkpoint(found.path), passed_over
+        except ResumeError as error:
+            passed_over.append(str(error))
+    return None, passed_over
+
+
+def _by_validation_loss(folder: Path) -> list[Checkpoint]:
+    """Checkpoints that were validated, the best first, an older one before a newer one; their bytes are not checked."""
+    found = []
+    for path in sorted(folder.glob("step-*")):
+        try:
+            checkpoint = Checkpoint(path, json.loads((path / STATE).read_text()))
+        except (OSError, ValueError):  # damaged
+            continue
+        if checkpoint.validation_loss is not None:
+            found.append(checkpoint)
+    return sorted(found, key=lambda checkpoint: checkpoint.validation_loss or 0.0)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers left that were killed; to be called when no other process writes there."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
 
 
 def _sha256(path: Path) -> str:

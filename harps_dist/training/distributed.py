@@ -1,27 +1,35 @@
-"""The ranks of a run: one process, or those that torchrun or srun started."""
+"""The ranks of a run: one process, or those that torchrun, srun or the deepspeed launcher started."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harps_dist.errors import ConfigError, Interrupted
+from harps_dist.training.preemption import StopRequest
+
+T = TypeVar("T")
 _PATIENCE = timedelta(minutes=60)  # how long ranks wait for the one that builds the demo release
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all ranks."""
+    """This process among all ranks. stop: whether it is asked to end."""
 
     rank: int
     size: int
     device: torch.device
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def is_main(self) -> bool:
@@ -62,29 +70,81 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def check(self) -> None:
+        """Raises Interrupted on all ranks where one was asked to stop. All call it together, between steps."""
+        asked = torch.tensor([self.stop.reason is not None], dtype=torch.float32, device=self.device)
+        if self.sum(asked):
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Raise Interrupted on all ranks, which have agreed to do so, with the reason of the first that has one."""
+        reason = next(filter(None, self.gather(self.stop.reason)))
+        raise Interrupted(f"stopped by {reason}. Give the same command again to go on.")
+
+    def in_step(self, items: Iterable[T], longest: int) -> Iterator[T]:
+        """Yield this rank's items, with a `check` before each. longest: the largest number of items that a rank has."""
+        iterator = iter(items)
+        for _ in range(longest):
+            self.check()
+            yield from islice(iterator, 1)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
-@contextmanager
-def join_world() -> Iterator[World]:
-    """Join the other ranks (environment of torchrun), on a GPU where there is one.
+def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, from a launcher or from the step that srun started.
 
-    On the way out all ranks meet at a barrier before the process group ends: gloo aborts otherwise.
+    The port follows from the job's number, so that jobs that share a node do not meet. Raises ConfigError where srun
+    started several tasks, but `scontrol` cannot tell on which nodes.
     """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" in environment or tasks == "1":
+        return {name: environment[name] for name in names if name in environment}
+    nodes = environment["SLURM_STEP_NODELIST"]
+    try:
+        hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(
+            f"scontrol does not know the nodes {nodes}: {error}. Set MASTER_ADDR, or use torchrun."
+        ) from None
+    found = {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": tasks,
+        "MASTER_ADDR": hosts.stdout.split()[0],
+        "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000),
+    }
+    return found | {name: environment[name] for name in names[3:] if name in environment}
+
+
+@contextmanager
+def join_world(max_minutes: float | None = None) -> Iterator[World]:
+    """Join the other ranks (environment of torchrun, deepspeed or srun), on a GPU where there is one.
+
+    While the block runs, SIGTERM and SIGUSR1 ask it to stop, as does the time limit; see `World.check`. On the way out
+    all ranks meet at a barrier before the process group ends: gloo aborts otherwise.
+    """
+    os.environ.update(rank_environment(os.environ))
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    if size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_PATIENCE)
-    world = World(rank, size, device)
-    try:
-        yield world
-        world.barrier()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with StopRequest(max_minutes).listening() as stop:
+        if size > 1:
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=_PATIENCE)
+        world = World(rank, size, device, stop)
+        try:
+            try:
+                yield world
+            except Interrupted:  # of all ranks together
+                world.barrier()
+                raise
+            world.barrier()
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()

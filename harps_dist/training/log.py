@@ -74,6 +74,12 @@ def read_log(run: Path) -> list[dict]:
     return lines
 
 
+def lasting(run: Path) -> list[dict]:
+    """The lines of a run's log without what two equal runs may differ in: times, rates and memory."""
+    passing = ("ms_", "spectra_per_s", "data_wait", "peak_memory_gb", "flop_utilisation", "traffic_over_bandwidth")
+    return [{key: value for key, value in line.items() if not key.startswith(passing)} for line in read_log(run)]
+
+
 def _console_line(line: dict) -> str:
     cells = [f"step {line['step']}"]
     for key, value in line.items():

@@ -6,42 +6,52 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.nn.parallel import DistributedDataParallel
 
-from harps_dist.config import Recipe
+from harps_dist.config import Engine, Recipe
 from harps_dist.console import console_for
-from harps_dist.data.batches import (
-    EvaluationBatches,
-    RawBatch,
-    TrainingBatches,
-    in_batches,
-    load,
-    no_codes,
-    read_codes,
-)
+from harps_dist.data.batches import RawBatch, TrainingBatches, load, no_codes, read_codes
 from harps_dist.data.ledger import LedgerFile, read_ledger
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Order, OrderState
 from harps_dist.data.reader import Release
 from harps_dist.data.resident import ResidentCodes
-from harps_dist.errors import ConfigError, ResumeError, TrainingError
-from harps_dist.models.losses import global_loss, loss_parts
+from harps_dist.errors import ConfigError, Interrupted, ResumeError, TrainingError
+from harps_dist.files import exclusive
+from harps_dist.models.cost import TRAINING, forward_cost
 from harps_dist.recipes import find_recipe
-from harps_dist.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from harps_dist.training.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    best_checkpoint,
+    newest_checkpoint,
+    remove_unfinished,
+)
+from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
+from harps_dist.training.learner import Learner
 from harps_dist.training.log import RunLog
-from harps_dist.training.run import CHECKPOINTS, LEDGER, RECIPE, build_model, read_run, save_recipe
+from harps_dist.training.peaks import measured_peaks
+from harps_dist.training.precision import prepare
+from harps_dist.training.run import CHECKPOINTS, LEDGER, LOCK, RECIPE, build_model, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
+from harps_dist.training.strategy import make_strategy
+from harps_dist.training.validation import validate
 
 
 def train_run(
-    recipe: Recipe, name: str, release: Release, run: Path, world: World, start_from: Path | None = None
+    recipe: Recipe,
+    name: str,
+    release: Release,
+    run: Path,
+    world: World,
+    start_from: Path | None = None,
+    engine: Engine = Engine(),  # noqa: B008
 ) -> None:
     """Train a recipe into the folder `run`, or go on with it; its parent, beside it, is found or trained first.
 
@@ -55,8 +65,19 @@ def train_run(
         parent = read_run(start_from).recipe if (start_from / RECIPE).exists() else find_recipe(recipe.parent)
         parent = parent.changed(data={"release": recipe.data.release, "workers": recipe.data.workers})
         world.barrier()  # all have looked before the first writes
-        train_run(parent, recipe.parent, release, start_from, world)
-    Trainer(recipe, name, release, run, world, start_from).train()
+        train_run(parent, recipe.parent, release, start_from, world, None, engine.model_copy(update={"resume": "auto"}))
+    with alone_in(run, world):
+        Trainer(recipe, name, release, run, world, start_from, engine).train()
+
+
+@contextmanager
+def alone_in(run: Path, world: World) -> Iterator[None]:
+    """Around training: no other process trains into the folder meanwhile. Raises ConfigError where one does."""
+    run.mkdir(parents=True, exist_ok=True)
+    with exclusive(run / LOCK) if world.is_main else nullcontext(True) as free:
+        if not all(world.gather(free)):
+            raise ConfigError(f"another process trains into {run}. Wait for it, or choose another folder with --out.")
+        yield
 
 
 class Trainer:
@@ -67,38 +88,57 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, name: str, release: Release, run: Path, world: World, start_from: Path | None = None
+        self,
+        recipe: Recipe,
+        name: str,
+        release: Release,
+        run: Path,
+        world: World,
+        start_from: Path | None = None,
+        engine: Engine = Engine(),  # noqa: B008
     ):
         config = recipe.training
-        if config.batch_size < world.size:
-            raise ConfigError(
-                f"{world.size} ranks cannot share a global batch of {config.batch_size} spectra. "
-                f"Start fewer ranks or set --training.batch-size to at least {world.size}."
-            )
-        self.recipe, self.release, self.run, self.world = recipe, release, run, world
+        check_batch_size(recipe, world.size)
+        self.recipe, self.release, self.run, self.world, self.engine = recipe, release, run, world, engine
+        self.console = console_for(quiet=not world.is_main)
         self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
         self.steps = config.steps or math.ceil(config.epochs * self.order.epoch_length / config.batch_size)
         self.observer = Observer(release.instrument, recipe.data.augment, world.device, recipe.data.compile)
         self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
-        self.model = build_model(recipe, release.manifest).to(world.device)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, betas=config.betas)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-        self.console = console_for(quiet=not world.is_main)
-        self.step = self._resume() or self._start_from(start_from)
-        if world.is_main and not self.step:  # a resumed run keeps what it was begun with
+        self.model = build_model(recipe, release.manifest)
+        prepare(self.model, config.precision)
+        checkpoint = self._checkpoint()
+        if checkpoint:
+            checkpoint.load_model(self.model)
+        elif start_from:
+            self._start_from(start_from)
+        self.model.to(world.device)
+        self.clock = StepClock(world.device)
+        self.strategy = make_strategy(self.model, config, engine, world, self.clock, self.console.print)
+        self.learner = Learner(recipe, release, self.model, self.strategy, self.observer, self.valid, world, self.clock)
+        self.step = 0
+        self._unfinished: dict | None = None
+        if checkpoint:
+            self._resume(checkpoint)
+        elif world.is_main:  # a resumed run keeps what it was begun with
             save_recipe(run, recipe, release.manifest, name, start_from)
-        self.wrapped = (
-            DistributedDataParallel(self.model, gradient_as_bucket_view=True) if world.size > 1 else self.model
-        )
+        self._saved: tuple[int, bool] | None = (self.step, self._unfinished is None) if checkpoint else None
 
-    def _resume(self) -> int:
-        """Continue the newest whole checkpoint of the run's folder, if there is one; returns its step."""
-        checkpoint, passed_over = newest_checkpoint(self.run / CHECKPOINTS)
+    def _checkpoint(self) -> Checkpoint | None:
+        """The newest whole checkpoint of the run's folder, if there is one, and it is of this run."""
+        folder = self.run / CHECKPOINTS
+        checkpoint, passed_over = newest_checkpoint(folder)
+        self.world.barrier()  # all have looked before the main rank tidies up
+        if self.world.is_main:
+            remove_unfinished(folder)
         for reason in passed_over:
-            self.console.print(f"passed over a checkpoint: {reason}")
+            self.console.print(f"passed over a checkpoint: {reason}", soft_wrap=True)
         if checkpoint is None:
-            return 0
+            return None
+        if self.engine.resume == "never":
+            raise ResumeError(
+                f"{self.run} holds {checkpoint.path.name}. Choose another folder with --out, or --resume auto."
+            )
         saved, now = checkpoint.state["release_digest"], self.release.digest
         if saved != now:
             raise ResumeError(
@@ -112,16 +152,24 @@ class Trainer:
                 f"make {now[:12]} (compare {self.run / 'recipe.yaml'}). "
                 f"Give the same settings, or another folder with --out."
             )
-        checkpoint.load_model(self.model)
-        checkpoint.load_optimizer(self.model, self.optimizer)
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.console.print(f"resuming {self.run} at step {checkpoint.step} of {self.steps} from {checkpoint.path.name}")
-        return self.order.samples_before(OrderState(**checkpoint.state["order"])) // self.recipe.training.batch_size
+        return checkpoint
 
-    def _start_from(self, run: Path | None) -> int:
-        """Take over the weights of another run's newest checkpoint that fit this model; returns step 0."""
-        if run is None:
-            return 0
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Take over all of a checkpoint but its weights."""
+        self.strategy.restore(checkpoint.moments())
+        self.learner.restore(checkpoint.state)
+        samples = self.order.samples_before(OrderState(**checkpoint.state["order"]))
+        self.step = samples // self.recipe.training.batch_size
+        self._unfinished = checkpoint.state["unfinished"]
+        if self.step < self.steps or self._unfinished:
+            self.console.print(
+                f"resuming {self.run} at step {self.step} of {self.steps} from {checkpoint.path.name}, the newest "
+                f"whole checkpoint",
+                soft_wrap=True,
+            )
+
+    def _start_from(self, run: Path) -> None:
+        """Take over the weights of another run's newest checkpoint that fit this model."""
         checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
         if checkpoint is None:
             reasons = " ".join(passed_over) or "none was written."
@@ -133,50 +181,79 @@ class Trainer:
                 f"decoder, width and grid."
             )
         self.console.print(f"starting from {len(taken)} of the weights of {checkpoint.path}", soft_wrap=True)
-        return 0
 
     def train(self) -> None:
-        """Train from the current step to the last, saving and validating on the way."""
-        if self.step >= self.steps:
+        """Train from the current step to the last, saving and validating on the way.
+
+        Asked to stop, all ranks save and raise Interrupted.
+        """
+        if self.step >= self.steps and not self._unfinished:
             self.console.print(f"{self.run} is trained already: {self.step} of {self.steps} steps")
             return
         config, world = self.recipe, self.world
-        log = (
-            RunLog(self.run, config.log, config.model_dump(mode="json"), self.step, self.console)
-            if world.is_main
-            else None
-        )
-        ledger = self._ledger()
-        stream = self._stream()
-        started, waited, since = time.perf_counter(), 0.0, self.step
-        with self._progress() as progress:
-            bar = progress.add_task(self.run.name, total=self.steps, completed=self.step)
-            while self.step < self.steps:
-                before = time.perf_counter()
-                raw = next(stream)
-                waited += time.perf_counter() - before
-                if config.log.ledger:
-                    self._seen.append((self.step, raw.rows.tolist(), raw.epochs.tolist()))
-                figures = self._train_step(raw)
-                self.step += 1
-                progress.update(bar, completed=self.step)
-                last = self.step == self.steps
-                if self.step % config.log.every == 0 or last:
-                    elapsed = time.perf_counter() - started
-                    line = self._line(figures, elapsed, waited, self.step - since)
-                    started, waited, since = time.perf_counter(), 0.0, self.step
-                    if self.step % config.log.validate_every == 0 or last:
-                        line |= self.validate()
-                        started = time.perf_counter()
-                    if log:
-                        log.write(line)
-                if self.step % config.log.save_every == 0 or last:
-                    self._write_ledger(ledger)
-                    self.save()
-        if log:
-            log.close()
+        settings = config.model_dump(mode="json")
+        self._log = RunLog(self.run, config.log, settings, self.step, self.console) if world.is_main else None
+        self._writer = CheckpointWriter(self.run / CHECKPOINTS, config.log.keep)
+        best = best_checkpoint(self.run / CHECKPOINTS)[0]
+        self._least = self.world.gather(best.validation_loss if best else None)[0]
+        self._ledger = self._open_ledger()
+        try:
+            with self._profiler() as self._profile:
+                self._steps()
+        except Interrupted:
+            self.save()
+            raise
+        finally:
+            self._writer.close()
+            if self._log:
+                self._log.close()
+        if world.is_main:
             self._check_ledger()
         world.barrier()  # what the main rank saved is there for all
+
+    def _steps(self) -> None:
+        config = self.recipe
+        if self._unfinished:
+            self._conclude(self._unfinished)
+        self._restart_timing()
+        with self._progress() as progress:
+            bar = progress.add_task(self.run.name, total=self.steps, completed=self.step)
+            stream = self._stream() if self.step < self.steps else iter(())
+            while self.step < self.steps:
+                with self.clock("data"):
+                    raw = next(stream)
+                rate = learning_rate(self.step, self.steps, config.training)
+                figures = self.learner.learn(raw, rate)
+                if config.log.ledger:
+                    self._seen.append((self.step, raw.rows.tolist(), raw.epochs.tolist()))
+                self.step += 1
+                progress.update(bar, completed=self.step)
+                if self._profile:
+                    self._profile.step()
+                if self.step % config.log.every == 0 or self.step == self.steps:
+                    self._conclude(self._line(self.world.sum(figures)))
+                    self._restart_timing()
+                elif self.step % config.log.save_every == 0:
+                    self.save()
+
+    def _conclude(self, line: dict) -> None:
+        """Validate and save where it is time to, and log a step's figures.
+
+        Interrupted in between, a checkpoint keeps the line, and the resumed run begins with concluding it.
+        """
+        config, last = self.recipe.log, self.step == self.steps
+        self._unfinished, improved = line, False
+        if self.step % config.validate_every == 0 or last:
+            model = self.strategy.evaluated()
+            line = line | validate(model, self.recipe, self.release, self.observer, self.valid, self.world)
+            found = line.get("validation_loss")
+            improved = found is not None and (self._least is None or found < self._least)
+            self._least = found if improved else self._least
+        self._unfinished = None
+        if self._log:
+            self._log.write(line)
+        if self.step % config.save_every == 0 or last or improved:
+            self.save(line.get("validation_loss"))
 
     def _stream(self) -> Iterator[RawBatch]:
         """This rank's raw batches on the device, from the current step to the last."""
@@ -195,23 +272,25 @@ class Trainer:
         if data.resident == "no":
             return load(batches, steps, data.workers, world.device)
         memory = world.device if data.resident == "device" else torch.device("cpu")
-        codes = ResidentCodes(self.release, self.order, world.rank, world.size, memory, data.workers, world.exchange)
+        codes = ResidentCodes(
+            self.release, self.order, world.rank, world.size, memory, data.workers, world.exchange, world.in_step
+        )
         return codes.complete(load(batches, steps, data.workers, world.device), steps, size)
 
-    def _ledger(self) -> LedgerFile | None:
+    def _open_ledger(self) -> LedgerFile | None:
         self._seen: list[tuple[int, list[int], list[int]]] = []
         wanted = self.recipe.log.ledger and self.world.is_main
         return LedgerFile(self.run / LEDGER, self.step) if wanted else None
 
-    def _write_ledger(self, ledger: LedgerFile | None) -> None:
+    def _write_ledger(self) -> None:
         """Write down what all ranks saw since the last time, before the checkpoint that counts it as seen."""
         if not self.recipe.log.ledger:
             return
         parts, self._seen = self.world.gather(self._seen), []
-        if ledger:
+        if self._ledger:
             for ranks in zip(*parts, strict=True):
                 rows, epochs = (list(chain.from_iterable(part[k] for part in ranks)) for k in (1, 2))
-                ledger.write([{"step": ranks[0][0], "rows": rows, "epochs": epochs}])
+                self._ledger.write([{"step": ranks[0][0], "rows": rows, "epochs": epochs}])
 
     def _check_ledger(self) -> None:
         if self.recipe.log.ledger:
@@ -221,122 +300,93 @@ class Trainer:
                 raise TrainingError(f"{self.run / LEDGER} is not what the order prescribes: {'; '.join(found)}.")
             self.console.print(f"ledger: {samples:,} samples, each seen exactly as often as the order says")
 
-    def _train_step(self, raw) -> torch.Tensor:
-        """One optimiser step; returns (2, part) totals and counts of the loss parts over all ranks."""
-        config = self.recipe.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, config)
-        batch = self.observer(raw)
-        with self._autocast():
-            output = self.wrapped(batch)
-        parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss, self.world.stack_rows)
-        figures = self.world.sum(_totals(parts))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(global_loss(parts, figures[1], self.world.size)).backward()
-        if config.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._names = tuple(parts)
-        return figures
+    def _restart_timing(self) -> None:
+        self.clock.drain()
+        self._started, self._since = time.perf_counter(), self.step
 
-    def _line(self, figures: torch.Tensor, elapsed: float, waited: float, steps: int) -> dict:
-        config = self.recipe.training
+    def _line(self, figures: torch.Tensor) -> dict:
+        """The figures of the current step, and where the time went since the last line. All ranks call it together."""
+        config, steps = self.recipe.training, self.step - self._since
+        elapsed, seconds = time.perf_counter() - self._started, self.clock.drain()
         means = (figures[0] / figures[1].clamp(min=1)).tolist()
-        if not all(map(math.isfinite, means)):
-            raise TrainingError(
-                f"the loss is not finite at step {self.step}: {dict(zip(self._names, means, strict=True))}. "
-                f"Lower --training.learning-rate, set --training.clip-norm 1, or use --training.precision fp32; "
-                f"the run continues from its newest checkpoint."
-            )
         memory = (
             torch.cuda.max_memory_allocated()
             if self.world.device.type == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         )
+        rate = steps * config.batch_size / elapsed
         return {
             "step": self.step,
             "epoch": round(self.step * config.batch_size / self.order.epoch_length, 3),
             "samples": self.step * config.batch_size,
-            **{f"loss_{name}": mean for name, mean in zip(self._names, means, strict=True)},
+            **{f"loss_{name}": mean for name, mean in zip(self.learner.names, means, strict=True)},
             "learning_rate": learning_rate(self.step - 1, self.steps, config),
-            "spectra_per_s": steps * config.batch_size / elapsed,
-            "data_wait": waited / elapsed,
+            "skipped": self.learner.skipped,
+            "spectra_per_s": rate,
+            "data_wait": seconds["data"] / elapsed,
+            **{f"ms_{part}": 1e3 * value / steps for part, value in seconds.items()},
             "peak_memory_gb": memory / 2**30,
+            **self._utilisation(rate / self.world.size),
         }
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float | list[float]]:
-        """Mean loss parts over the validation split, each sample once whatever the number of ranks.
-
-        Of a variational model also mean and deviation of every node, 0 and 1 in the prior: with many nodes the kernel
-        of the MMD hardly sees a wrong variance.
-        """
-        mix = self.recipe.data.mix
-        figures: list[torch.Tensor] = []
-        moments = torch.zeros(3, getattr(self.recipe.model, "bottleneck", 0), dtype=torch.float64)
-        moments = moments.to(self.world.device)
-        names: tuple[str, ...] = ()
-        self.model.eval()
-        for kind in ("real", "simulated"):
-            if not getattr(mix, kind):
-                continue
-            rows = self.release.index.rows(kind, "validation")[self.world.rank :: self.world.size]
-            augment, seed = self.recipe.data.augment, self.recipe.training.seed
-            batches = EvaluationBatches(self.release, in_batches(rows, 16), augment, seed)
-            for raw in load(batches, range(len(batches)), 0, self.world.device):
-                batch = self.observer(raw)
-                with self._autocast():
-                    output = self.model(batch)
-                parts = loss_parts(self.model, output, batch, self.valid, self.recipe.loss)
-                figures.append(_totals(parts))
-                names = tuple(parts)
-                if output.latent is not None:
-                    mean, variance = output.latent.mean.double(), output.latent.log_variance.double().exp()
-                    moments += torch.stack([torch.ones_like(mean), mean, mean**2 + variance]).sum(1)
-        self.model.train()
-        names = next((found for found in self.world.gather(names) if found), ())
-        zeros = torch.zeros(2, len(names), dtype=torch.float64, device=self.world.device)
-        totals, counts = self.world.sum(sum(figures, zeros)).tolist()
-        line = {f"validation_{name}": t / n for name, t, n in zip(names, totals, counts, strict=True) if n > 0}
-        if getattr(self.recipe.model, "variational", False) and counts:
-            seen, first, second = self.world.sum(moments)
-            deviation = (second / seen - (first / seen) ** 2).sqrt()
-            line |= {"node_mean": (first / seen).tolist(), "node_deviation": deviation.tolist()}
-        return line
-
-    def save(self) -> Checkpoint | None:
-        """Write a checkpoint on the main rank."""
+    def _utilisation(self, spectra_per_s: float) -> dict[str, float]:
+        """What share of the device's measured peaks the model's arithmetic and its unfused memory traffic are."""
         if not self.world.is_main:
-            return None
+            return {}
+        if not hasattr(self, "_cost"):
+            self._cost = forward_cost(self.recipe.model, self.release.grid)
+        peaks = measured_peaks(self.world.device, self.recipe.training.precision)
+        return {
+            "flop_utilisation": TRAINING * self._cost.flops * spectra_per_s / peaks.flops,
+            "traffic_over_bandwidth": TRAINING * self._cost.bytes * spectra_per_s / peaks.bytes,
+        }
+
+    def save(self, validation_loss: float | None = None) -> None:
+        """Begin to write a checkpoint of the current step, unless it is there; all ranks call it together."""
+        content = (self.step, self._unfinished is None)
+        if content == self._saved:
+            return
+        self._saved = content
+        self._write_ledger()
+        snapshot = self.strategy.snapshot()
+        if snapshot is None:
+            return
         state = {
             "step": self.step,
             "order": self.order.state(self.step * self.recipe.training.batch_size).model_dump(),
+            "recipe": self.recipe.model_dump(mode="json"),
             "recipe_digest": self.recipe.digest,
             "release_digest": self.release.digest,
             "labels": list(self.model.labels),
-            "scaler": self.scaler.state_dict(),
+            "label_mean": self.model.label_mean.tolist(),
+            "label_std": self.model.label_std.tolist(),
+            "validation_loss": validation_loss,
+            "unfinished": self._unfinished,
+            **self.learner.state(),
         }
-        return save_checkpoint(self.run / CHECKPOINTS, self.model, self.optimizer, state, self.recipe.log.keep)
+        self._writer.write(snapshot, state)
 
-    def _autocast(self) -> AbstractContextManager:
-        return autocast(self.recipe.training.precision, self.world.device)
+    def _profiler(self):
+        """Records the first steps but two, of which the first ones are not like the others."""
+        count, trace = self.engine.profile, self.run / f"trace-rank{self.world.rank}.json"
+        if not count:
+            return nullcontext()
+        return torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=count, repeat=1),
+            on_trace_ready=lambda profile: profile.export_chrome_trace(str(trace)),
+        )
 
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*columns, console=self.console, disable=not self.world.is_main)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context that a forward pass of this precision runs in."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def _totals(parts: dict) -> torch.Tensor:
-    """(2, part) float64 totals and counts of loss parts."""
-    return torch.stack(
-        [torch.stack([part.total.detach().double(), part.terms.double()]) for part in parts.values()], dim=1
-    )
+def check_batch_size(recipe: Recipe, ranks: int) -> None:
+    """Raises ConfigError where the global batch has fewer spectra than there are ranks and parts to share it."""
+    training = recipe.training
+    if training.batch_size < ranks * training.accumulate:
+        raise ConfigError(
+            f"{ranks} ranks that accumulate {training.accumulate} parts each cannot share a global batch of "
+            f"{training.batch_size} spectra. Start fewer ranks, lower --training.accumulate, or set "
+            f"--training.batch-size to at least {ranks * training.accumulate}."
+        )

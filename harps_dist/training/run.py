@@ -6,7 +6,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import yaml
@@ -17,13 +17,14 @@ from harps_dist.data.manifest import GridSpec, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import NAMES
-from harps_dist.training.checkpoint import newest_checkpoint
+from harps_dist.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
 
 if TYPE_CHECKING:
     from harps_dist.models.supervised import SpectrumModel
 
-RECIPE, CHECKPOINTS, LEDGER = "recipe.yaml", "checkpoints", "ledger.jsonl"
-_PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "harps_dist")
+RECIPE, CHECKPOINTS, LEDGER, LOCK = "recipe.yaml", "checkpoints", "ledger.jsonl", ".lock"
+Which = Literal["newest", "best"]
+_PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "deepspeed", "harps_dist")
 
 
 def build_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:
@@ -85,15 +86,20 @@ def read_run(run: Path) -> SavedRun:
     return SavedRun(content["name"], recipe, grid)
 
 
-def load_run(run: Path, manifest: Manifest) -> tuple[str, Recipe, SpectrumModel, int]:
-    """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest whole checkpoint."""
+def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[str]]:
+    """A run's newest whole checkpoint, or that with the least validation loss, and why others were passed over."""
+    return {"newest": newest_checkpoint, "best": best_checkpoint}[which](run / CHECKPOINTS)
+
+
+def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[str, Recipe, SpectrumModel, int]:
+    """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest or best whole checkpoint."""
     name, recipe, grid = read_run(run)
     if grid != manifest.grid:
         raise ConfigError(
             f"run {run} was trained on grid {grid.name}, but the release is on grid {manifest.grid.name}. "
             f"Give a release on the same grid: ingest with --grid {grid.name}."
         )
-    checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
+    checkpoint, passed_over = find_checkpoint(run, which)
     if checkpoint is None:
         reasons = " ".join(passed_over) or "none was written yet."
         raise ResumeError(f"run {run} has no whole checkpoint: {reasons} Train it first.")

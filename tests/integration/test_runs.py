@@ -21,7 +21,8 @@ from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.training.distributed import World
 from harps_dist.training.log import read_log
-from harps_dist.training.loop import autocast, train_run
+from harps_dist.training.loop import train_run
+from harps_dist.training.precision import autocast
 from harps_dist.training.run import build_model, load_run, read_run
 from tests.commands import TINY, command, environment, run
 

@@ -1,0 +1,61 @@
+"""The arithmetic and the memory traffic of a model, counted on tensors that have shapes but no memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from harps_dist.config import Model
+    from harps_dist.spectra.grid import Grid
+
+TRAINING = 3  # forward passes that a forward and a backward pass cost
+
+
+class ForwardCost(NamedTuple):
+    """Of one spectrum's forward pass in float32. flops: a multiply-add is two; norms and activations not counted.
+    bytes: read and written when no operations are fused; weights count once a batch and are left out."""
+
+    flops: float
+    bytes: float
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of what operations read and write; views cost nothing."""
+
+    def __init__(self, weights: set[int]):
+        super().__init__()
+        self.bytes, self._weights = 0, weights
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(leaf.nbytes for leaf in tensors if id(leaf) not in self._weights)
+        return made
+
+
+def forward_cost(config: Model, grid: Grid) -> ForwardCost:
+    """Build the model on fake tensors and count; takes a second or two for the full grid."""
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(), torch.no_grad():
+        network = config.build(grid).get_submodule("network")
+        inputs = torch.zeros(1, len(config.labels) if config.kind == "decoder" else grid.length)
+        flops = forward_flops(network, inputs)
+        with _Traffic({id(parameter) for parameter in network.parameters()}) as traffic:
+            network(inputs)
+    return ForwardCost(flops, traffic.bytes)
+
+
+def forward_flops(network: nn.Module, inputs: Tensor) -> float:
+    """FLOPs of a forward pass; biases, norms and activations are not counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        network(inputs)
+    return float(counter.get_total_flops())

@@ -1,0 +1,128 @@
+"""One step of training: from a raw batch to changed weights, the same for every strategy and number of ranks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from harps_dist.config import Recipe
+from harps_dist.data.batches import RawBatch
+from harps_dist.data.observer import Batch, Observer
+from harps_dist.data.reader import Release
+from harps_dist.errors import TrainingError
+from harps_dist.models.losses import global_loss, loss_parts, part_names, part_terms
+from harps_dist.models.supervised import Output, SpectrumModel
+from harps_dist.training.clock import StepClock
+from harps_dist.training.distributed import World
+from harps_dist.training.precision import LossScale
+from harps_dist.training.strategy import Strategy
+from harps_dist.training.validation import totals
+
+MOST_SKIPPED = 5  # steps in a row
+
+
+class Learner:
+    """Learns from one global batch after the other, in step with the other ranks.
+
+    A step with a gradient that is not finite changes nothing but the count of those skipped.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        release: Release,
+        model: SpectrumModel,
+        strategy: Strategy,
+        observer: Observer,
+        valid: Tensor,
+        world: World,
+        clock: StepClock,
+    ):
+        self._recipe, self._release, self._model, self._strategy = recipe, release, model, strategy
+        self._observer, self._valid, self._world, self._clock = observer, valid, world, clock
+        self.names = part_names(recipe.model, recipe.loss)
+        self.loss_scale = LossScale.first(recipe.training.precision)
+        self.skipped = self.skipped_in_a_row = 0
+
+    def state(self) -> dict[str, object]:
+        """What a resumed run needs besides weights and moments."""
+        return {
+            "loss_scale": self.loss_scale.state(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.loss_scale = LossScale(**state["loss_scale"])
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+    def learn(self, raw: RawBatch, learning_rate: float) -> Tensor:
+        """Take one optimiser step; returns (2, part) totals and counts of the loss parts, of this rank alone.
+
+        Raises Interrupted on all ranks, before anything is changed, where one was asked to stop; TrainingError after a
+        few steps in a row without finite gradients.
+        """
+        clock, world = self._clock, self._world
+        with clock("augment"):
+            batch = self._observer(raw)
+            batch = batch._replace(flux=batch.flux.to(next(self._model.parameters()).dtype))
+        terms = torch.stack([part_terms(name, self._model, batch, self._valid).double() for name in self.names])
+        asked = terms.new_tensor([self._world.stop.reason is not None])
+        *_, agreed = shared = world.sum(torch.cat([terms, asked]))
+        if agreed:
+            world.interrupt()
+        fields = [part.tensor_split(self._recipe.training.accumulate) for part in batch]
+        pieces = [Batch(*piece) for piece in zip(*fields, strict=True)]
+        figures = torch.zeros(2, len(self.names), dtype=torch.float64, device=world.device)
+        everyone = self._stacked(pieces) if "mmd" in self.names and len(pieces) > 1 else None
+        for number, piece in enumerate(pieces):
+            with self._strategy.accumulating(number == len(pieces) - 1):
+                with clock("forward"):
+                    output = self._strategy.forward(piece)
+                    if "mmd" in self.names and len(pieces) == 1:
+                        everyone = self._stacked_rows([output])
+                    parts = loss_parts(self._model, output, piece, self._valid, self._recipe.loss, everyone)
+                    loss = global_loss(parts, shared[:-1], world.size)
+                    figures += totals(parts)
+                with clock("backward"):  # a loss that is not finite may yet have a finite gradient
+                    poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+                    self._strategy.backward(loss * poison, self.loss_scale.value)
+        with clock("optimizer"):
+            finite = self._strategy.update(learning_rate, self.loss_scale.value)
+        self._count(finite, raw, figures)
+        return figures
+
+    @torch.no_grad()
+    def _stacked(self, pieces: list[Batch]) -> tuple[Tensor, Tensor]:
+        """Nodes and prior draws of the whole global batch, before any part of it is learned from."""
+        with self._clock("forward"):
+            return self._stacked_rows([self._strategy.forward(piece) for piece in pieces])
+
+    def _stacked_rows(self, outputs: list[Output]) -> tuple[Tensor, Tensor]:
+        nodes = torch.cat([output.nodes for output in outputs if output.nodes is not None])
+        prior = torch.cat([output.prior for output in outputs if output.prior is not None])
+        return self._world.stack_rows(nodes.to(prior.dtype)), self._world.stack_rows(prior)
+
+    def _count(self, finite: bool, raw: RawBatch, figures: Tensor) -> None:
+        could_scale_less = self.loss_scale.value > 1
+        self.loss_scale.update(finite, self._recipe.training.precision)
+        if finite:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += not could_scale_less
+        if self.skipped_in_a_row < MOST_SKIPPED:
+            return
+        sums, counts = self._world.sum(figures).tolist()
+        losses = {name: total / max(n, 1) for name, total, n in zip(self.names, sums, counts, strict=True)}
+        flux = self._observer(raw).flux
+        broken = raw.rows[~torch.isfinite(flux).all(dim=1).cpu()].tolist()
+        samples = [self._release.index["key"][row] for of_rank in self._world.gather(broken) for row in of_rank]
+        blame = f"spectra {samples[:5]} hold values that are not finite" if samples else "the spectra are finite"
+        raise TrainingError(
+            f"{MOST_SKIPPED} steps in a row had gradients that are not finite; loss parts {losses}; {blame}. "
+            f"Lower --training.learning-rate, set --training.clip-norm 1, or use --training.precision fp32; the run "
+            f"goes on from its newest checkpoint."
+        )

@@ -1,0 +1,42 @@
+"""Being asked to stop: signals and a time limit set a flag, loops look at it between steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Why this process is to stop, if it is."""
+
+    def __init__(self, max_minutes: float | None = None):
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._received: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Name of the signal that came, or that the time is up; None to go on."""
+        if self._received is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            self._received = "the time limit"
+        return self._received
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Let SIGTERM and SIGUSR1 set the flag, and do nothing else, while the block runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self._received = signal.Signals(number).name
