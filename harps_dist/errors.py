@@ -34,7 +34,14 @@ class ResumeError(HarpsDistError):
 
 
 class Interrupted(HarpsDistError):
-    """Not a fault: the process was asked to stop, has saved, and wants to be started again with the same command."""
+    """Not a fault: the process was asked to stop, has saved, and wants to be started again with the same command.
+
+    progress: how far it is, for whoever starts it again and again to see that it advances.
+    """
+
+    def __init__(self, message: str, progress: str = "nothing to save"):
+        super().__init__(message)
+        self.progress = progress
 
 
 class TrainingError(HarpsDistError):

@@ -16,7 +16,14 @@ from preprocessing.demo import DemoSize, build_demo, demo_home
 from preprocessing.progress import progress_bars
 
 
-def ingest(spectra: Path, archive: Path, catalog: Path | None = None, grid: str | None = None, workers: int = 1) -> int:
+def ingest(
+    spectra: Path,
+    archive: Path,
+    catalog: Path | None = None,
+    grid: str | None = None,
+    workers: int = 1,
+    part: str | None = None,
+) -> int:
     """Add ESO Phase 3 (ADP) and DRS s1d spectra to an archive.
 
     Args:
@@ -25,10 +32,14 @@ def ingest(spectra: Path, archive: Path, catalog: Path | None = None, grid: str 
         catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
         grid: harps, demo or tiny; default is the archive's own, or harps for a new one.
         workers: Processes that read files.
+        part: As 3/16: ingest the files of this part alone, into an archive in ARCHIVE.parts, to be merged.
     """
     from preprocessing.catalog import Catalog
     from preprocessing.ingest import ingest_spectra
+    from preprocessing.merge import Part, note_done
 
+    share = Part.parse(part) if part else None
+    archive = share.archive(archive) if share else archive
     with progress_bars() as progress:
         report = ingest_spectra(
             spectra,
@@ -37,7 +48,28 @@ def ingest(spectra: Path, archive: Path, catalog: Path | None = None, grid: str 
             Catalog.read(catalog) if catalog else None,
             workers,
             lambda done, total: progress("ingest", done, total),
+            share.has if share else lambda source: True,
         )
+    if not share:
+        return _say(report, archive)
+    files = report.added + report.already + len(report.refused)
+    failed = _say(report, archive) if files else 0  # a part may be empty
+    if not failed:
+        note_done(archive, files)
+    return failed
+
+
+def merge(archive: Path, parts: int) -> int:
+    """Put the parts of an archive together, in the order in which one ingest would have added them.
+
+    Args:
+        archive: Zarr archive whose parts lie in ARCHIVE.parts; made where it is missing.
+        parts: How many there are.
+    """
+    from preprocessing.merge import merge as merge_parts
+
+    with progress_bars() as progress:
+        report = merge_parts(archive, parts, lambda done, total: progress("merge", done, total))
     return _say(report, archive)
 
 
@@ -189,7 +221,7 @@ def _say(report, archive: Path) -> int:
 def main() -> int | str:
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            {"ingest": ingest, "etc": etc, "generative": generative, "pack": pack, "verify": verify, "demo": demo},
+            {made.__name__: made for made in (ingest, merge, etc, generative, pack, verify, demo)},
             prog="python -m preprocessing",
             description=__doc__,
         )

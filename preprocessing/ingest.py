@@ -68,6 +68,10 @@ class Quarantine:
                 for row in csv.DictReader(file):
                     self._rows[row["source"]] = Refusal(row["source"], Reason(row["reason"]), row["detail"])
 
+    @property
+    def refused(self) -> list[Refusal]:
+        return list(self._rows.values())
+
     def update(self, refused: Sequence[Refusal], accepted: Sequence[str] = ()) -> None:
         """Add refusals, forget sources that were accepted meanwhile, and write the file."""
         before = dict(self._rows)
@@ -91,10 +95,12 @@ def ingest_spectra(
     catalog: Catalog | None = None,
     workers: int = 1,
     progress: Progress = lambda done, total: None,
+    wanted: Callable[[str], bool] = lambda source: True,
 ) -> IngestReport:
     """Add ADP and s1d files below a folder (or one file) to the archive's `real` group.
 
-    A file whose relative name is in the archive already is left alone. workers: processes that read files.
+    A file whose relative name is in the archive already is left alone. workers: processes that read files. wanted:
+    which of the files, by relative name.
     """
     report = IngestReport()
     root = spectra if spectra.is_dir() else spectra.parent
@@ -102,7 +108,7 @@ def ingest_spectra(
         quarantine = Quarantine(archive)
         known = dict(zip(writer.column("real", "source"), writer.column("real", "key"), strict=True))
         keys = {key: source for source, key in known.items()}
-        paths = find_spectra(spectra)
+        paths = [path for path in find_spectra(spectra) if wanted(str(path.relative_to(root)))]
         todo = [path for path in paths if str(path.relative_to(root)) not in known]
         report.already = len(paths) - len(todo)
         progress(report.already, len(paths))

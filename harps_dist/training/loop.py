@@ -200,9 +200,9 @@ class Trainer:
         try:
             with self._profiler() as self._profile:
                 self._steps()
-        except Interrupted:
+        except Interrupted as error:
             self.save()
-            raise
+            raise Interrupted(str(error), f"{self.run} at step {self.step} of {self.steps}") from None
         finally:
             self._writer.close()
             if self._log:

@@ -1,0 +1,102 @@
+"""Parts of an archive, that processes ingested side by side, into one that a single ingest would have made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from harps_dist.errors import ArchiveError
+from harps_dist.files import atomic_write
+from preprocessing.archive import ROWS_PER_SHARD, SCHEMAS, Archive
+from preprocessing.ingest import IngestReport, Progress, Quarantine, blocks
+from preprocessing.records import Reason, Refusal
+
+_DONE = "{}.done.json"
+
+
+class Part(NamedTuple):
+    """The `number`-th of `of` parts of the input, from 0."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """From "3/16". Raises ArchiveError where it is not of that form."""
+        number, _, of = text.partition("/")
+        if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+            raise ArchiveError(f"a part is written as 3/16, counted from 0 to 15, but this is {text!r}.")
+        return cls(int(number), int(of))
+
+    def has(self, source: str) -> bool:
+        """Whether a file of that relative name is in this part: the same on every machine, whatever else is there."""
+        return int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "big") % self.of == self.number
+
+    def archive(self, whole: Path) -> Path:
+        """Where the part of an archive is kept until they are merged."""
+        return whole.with_name(f"{whole.name}.parts") / f"{self.number:04d}-of-{self.of:04d}.zarr"
+
+
+def note_done(part: Path, files: int) -> None:
+    """Note that all files of a part were ingested."""
+    with atomic_write(part.with_name(_DONE.format(part.name))) as aside:
+        aside.write_text(json.dumps({"files": files}) + "\n")
+
+
+def merge(whole: Path, of: int, progress: Progress = lambda done, total: None) -> IngestReport:
+    """Append what `of` parts hold and the archive does not, in the order of their files' names.
+
+    Merged again, it adds nothing. Raises ArchiveError where a part is missing or was not ingested to its end.
+    """
+    paths = [Part(number, of).archive(whole) for number in range(of)]
+    unfinished = [number for number, path in enumerate(paths) if not path.with_name(_DONE.format(path.name)).exists()]
+    if unfinished:
+        raise ArchiveError(
+            f"parts {','.join(map(str, unfinished))} of {of} of {whole} are not ingested to their end. Run these again "
+            f"(sbatch --array={','.join(map(str, unfinished))}, and PARTS={of}), then merge."
+        )
+    parts = [Archive(path) for path in paths if path.exists()]
+    report = IngestReport()
+    if not parts:
+        return report
+    with Archive.writing(whole, parts[0].grid) as writer:
+        quarantine = Quarantine(whole)
+        quarantine.update([refusal for path in paths for refusal in Quarantine(path).refused])
+        for group in SCHEMAS:
+            _merge_group(group, parts, writer, quarantine, report, progress)
+    return report
+
+
+def _merge_group(
+    group: str,
+    parts: Sequence[Archive],
+    writer: Archive,
+    quarantine: Quarantine,
+    report: IngestReport,
+    progress: Progress,
+) -> None:
+    columns = [{name: part.column(group, name) for name in SCHEMAS[group]} for part in parts]
+    rows = [(source, part, row) for part, found in enumerate(columns) for row, source in enumerate(found["source"])]
+    known = set(writer.column(group, "source"))
+    keys = dict(zip(writer.column(group, "key"), writer.column(group, "source"), strict=True))
+    todo = sorted(row for row in rows if row[0] not in known)
+    report.already += len(rows) - len(todo)
+    for block in blocks(todo, ROWS_PER_SHARD):
+        fresh, refused = [], []
+        for source, part, row in block:
+            key = columns[part]["key"][row]
+            if key in keys:
+                detail = f"data product {key} is in the archive already, from {keys[key]}"
+                refused.append(Refusal(source, Reason.DUPLICATE, detail))
+                continue
+            keys[key] = source
+            values = {name: columns[part][name][row] for name in SCHEMAS[group]}
+            fresh.append((values, parts[part].data(group, row)))
+        quarantine.update(refused, [values["source"] for values, _ in fresh])
+        writer.append(group, fresh)
+        report.added += len(fresh)
+        report.refused += refused
+        progress(report.already + report.added + len(report.refused), len(rows))
