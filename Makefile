@@ -1,4 +1,4 @@
-# make demo: from nothing to a trained, evaluated model.   make test: the whole test suite.
+# make demo: from nothing to a trained, evaluated model.   make test: the test suite.   make test-slow: what takes longer.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNS := demo/runs
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +21,10 @@ demo: $(INSTALLED)
 	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-mix
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy harps_dist preprocessing launch

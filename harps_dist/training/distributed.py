@@ -105,19 +105,24 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
         return {name: environment[name] for name in names if name in environment}
     nodes = environment["SLURM_STEP_NODELIST"]
     try:
-        hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        first = _scontrol("hostnames", nodes).split()[0]
+        address = next(word for word in _scontrol("node", first).split() if word.startswith("NodeAddr="))
+    except (OSError, subprocess.CalledProcessError, LookupError, StopIteration) as error:
         raise ConfigError(
-            f"scontrol does not know the nodes {nodes}: {error}. Set MASTER_ADDR, or use torchrun."
+            f"scontrol cannot tell where the nodes {nodes} are: {error!r}. Start the ranks with torchrun on each node."
         ) from None
     found = {
         "RANK": environment["SLURM_PROCID"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": tasks,
-        "MASTER_ADDR": hosts.stdout.split()[0],
+        "MASTER_ADDR": address.partition("=")[2],
         "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000),
     }
     return found | {name: environment[name] for name in names[3:] if name in environment}
+
+
+def _scontrol(*what: str) -> str:
+    return subprocess.run(["scontrol", "show", *what], capture_output=True, text=True, check=True).stdout
 
 
 @contextmanager

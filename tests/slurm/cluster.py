@@ -90,15 +90,19 @@ class Cluster:
         with contextlib.suppress(AssertionError):  # it may have started
             self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
 
-    def wait(self, job: str, until: Callable[[dict[str, str]], bool] | None = None, patience_s: float = 240) -> dict[str, str]:
+    def wait(
+        self, job: str, until: Callable[[dict[str, str]], bool] | None = None, patience_s: float = 240
+    ) -> dict[str, str]:
         """Wait until a job has ended, or for something else that its state says; returns that state."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        deadline = time.monotonic() + patience_s
+        deadline, requeued_at = time.monotonic() + patience_s, None
         while True:
             state = self.state(job)
             if (until or (lambda found: found["JobState"] in ended))(state):
                 return state
-            if state["JobState"] == "PENDING" and state.get("Restarts", "0") != "0":
+            waiting = state["JobState"] == "PENDING" and state.get("Restarts", "0") != "0"
+            requeued_at = (requeued_at or time.monotonic()) if waiting else None
+            if requeued_at and time.monotonic() > requeued_at + 3:  # credentials of the same second are refused
                 self.hurry(job)
             assert time.monotonic() < deadline, f"job {job} is {state['JobState']} ({state.get('Reason')}) still"
             time.sleep(0.2)
@@ -120,8 +124,17 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
-    files = {name: f"--{name}={folder}/munge.{name.removesuffix('-file')}" for name in ("pid-file", "log-file", "seed-file")}
-    munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", *files.values()]
+    files = {
+        name: f"--{name}={folder}/munge.{name.removesuffix('-file')}" for name in ("pid-file", "log-file", "seed-file")
+    }
+    munged = [
+        "munged",
+        "--foreground",
+        "--force",
+        f"--key-file={key}",
+        f"--socket={folder}/munge.socket",
+        *files.values(),
+    ]
     found = Cluster(folder)
     commands = [munged, ["slurmctld", "-D"], *(["slurmd", "-D", "-N", node] for node in NODES)]
     processes = []
@@ -145,7 +158,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 def _idle(found: Cluster) -> int:
     with contextlib.suppress(AssertionError):
-        return len([line for line in found.run("sinfo", "-h", "-N", "-o", "%N %t").splitlines() if line.endswith(" idle")])
+        return len(
+            [line for line in found.run("sinfo", "-h", "-N", "-o", "%N %t").splitlines() if line.endswith(" idle")]
+        )
     return 0
 
 
