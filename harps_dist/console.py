@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -23,16 +24,22 @@ def end_with(main: Callable[[], int]) -> NoReturn:
     """Run a command and end the process with its exit code: 0, 1 with a message, or EXIT_INTERRUPTED, with how far it
     is in the file that the environment variable HARPS_DIST_PROGRESS names."""
     try:
-        sys.exit(main())
+        code = main()
     except Interrupted as error:
         if path := os.environ.get(PROGRESS):
             with atomic_write(Path(path)) as aside:
                 aside.write_text(error.progress + "\n")
         print(f"{error} ({error.progress})", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
     except HarpsDistError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        code = 1
+    # All is closed and written. What would follow is the tear-down of C++ libraries, in which now and then a thread of
+    # gloo or Arrow aborts a process that has done its work.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def console_for(quiet: bool = False) -> Console:

@@ -19,8 +19,8 @@ from harps_dist.console import end_with
 from harps_dist.recipes import DEFAULT, RECIPES, find_recipe
 
 
-def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine]:
-    """Recipe name, resolved recipe, folder of the run, run to start from and engine, from the command line."""
+def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine, bool]:
+    """Recipe name, resolved recipe, folder of the run, run to start from, engine, and whether to plan alone, from the command line."""
     arguments = [word for word in arguments if not word.startswith("--local_rank")]  # of the deepspeed launcher
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else DEFAULT
@@ -34,6 +34,8 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine]
         start_from: Path | None = None
         """Run whose fitting weights a new run begins with; default: that of the recipe's parent, beside this one."""
         engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine()  # noqa: RUF009
+        plan: bool = False
+        """Say what the run would take, from a few steps that are forgotten, and train nothing."""
 
     parsed = tyro.cli(
         Arguments,
@@ -42,11 +44,12 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine]
         description=f"{__doc__}\nRecipes: {', '.join(RECIPES)}.",
         config=(tyro.conf.AvoidSubcommands,),
     )
-    return name, parsed.recipe, parsed.out, parsed.start_from, parsed.engine
+    return name, parsed.recipe, parsed.out, parsed.start_from, parsed.engine, parsed.plan
 
 
 def main() -> int:
-    name, recipe, run, start_from, engine = parse(sys.argv[1:])
+    name, recipe, run, start_from, engine, planned = parse(sys.argv[1:])
+    from harps_dist.console import console_for
     from harps_dist.data.reader import Release
     from harps_dist.training.distributed import join_world
     from harps_dist.training.loop import train_run
@@ -57,7 +60,12 @@ def main() -> int:
             resolve_release(recipe.data.release)
         world.barrier()
         release = Release(resolve_release(recipe.data.release), recipe.data.cache)
-        train_run(recipe, name, release, run, world, start_from, engine)
+        if not planned:
+            train_run(recipe, name, release, run, world, start_from, engine)
+            return 0
+        from harps_dist.training.plan import plan
+
+        console_for(quiet=not world.is_main).print(plan(recipe, name, release, world, engine))
     return 0
 
 

@@ -1,0 +1,106 @@
+"""What a run would take, before it is started: samples, steps, bytes, memory and, from a short probe, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from harps_dist.config import Engine, Recipe
+from harps_dist.data.batches import TrainingBatches
+from harps_dist.data.observer import Observer
+from harps_dist.data.order import Order
+from harps_dist.data.reader import Release
+from harps_dist.models.cost import TRAINING, forward_cost
+from harps_dist.training.clock import StepClock
+from harps_dist.training.distributed import World
+from harps_dist.training.learner import Learner
+from harps_dist.training.loop import check_batch_size
+from harps_dist.training.peaks import Peaks, measured_peaks
+from harps_dist.training.precision import prepare
+from harps_dist.training.run import build_model
+from harps_dist.training.strategy import make_strategy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PROBE_STEPS = 3
+
+
+def plan(recipe: Recipe, name: str, release: Release, world: World, engine: Engine) -> Table:
+    """Everything that is known of a run before it is trained, as a table; takes a few steps and forgets them.
+
+    Raises ConfigError for settings that cannot work.
+    """
+    from rich.table import Table
+
+    training = recipe.training
+    check_batch_size(recipe, world.size)
+    order = Order(release.index, recipe.data.mix, training.seed, release.digest)
+    steps = training.steps or math.ceil(training.epochs * order.epoch_length / training.batch_size)
+    step_s, memory_gb = _probe(recipe, release, order, world, engine)
+    index, rows = release.index, np.unique(order.rows)
+    shards = {index["shard"][row] for row in rows}
+    parameters = sum(parameter.numel() for parameter in build_model(recipe, release.manifest).parameters())
+    peaks, cost = measured_peaks(world.device, training.precision), forward_cost(recipe.model, release.grid)
+    floor_s = _floor(cost.flops, cost.bytes, peaks) * training.batch_size / world.size
+    train_s, steps_an_epoch = steps * step_s, order.epoch_length / training.batch_size
+    readers = world.size * max(1, recipe.data.workers)
+    restarts = math.ceil(train_s / 60 / engine.max_minutes) - 1 if engine.max_minutes else None
+    facts = {
+        "release": f"{release.location} {release.digest[:12]}, grid {release.grid.name}",
+        "samples of the training split": f"{len(rows):,}, {order.epoch_length:,} drawn an epoch",
+        "steps": f"{steps:,} of {training.batch_size} spectra, {steps_an_epoch:,.1f} an epoch",
+        "read an epoch": f"{float(index['bytes'][order.rows].sum()) / 1e9:.3f} GB, from {len(shards)} shards",
+        "shards a reader": f"{len(shards) / readers:.1f} ({readers} readers on {world.size} ranks)",
+        "parameters": f"{parameters:,}; weights and moments {parameters * 12 / 1e6:.0f} MB",
+        "peak memory of a rank": f"{memory_gb:.2f} GiB",
+        "step": f"{1e3 * step_s:.1f} ms measured; {1e3 * floor_s:.1f} ms at the device's measured peaks",
+        "an epoch": _duration(step_s * steps_an_epoch),
+        "the run": f"{_duration(train_s)}, validation and checkpoints besides",
+        "restarts": "no time limit" if restarts is None else f"{restarts} of {engine.max_minutes:g} minutes each",
+    }
+    table = Table(title=f"{name} on {world.size} ranks, {engine.strategy}, {training.precision}", show_header=False)
+    for what, value in facts.items():
+        table.add_row(what, value)
+    return table
+
+
+def _floor(flops: float, bytes_: float, peaks: Peaks) -> float:
+    """Seconds a spectrum takes in training at best: its arithmetic, or its traffic if no operations were fused."""
+    return TRAINING * max(flops / peaks.flops, bytes_ / peaks.bytes)
+
+
+def _probe(recipe: Recipe, release: Release, order: Order, world: World, engine: Engine) -> tuple[float, float]:
+    """Seconds of a step, reading included, and GiB of memory at most, from a few steps."""
+    import resource
+
+    training = recipe.training
+    batches = TrainingBatches(release, order, recipe.data, training.seed, training.batch_size, world.rank, world.size)
+    observer = Observer(release.instrument, recipe.data.augment, world.device, recipe.data.compile)
+    model = build_model(recipe, release.manifest)
+    prepare(model, training.precision)
+    model.to(world.device)
+    clock = StepClock(world.device)
+    strategy = make_strategy(model, training, engine, world, clock)
+    valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
+    learner = Learner(recipe, release, model, strategy, observer, valid, world, clock)
+    seconds = []
+    for step in range(_PROBE_STEPS + 1):
+        started = time.perf_counter()
+        learner.learn(batches[step].to(world.device), 0.0)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        seconds.append(time.perf_counter() - started)
+    on_gpu = world.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return float(np.median(seconds[1:])), peak / 2**30
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

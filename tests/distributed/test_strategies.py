@@ -1,0 +1,216 @@
+"""Strategies, numbers of ranks and parts of a batch change nothing of what is learned; what is not finite is skipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from harps_dist.config import Engine
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError, TrainingError
+from harps_dist.models.losses import loss_parts, part_names, part_terms
+from harps_dist.recipes import RECIPES, find_recipe
+from harps_dist.training.distributed import World
+from harps_dist.training.log import read_log
+from harps_dist.training.loop import Trainer, train_run
+from tests.commands import TINY, command, run
+
+RECIPE = "demo-infovae-mix"  # every part of the loss, and draws of its own
+
+
+def train(release: Path, folder: Path, out: str, *more: object, ranks: int = 2, steps: int = 6) -> Path:
+    arguments = (
+        RECIPE, "--data.release", release, "--out", out, "--training.steps", steps, "--training.warmup-steps", 0, *TINY,
+        *more,
+    )  # fmt: skip
+    run(command("launch/train.py", *arguments, ranks=ranks), folder)
+    return folder / out
+
+
+def losses(path: Path) -> np.ndarray:
+    return np.array([[value for key, value in line.items() if key.startswith("loss_")] for line in read_log(path)])
+
+
+def last_weights(path: Path) -> dict[str, np.ndarray]:
+    return load_file(sorted(path.glob("checkpoints/step-*"))[-1] / "model.safetensors")
+
+
+@pytest.mark.parametrize("clip", [(), ("--training.clip-norm", 0.05)])
+def test_parts_of_a_batch_learn_what_the_whole_learns(tiny_release, tmp_path, clip):
+    """In float64, MMD and KL over the whole global batch included; each rank's five samples in parts of two and one."""
+    exact = ("--training.precision", "fp64", "--training.batch-size", 10, *clip)
+    whole = train(tiny_release, tmp_path, "whole", *exact, ranks=1)
+    parts = train(tiny_release, tmp_path, "parts", *exact, "--training.accumulate", 3, ranks=2)
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-6)
+    for name, value in last_weights(whole).items():
+        np.testing.assert_allclose(last_weights(parts)[name], value, atol=1e-5, err_msg=name)
+
+
+def test_four_two_three_ranks_in_float64(tiny_release, tmp_path):
+    """The curve of one rank within 1e-6, the ledger exact, the number of ranks changed twice on the way."""
+    exact = ("--training.precision", "fp64", "--log.ledger", "--log.save-every", 1)
+    undisturbed = train(tiny_release, tmp_path, "one", *exact, ranks=1, steps=12)
+    for ranks, minutes in ((4, 4), (2, 8)):
+        stop_at(tiny_release, tmp_path, minutes, ranks, *exact)
+    changed = train(tiny_release, tmp_path, "changed", *exact, ranks=3, steps=12)
+    np.testing.assert_allclose(losses(changed), losses(undisturbed), rtol=1e-6)
+    rows = [
+        [(line["step"], sorted(line["rows"])) for line in map(json.loads, (path / "ledger.jsonl").open())]
+        for path in (undisturbed, changed)
+    ]
+    assert rows[0] == rows[1]
+
+
+def stop_at(release: Path, folder: Path, step: int, ranks: int, *more: object) -> None:
+    """Train into folder/changed as far as a step, as if stopped by a signal there."""
+    arguments = (
+        RECIPE, "--data.release", release, "--out", "changed", "--training.steps", 12, "--training.warmup-steps", 0,
+        *TINY, *more,
+    )  # fmt: skip
+    printed = run(
+        command("tests/distributed/worker_stopping.py", step, *arguments, ranks=ranks),
+        folder,
+        expect=75 if ranks == 1 else 1,
+    )
+    assert f"at step {step} of 12" in printed
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_deepspeed_learns_what_ddp_learns_and_they_load_each_other(tiny_release, tmp_path, zero):
+    """DDP on 2 ranks, DeepSpeed on 3, DDP on 1: the curve of an undisturbed run, to float32 rounding."""
+    undisturbed = train(tiny_release, tmp_path, "one", "--training.clip-norm", 0.5, ranks=1, steps=12)
+    settings = ("--training.clip-norm", 0.5, "--log.save-every", 1)
+    stop_at(tiny_release, tmp_path, 4, 2, *settings)
+    stop_at(tiny_release, tmp_path, 8, 3, *settings, "--strategy", "deepspeed", "--zero", zero)
+    changed = train(tiny_release, tmp_path, "changed", *settings, ranks=1, steps=12)
+    np.testing.assert_allclose(losses(changed), losses(undisturbed), rtol=2e-4)
+    moments = [load_file(path / "checkpoints/step-00000012/optimizer.safetensors") for path in (undisturbed, changed)]
+    assert moments[0].keys() == moments[1].keys()
+    steps = {float(value) for name, value in moments[1].items() if name.endswith("/step")}
+    assert steps == {12.0}
+
+
+def test_a_users_deepspeed_configuration_is_merged_over_ours(tiny_release, tmp_path):
+    from harps_dist.training.zero import deepspeed_config
+
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}))
+    recipe, world = find_recipe(RECIPE), World(0, 1, torch.device("cpu"))
+    model = recipe.model.build(Release(tiny_release).grid)
+    config = deepspeed_config(model, recipe.training, Engine(deepspeed_config=str(path)), world)
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["zero_optimization"]["reduce_bucket_size"] > 0
+    assert config["wall_clock_breakdown"]
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        deepspeed_config(model, recipe.training, Engine(deepspeed_config=str(path)), world)
+    with pytest.raises(ConfigError, match="nowhere is missing"):
+        deepspeed_config(model, recipe.training, Engine(deepspeed_config="nowhere"), world)
+
+
+@pytest.mark.parametrize(
+    "engine", [Engine(), Engine(strategy="deepspeed", zero=0), Engine(strategy="deepspeed", zero=2)]
+)
+def test_steps_that_are_not_finite_are_skipped_counted_and_diagnosed(tiny_release, tmp_path, engine):
+    """A few poisoned batches cost their steps and nothing else; poison without end is an error that names spectra."""
+    trainer = tiny_trainer(tiny_release, tmp_path / "run", engine)
+    observe, poisoned = trainer.observer.__call__, {2, 3, 5}
+    calls = iter(range(100))
+
+    class Poisoning(type(trainer.observer)):
+        def __call__(self, raw):
+            batch = observe(raw)
+            if next(calls) in poisoned:
+                batch.flux[0, 100] = float("inf")
+            return batch
+
+    trainer.observer.__class__ = Poisoning
+    before = None
+
+    def learn(raw, rate, original=trainer.learner.learn):
+        nonlocal before
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        skipped = trainer.learner.skipped
+        figures = original(raw, rate)
+        changed = any(not torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+        assert changed == (trainer.learner.skipped == skipped)
+        return figures
+
+    trainer.learner.learn = learn
+    trainer.train()
+    assert read_log(tmp_path / "run")[-1]["skipped"] == 3
+    assert all(np.isfinite(value).all() for value in last_weights(tmp_path / "run").values())
+    state = json.loads((tmp_path / "run/checkpoints/step-00000008/state.json").read_text())
+    assert (state["skipped"], state["skipped_in_a_row"]) == (3, 0)
+    poisoned |= set(range(100))
+    trainer = tiny_trainer(tiny_release, tmp_path / "lost", engine)
+    observe = trainer.observer.__call__
+    trainer.observer.__class__ = Poisoning
+    with pytest.raises(TrainingError, match=r"5 steps in a row.*hold values that are not finite"):
+        trainer.train()
+
+
+def tiny_trainer(release: Path, folder: Path, engine: Engine, **training: object) -> Trainer:
+    recipe = find_recipe("demo-cnn-mix").changed(
+        model={"width": 0.25}, training={"steps": 8, "batch_size": 6, "warmup_steps": 0, **training}, log={"every": 1}
+    )
+    folder.mkdir()
+    return Trainer(recipe, "demo-cnn-mix", Release(release), folder, World(0, 1, torch.device("cpu")), None, engine)
+
+
+def test_float16_halves_its_loss_scale_and_goes_on(tiny_release, tmp_path):
+    trainer = tiny_trainer(tiny_release, tmp_path / "run", Engine(), precision="fp16")
+    trainer.learner.loss_scale.value = 2.0**120
+    trainer.train()
+    assert trainer.learner.skipped == 8  # in a row, but a smaller scale may help
+    assert trainer.learner.loss_scale.value == 2.0**112
+
+
+def test_parts_and_their_terms_are_known_before_the_model_has_seen_a_batch(tiny_release):
+    release = Release(tiny_release)
+    from harps_dist.data.batches import EvaluationBatches
+    from harps_dist.data.observer import Observer
+
+    rows = np.concatenate([release.index.rows("real")[:3], release.index.rows("simulated")[:2]])
+    valid = torch.arange(0, 50)
+    tried = set()
+    for name, recipe in RECIPES.items():
+        if not name.startswith("demo-") or "fig" in name:
+            continue
+        kind = recipe.model.kind
+        model = recipe.changed(model={"width": 0.125}).model.build(release.grid)
+        chosen = rows[3:] if kind == "decoder" else rows
+        raw = EvaluationBatches(release, [chosen], recipe.data.augment, 0)[0]
+        batch = Observer(release.instrument, recipe.data.augment, torch.device("cpu"))(raw)
+        parts = loss_parts(model, model(batch), batch, valid, recipe.loss)
+        assert tuple(parts) == part_names(recipe.model, recipe.loss), name
+        for part, found in parts.items():
+            assert part_terms(part, model, batch, valid) == found.terms, (name, part)
+        tried |= set(parts)
+    assert tried == {"label", "reconstruction", "unknown", "kl", "mmd"}
+
+
+def test_batches_that_ranks_and_parts_cannot_share_are_refused(tiny_release, tmp_path):
+    with pytest.raises(ConfigError, match="accumulate 7 parts"):
+        tiny_trainer(tiny_release, tmp_path / "run", Engine(), accumulate=7)
+    with pytest.raises(ConfigError, match="--strategy ddp"):
+        tiny_trainer(tiny_release, tmp_path / "other", Engine(strategy="deepspeed"), precision="fp64")
+
+
+def test_a_folder_is_trained_into_by_one_process_at_a_time(tiny_release, tmp_path):
+    from harps_dist.files import exclusive
+    from harps_dist.training.run import LOCK
+
+    (tmp_path / "run").mkdir()
+    recipe = find_recipe("demo-cnn-mix").changed(model={"width": 0.25}, training={"steps": 1, "batch_size": 4})
+    world, release = World(0, 1, torch.device("cpu")), Release(tiny_release)
+    with exclusive(tmp_path / "run" / LOCK), pytest.raises(ConfigError, match="another process trains"):
+        train_run(recipe, "x", release, tmp_path / "run", world)
+    train_run(recipe, "x", release, tmp_path / "run", world)
+    with pytest.raises(Exception, match="holds step-00000001"):
+        train_run(recipe, "x", release, tmp_path / "run", world, engine=Engine(resume="never"))
