@@ -20,7 +20,7 @@ from harps_dist.recipes import DEFAULT, RECIPES, find_recipe
 
 
 def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine, bool]:
-    """Recipe name, resolved recipe, folder of the run, run to start from, engine, and whether to plan alone, from the command line."""
+    """Recipe name, resolved recipe, folder of the run, run to start from, engine, whether to plan alone."""
     arguments = [word for word in arguments if not word.startswith("--local_rank")]  # of the deepspeed launcher
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else DEFAULT

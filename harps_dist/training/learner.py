@@ -16,7 +16,7 @@ from harps_dist.models.losses import global_loss, loss_parts, part_names, part_t
 from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
-from harps_dist.training.precision import LossScale
+from harps_dist.training.precision import LossScale, as_weights
 from harps_dist.training.strategy import Strategy
 from harps_dist.training.validation import totals
 
@@ -66,8 +66,7 @@ class Learner:
         """
         clock, world = self._clock, self._world
         with clock("augment"):
-            batch = self._observer(raw)
-            batch = batch._replace(flux=batch.flux.to(next(self._model.parameters()).dtype))
+            batch = as_weights(self._model, self._observer(raw))
         terms = torch.stack([part_terms(name, self._model, batch, self._valid).double() for name in self.names])
         asked = terms.new_tensor([self._world.stop.reason is not None])
         *_, agreed = shared = world.sum(torch.cat([terms, asked]))

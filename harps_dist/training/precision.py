@@ -31,6 +31,11 @@ def prepare(model: nn.Module, precision: Precision) -> None:
         model.double()
 
 
+def as_weights(model: SpectrumModel, batch: Batch) -> Batch:
+    """The batch with its spectra in the format of the weights."""
+    return batch._replace(flux=batch.flux.to(next(model.parameters()).dtype))
+
+
 @dataclass
 class LossScale:
     """What a loss is multiplied by before its gradient is taken: doubled now and then, halved where that was too much.

@@ -88,6 +88,7 @@ class DeepSpeed:
             raise ConfigError("DeepSpeed keeps weights in float32. Use --strategy ddp for --training.precision fp64.")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         os.environ.setdefault("DS_ACCELERATOR", world.device.type)
+        os.environ.setdefault("LOCAL_RANK", "0")  # where no launcher set it
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, for a minute

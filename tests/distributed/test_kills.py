@@ -1,4 +1,4 @@
-"""kill -9 of all processes at twenty random instants, two ranks: the run that is started again ends with the same bits."""
+"""kill -9 of both ranks at twenty random instants: the run that is started again ends with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategies, numbers of ranks and parts of a batch change nothing of what is learned; what is not finite is skipped."""
+"""Strategies, ranks and parts of a batch change nothing of what is learned; what is not finite is skipped."""
 
 from __future__ import annotations
 
