@@ -1,4 +1,4 @@
-"""What recipes cost, what a run has to beat, how runs learned: `models | speed | data | ridge | curves`."""
+"""What recipes cost, what a run has to beat, how runs learned: `models | speed | data | step | ridge | curves`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from harps_dist.config import Precision
 from harps_dist.console import end_with
 
 
@@ -102,6 +103,30 @@ def data(
     return 0
 
 
+def step(
+    recipes: tyro.conf.Positional[tuple[str, ...]] = (),
+    grid: str = "harps",
+    device: Literal["cpu", "cuda"] = "cpu",
+    batches: tuple[int, ...] = (32,),
+    precisions: tuple[Precision, ...] = ("fp32", "bf16"),
+    compiled: tuple[bool, ...] = (False,),
+    json: Path | None = None,
+) -> int:
+    """Forward, backward and full training step of recipes beside the device's measured peaks; every combination.
+
+    Args:
+        recipes: Names of recipes; default is one for every distinct model and loss.
+    """
+    from harps_dist.console import console_for
+    from harps_dist.evaluation.step_speed import step_speeds, step_table, write_steps
+
+    found = step_speeds(grid, recipes, device, batches, precisions, compiled)
+    console_for().print(step_table(found, device))
+    if json:
+        write_steps(found, device, json)
+    return 0
+
+
 def ridge(
     run: tyro.conf.Positional[Path],
     release: str | None = None,
@@ -148,7 +173,9 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 
 def main() -> int:
-    commands: dict[str, Callable[..., int]] = {made.__name__: made for made in (models, speed, data, ridge, curves)}
+    commands: dict[str, Callable[..., int]] = {
+        made.__name__: made for made in (models, speed, data, step, ridge, curves)
+    }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 
 

@@ -21,12 +21,15 @@ from harps_dist.training.loop import Trainer, train_run
 from tests.commands import TINY, command, run
 
 RECIPE = "demo-infovae-mix"  # every part of the loss, and draws of its own
+# A small rate: spectra are made in float32, and Adam enlarges their rounding where a gradient is near zero.
+SETTINGS = (
+    "--training.warmup-steps", 0, "--training.learning-rate", 1e-5, *TINY
+)  # fmt: skip
 
 
 def train(release: Path, folder: Path, out: str, *more: object, ranks: int = 2, steps: int = 6) -> Path:
     arguments = (
-        RECIPE, "--data.release", release, "--out", out, "--training.steps", steps, "--training.warmup-steps", 0, *TINY,
-        *more,
+        RECIPE, "--data.release", release, "--out", out, "--training.steps", steps, *SETTINGS, *more,
     )  # fmt: skip
     run(command("launch/train.py", *arguments, ranks=ranks), folder)
     return folder / out
@@ -69,8 +72,7 @@ def test_four_two_three_ranks_in_float64(tiny_release, tmp_path):
 def stop_at(release: Path, folder: Path, step: int, ranks: int, *more: object) -> None:
     """Train into folder/changed as far as a step, as if stopped by a signal there."""
     arguments = (
-        RECIPE, "--data.release", release, "--out", "changed", "--training.steps", 12, "--training.warmup-steps", 0,
-        *TINY, *more,
+        RECIPE, "--data.release", release, "--out", "changed", "--training.steps", 12, *SETTINGS, *more,
     )  # fmt: skip
     printed = run(
         command("tests/distributed/worker_stopping.py", step, *arguments, ranks=ranks),
@@ -88,7 +90,7 @@ def test_deepspeed_learns_what_ddp_learns_and_they_load_each_other(tiny_release,
     stop_at(tiny_release, tmp_path, 4, 2, *settings)
     stop_at(tiny_release, tmp_path, 8, 3, *settings, "--strategy", "deepspeed", "--zero", zero)
     changed = train(tiny_release, tmp_path, "changed", *settings, ranks=1, steps=12)
-    np.testing.assert_allclose(losses(changed), losses(undisturbed), rtol=2e-4)
+    np.testing.assert_allclose(losses(changed), losses(undisturbed), rtol=1e-5)
     moments = [load_file(path / "checkpoints/step-00000012/optimizer.safetensors") for path in (undisturbed, changed)]
     assert moments[0].keys() == moments[1].keys()
     steps = {float(value) for name, value in moments[1].items() if name.endswith("/step")}
