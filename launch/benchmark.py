@@ -112,11 +112,7 @@ def step(
     compiled: tuple[bool, ...] = (False,),
     json: Path | None = None,
 ) -> int:
-    """Forward, backward and full training step of recipes beside the device's measured peaks; every combination.
-
-    Args:
-        recipes: Names of recipes; default is one for every distinct model and loss.
-    """
+    """Forward, backward and full training step of recipes, one of each kind by default, beside the device's peaks."""
     from harps_dist.console import console_for
     from harps_dist.evaluation.step_speed import step_speeds, step_table, write_steps
 
