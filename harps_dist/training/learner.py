@@ -12,6 +12,7 @@ from harps_dist.data.batches import RawBatch
 from harps_dist.data.observer import Batch, Observer
 from harps_dist.data.reader import Release
 from harps_dist.errors import TrainingError
+from harps_dist.models.layers import at_least_float32
 from harps_dist.models.losses import global_loss, loss_parts, part_names, part_terms
 from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.training.clock import StepClock
@@ -102,7 +103,7 @@ class Learner:
     def _stacked_rows(self, outputs: list[Output]) -> tuple[Tensor, Tensor]:
         nodes = torch.cat([output.nodes for output in outputs if output.nodes is not None])
         prior = torch.cat([output.prior for output in outputs if output.prior is not None])
-        return self._world.stack_rows(nodes.to(prior.dtype)), self._world.stack_rows(prior)
+        return self._world.stack_rows(at_least_float32(nodes)), self._world.stack_rows(prior)
 
     def _count(self, finite: bool, raw: RawBatch, figures: Tensor) -> None:
         could_scale_less = self.loss_scale.value > 1
