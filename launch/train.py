@@ -55,7 +55,7 @@ def main() -> int:
     from harps_dist.training.loop import train_run
     from preprocessing.demo import resolve_release
 
-    with join_world(engine.max_minutes) as world:
+    with join_world(None if planned else engine.max_minutes) as world:
         if world.is_main:
             resolve_release(recipe.data.release)
         world.barrier()
