@@ -69,9 +69,9 @@ class Learner:
         with clock("augment"):
             batch = as_weights(self._model, self._observer(raw))
         terms = torch.stack([part_terms(name, self._model, batch, self._valid).double() for name in self.names])
-        asked = terms.new_tensor([self._world.stop.reason is not None])
-        *_, agreed = shared = world.sum(torch.cat([terms, asked]))
-        if agreed:
+        asked = terms.new_tensor([world.stop.reason is not None])
+        terms, asked = world.sum(torch.cat([terms, asked])).split([len(terms), 1])
+        if asked:
             world.interrupt()
         fields = [part.tensor_split(self._recipe.training.accumulate) for part in batch]
         pieces = [Batch(*piece) for piece in zip(*fields, strict=True)]
@@ -84,7 +84,7 @@ class Learner:
                     if "mmd" in self.names and len(pieces) == 1:
                         everyone = self._stacked_rows([output])
                     parts = loss_parts(self._model, output, piece, self._valid, self._recipe.loss, everyone)
-                    loss = global_loss(parts, shared[:-1], world.size)
+                    loss = global_loss(parts, terms, world.size)
                     figures += totals(parts)
                 with clock("backward"):  # a loss that is not finite may yet have a finite gradient
                     poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
