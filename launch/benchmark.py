@@ -1,14 +1,14 @@
-"""What recipes cost, what a run has to beat, how runs learned: `models | speed | data | step | ridge | curves`."""
+"""What recipes cost, what a run has to beat, how runs learned: one command for each question."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from harps_dist.config import Precision
+from harps_dist.config import Engine, Precision
 from harps_dist.console import end_with
 
 
@@ -123,6 +123,47 @@ def step(
     return 0
 
 
+def ranks(
+    recipe: tyro.conf.Positional[str] = "demo-cnn-mix",
+    release: str = "demo",
+    spectra: int = 8,
+    engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine(),  # noqa: B008
+    seconds: float = 4.0,
+    json: Path | None = None,
+) -> int:
+    """What exchanging gradients costs, and how a step scales: start it with torchrun. spectra: that each rank learns
+    from in a step. seconds: of each of fifteen turns."""
+    from harps_dist.console import console_for
+    from harps_dist.data.reader import Release
+    from harps_dist.evaluation.rank_speed import rank_speed, rank_table, write_ranks
+    from harps_dist.recipes import find_recipe
+    from harps_dist.training.distributed import join_world
+    from preprocessing.demo import resolve_release
+
+    opened = Release(resolve_release(release))
+    with join_world() as world:
+        found = rank_speed(find_recipe(recipe), recipe, opened, world, engine, spectra, seconds)
+        console_for(quiet=not world.is_main).print(rank_table(found))
+        if json and world.is_main:
+            write_ranks(found, world.device, json)
+    return 0
+
+
+def batches(
+    recipe: tyro.conf.Positional[str] = "demo-infovae-mix", release: str = "demo", sizes: tuple[int, ...] = (8, 32, 128)
+) -> int:
+    """KL and MMD, and how they pull on the spread of the nodes, in batches of several sizes."""
+    from harps_dist.console import console_for
+    from harps_dist.data.reader import Release
+    from harps_dist.evaluation.batch_sizes import batch_size_effects, batch_size_table
+    from harps_dist.recipes import find_recipe
+    from preprocessing.demo import resolve_release
+
+    found = batch_size_effects(find_recipe(recipe), Release(resolve_release(release)), sizes)
+    console_for().print(batch_size_table(found))
+    return 0
+
+
 def ridge(
     run: tyro.conf.Positional[Path],
     release: str | None = None,
@@ -170,7 +211,7 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
-        made.__name__: made for made in (models, speed, data, step, ridge, curves)
+        made.__name__: made for made in (models, speed, data, step, ranks, batches, ridge, curves)
     }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 

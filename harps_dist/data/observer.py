@@ -53,11 +53,19 @@ class Observer:
     """Turns raw batches into standardised spectra on the device they lie on.
 
     compile: fuse the arithmetic with torch.compile, which wants a compiler (on a GPU Triton) and a minute at first.
+    dtype: of spectra and arithmetic, float32, or float64 for comparisons; what is drawn has the 24 bits of float32.
     """
 
-    def __init__(self, instrument: Instrument, augment: Augment, device: torch.device, compile: bool = False):
+    def __init__(
+        self,
+        instrument: Instrument,
+        augment: Augment,
+        device: torch.device,
+        compile: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.grid, self.source_grid, self.augment = instrument.grid, instrument.source_grid, augment
-        self.device = device
+        self.device, self._dtype = device, dtype
         self._window = self.grid.within(self.source_grid)
         self._runs = _runs(self.grid.valid)
         self._pixels = int(self.grid.valid.sum())
@@ -67,9 +75,9 @@ class Observer:
             torch.from_numpy(invalid).to(device),
             torch.from_numpy(left[invalid]).to(device),
             torch.from_numpy(right[invalid]).to(device),
-            torch.from_numpy(weight[invalid]).float().to(device),
+            torch.from_numpy(weight[invalid]).to(device, dtype),
         )
-        basis = torch.from_numpy(instrument.basis).to(device)
+        basis = torch.from_numpy(instrument.basis).to(device, dtype)
         self._shifts_response = augment.berv_kms > 0
         if not self._shifts_response:
             basis = basis[:, self._window]
@@ -84,7 +92,7 @@ class Observer:
         self._spline, self._restore = fused(spline_values), fused(instrument.codec.restore)
 
     def __call__(self, raw: RawBatch) -> Batch:
-        parts = []
+        raw, parts = self._in_format(raw), []
         if len(raw.flux):
             valid = self._restore(raw.flux, raw.flux_scale, self._pixels)
             flux, first = valid.new_empty(len(valid), self.grid.length), 0
@@ -100,6 +108,7 @@ class Observer:
 
     def simulate(self, raw: RawBatch) -> Tensor:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""
+        raw = self._in_format(raw)
         key = raw.key[len(raw.flux) :]
         terms = self._terms(raw)
         noise = self._noise(key, terms[0].shape[1]) if self.augment.noise else None
@@ -112,10 +121,10 @@ class Observer:
             sed, scale = raw.sed, raw.sed_scale
             if self.augment.nuisance.any:
                 sed = bspline_coefficients(self._disturb(self._samples(raw), key))
-                scale = torch.tensor([[1.0, 0.0]], device=sed.device)
+                scale = torch.tensor([[1.0, 0.0]], device=sed.device, dtype=sed.dtype)
             windows = spline_windows(sed, raw.rv_kms, self.source_grid, self.grid)
-            windows = windows._replace(values=windows.values.float())  # fused code is slow on int16
-            dilution = (1 + raw.rv_kms / C_KMS).float()[:, None]
+            windows = windows._replace(values=windows.values.to(self._dtype))  # fused code is slow on int16
+            dilution = (1 + raw.rv_kms / C_KMS).to(self._dtype)[:, None]
             self._observe_spline(windows, scale / dilution, terms, noise, counts)
         return counts.flatten(1)[:, : self.grid.length]
 
@@ -136,8 +145,15 @@ class Observer:
             flux.index_copy_(1, invalid, bridged)
         return flux
 
+    def _in_format(self, raw: RawBatch) -> RawBatch:
+        """The batch with numbers that arithmetic in float64 begins with; codes stay as they are for float32."""
+        if self._dtype == torch.float32:
+            return raw
+        names = ("flux", "flux_scale", "sed", "sed_scale", "response", "residual")
+        return raw._replace(**{name: getattr(raw, name).to(self._dtype) for name in names})
+
     def _samples(self, raw: RawBatch) -> Tensor:
-        return spline_samples(raw.sed.float() * raw.sed_scale[:, :1] + raw.sed_scale[:, 1:])
+        return spline_samples(raw.sed.to(self._dtype) * raw.sed_scale[:, :1] + raw.sed_scale[:, 1:])
 
     def _terms(self, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
         """log R, log R2 / R and log V0, (simulated, block, BLOCK) each, where BERV puts them."""
@@ -145,7 +161,7 @@ class Observer:
         terms = [part @ basis for part, basis in zip(coefficients, self._basis, strict=True)]
         cubic = self.augment.shift == "cubic"
         if len(raw.residual_of):
-            missed = raw.residual.float().transpose(0, 1)
+            missed = raw.residual.to(self._dtype).transpose(0, 1)
             missed = missed if self._shifts_response else missed[..., self._window]
             for term, part in zip(terms, missed, strict=True):
                 spline = self._shifts_response and cubic
@@ -164,13 +180,13 @@ class Observer:
         nuisance, pixels = self.augment.nuisance, sed.shape[-1]
         if nuisance.line_error:
             knots = 2 + round(pixels * STEP_AA / nuisance.line_scale_aa)
-            error = keyed_normals(key, knots, LINES) * nuisance.line_error
+            error = keyed_normals(key, knots, LINES).to(sed.dtype) * nuisance.line_error
             sed = scale_lines(sed, smooth_noise(error, pixels))
         if nuisance.broadening_kms:
             sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
             sed = broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
         if nuisance.continuum:
-            drawn = keyed_normals(key, nuisance.continuum_knots, CONTINUUM) * nuisance.continuum
+            drawn = keyed_normals(key, nuisance.continuum_knots, CONTINUUM).to(sed.dtype) * nuisance.continuum
             sed = sed * (1 + smooth_noise(drawn, pixels))
         return sed
 

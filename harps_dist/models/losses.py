@@ -60,7 +60,8 @@ def loss_parts(
         parts["kl"] = Part(config.kl, divergence.sum(), _count(divergence[:, 0]))
     if output.prior is not None and output.nodes is not None and config.mmd:
         nodes = at_least_float32(output.nodes)
-        discrepancy = mmd_terms(nodes, output.prior, *(everyone or (nodes.detach(), output.prior)))
+        everyone = everyone or (nodes.detach(), output.prior)
+        discrepancy = mmd_terms(nodes, output.prior, *everyone, config.mmd_batch_size)
         parts["mmd"] = Part(config.mmd, discrepancy.sum(), _count(discrepancy))
     return parts
 
@@ -101,21 +102,29 @@ def part_terms(name: str, model: SpectrumModel, batch: Batch, valid: Tensor) -> 
     return batch.simulated.sum() * (model.nodes - len(model.labels)) if name == "unknown" else spectra
 
 
-def mmd_terms(nodes: Tensor, prior: Tensor, all_nodes: Tensor, all_prior: Tensor) -> Tensor:
+def mmd_terms(nodes: Tensor, prior: Tensor, all_nodes: Tensor, all_prior: Tensor, batch_size: int) -> Tensor:
     """(batch,) terms whose mean over the global batch is the maximum-mean discrepancy of Eq. C.4.
 
     nodes, prior: (batch, node); all_nodes, all_prior: those of the global batch, without gradient. Per node, with the
-    kernel exp(-(x - y)^2 / bottleneck), mean over all pairs, then over nodes. All pairs enter with one side held
-    constant; doubling that gradient makes it whole, as the kernel is symmetric.
+    kernel exp(-(x - y)^2 / bottleneck), mean over all pairs, then over nodes. Pairs of a value and itself count as in a
+    batch of `batch_size`, whose mean this is in expectation for a global batch of any size. All pairs enter with one
+    side held constant; doubling that gradient makes it whole, as the kernel is symmetric.
     """
-    within = _kernel(nodes, all_nodes)
+    within = _within(nodes, all_nodes, batch_size)
     within = 2 * within - within.detach()
-    return (within - 2 * _kernel(nodes, all_prior) + _kernel(prior, all_prior)).mean(dim=1)
+    across = _kernel(nodes, all_prior).mean(dim=1)
+    return (within - 2 * across + _within(prior, all_prior, batch_size)).mean(dim=1)
+
+
+def _within(x: Tensor, everyone: Tensor, batch_size: int) -> Tensor:
+    """(batch, node) mean kernel of rows that are among `everyone` with all of them, as in a batch of `batch_size`."""
+    others = (_kernel(x, everyone).sum(dim=1) - 1) / max(1, len(everyone) - 1)
+    return others + (1 - others) / batch_size
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(batch, node) mean over the rows of y of exp(-(x - y)^2 / nodes), per node."""
-    return torch.exp(-(x[:, None] - y[None]).square() / x.shape[1]).mean(dim=1)
+    """(row of x, row of y, node): exp(-(x - y)^2 / nodes)."""
+    return torch.exp(-(x[:, None] - y[None]).square() / x.shape[1])
 
 
 def _count(tensor: Tensor) -> Tensor:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from harps_dist.config import Recipe
+from harps_dist.config import Engine, Recipe
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.observer import Batch, Observer
 from harps_dist.data.reader import Release
-from harps_dist.errors import TrainingError
+from harps_dist.errors import ConfigError, TrainingError
 from harps_dist.models.layers import at_least_float32
 from harps_dist.models.losses import global_loss, loss_parts, part_names, part_terms
 from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
-from harps_dist.training.precision import LossScale, as_weights
-from harps_dist.training.strategy import Strategy
+from harps_dist.training.precision import LossScale, prepare, weight_format
+from harps_dist.training.run import build_model
+from harps_dist.training.strategy import make_strategy
 from harps_dist.training.validation import totals
 
 MOST_SKIPPED = 5  # steps in a row
@@ -27,22 +29,34 @@ MOST_SKIPPED = 5  # steps in a row
 class Learner:
     """Learns from one global batch after the other, in step with the other ranks.
 
-    A step with a gradient that is not finite changes nothing but the count of those skipped.
+    A step with a gradient that is not finite changes nothing but the count of those skipped. begin: what to do with the
+    new model before a strategy shares it out. say: told what a user should know.
+    Raises ConfigError for settings that cannot work.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         release: Release,
-        model: SpectrumModel,
-        strategy: Strategy,
-        observer: Observer,
-        valid: Tensor,
         world: World,
-        clock: StepClock,
+        engine: Engine,
+        begin: Callable[[SpectrumModel], None] | None = None,
+        say: Callable[[str], None] = print,
     ):
-        self._recipe, self._release, self._model, self._strategy = recipe, release, model, strategy
-        self._observer, self._valid, self._world, self._clock = observer, valid, world, clock
+        check_batch_size(recipe, world.size)
+        self._recipe, self._release, self._world = recipe, release, world
+        training, augment = recipe.training, recipe.data.augment
+        self.model = build_model(recipe, release.manifest)
+        prepare(self.model, training.precision)
+        if begin:
+            begin(self.model)
+        self.model.to(world.device)
+        self.clock = StepClock(world.device)
+        self.strategy = make_strategy(self.model, training, engine, world, self.clock, say)
+        self.observer = Observer(
+            release.instrument, augment, world.device, recipe.data.compile, weight_format(training.precision)
+        )
+        self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
         self.names = part_names(recipe.model, recipe.loss)
         self.loss_scale = LossScale.first(recipe.training.precision)
         self.skipped = self.skipped_in_a_row = 0
@@ -65,10 +79,10 @@ class Learner:
         Raises Interrupted on all ranks, before anything is changed, where one was asked to stop; TrainingError after a
         few steps in a row without finite gradients.
         """
-        clock, world = self._clock, self._world
+        clock, world = self.clock, self._world
         with clock("augment"):
-            batch = as_weights(self._model, self._observer(raw))
-        terms = torch.stack([part_terms(name, self._model, batch, self._valid).double() for name in self.names])
+            batch = self.observer(raw)
+        terms = torch.stack([part_terms(name, self.model, batch, self.valid).double() for name in self.names])
         asked = terms.new_tensor([world.stop.reason is not None])
         terms, asked = world.sum(torch.cat([terms, asked])).split([len(terms), 1])
         if asked:
@@ -78,27 +92,27 @@ class Learner:
         figures = torch.zeros(2, len(self.names), dtype=torch.float64, device=world.device)
         everyone = self._stacked(pieces) if "mmd" in self.names and len(pieces) > 1 else None
         for number, piece in enumerate(pieces):
-            with self._strategy.accumulating(number == len(pieces) - 1):
+            with self.strategy.accumulating(number == len(pieces) - 1):
                 with clock("forward"):
-                    output = self._strategy.forward(piece)
+                    output = self.strategy.forward(piece)
                     if "mmd" in self.names and len(pieces) == 1:
                         everyone = self._stacked_rows([output])
-                    parts = loss_parts(self._model, output, piece, self._valid, self._recipe.loss, everyone)
+                    parts = loss_parts(self.model, output, piece, self.valid, self._recipe.loss, everyone)
                     loss = global_loss(parts, terms, world.size)
                     figures += totals(parts)
                 with clock("backward"):  # a loss that is not finite may yet have a finite gradient
                     poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-                    self._strategy.backward(loss * poison, self.loss_scale.value)
+                    self.strategy.backward(loss * poison, self.loss_scale.value)
         with clock("optimizer"):
-            finite = self._strategy.update(learning_rate, self.loss_scale.value)
+            finite = self.strategy.update(learning_rate, self.loss_scale.value)
         self._count(finite, raw, figures)
         return figures
 
     @torch.no_grad()
     def _stacked(self, pieces: list[Batch]) -> tuple[Tensor, Tensor]:
         """Nodes and prior draws of the whole global batch, before any part of it is learned from."""
-        with self._clock("forward"):
-            return self._stacked_rows([self._strategy.forward(piece) for piece in pieces])
+        with self.clock("forward"):
+            return self._stacked_rows([self.strategy.forward(piece) for piece in pieces])
 
     def _stacked_rows(self, outputs: list[Output]) -> tuple[Tensor, Tensor]:
         nodes = torch.cat([output.nodes for output in outputs if output.nodes is not None])
@@ -117,7 +131,7 @@ class Learner:
             return
         sums, counts = self._world.sum(figures).tolist()
         losses = {name: total / max(n, 1) for name, total, n in zip(self.names, sums, counts, strict=True)}
-        flux = self._observer(raw).flux
+        flux = self.observer(raw).flux
         broken = raw.rows[~torch.isfinite(flux).all(dim=1).cpu()].tolist()
         samples = [self._release.index["key"][row] for of_rank in self._world.gather(broken) for row in of_rank]
         blame = f"spectra {samples[:5]} hold values that are not finite" if samples else "the spectra are finite"
@@ -125,4 +139,15 @@ class Learner:
             f"{MOST_SKIPPED} steps in a row had gradients that are not finite; loss parts {losses}; {blame}. "
             f"Lower --training.learning-rate, set --training.clip-norm 1, or use --training.precision fp32; the run "
             f"goes on from its newest checkpoint."
+        )
+
+
+def check_batch_size(recipe: Recipe, ranks: int) -> None:
+    """Raises ConfigError where the global batch has fewer spectra than there are ranks and parts to share it."""
+    training = recipe.training
+    if training.batch_size < ranks * training.accumulate:
+        raise ConfigError(
+            f"{ranks} ranks that accumulate {training.accumulate} parts each cannot share a global batch of "
+            f"{training.batch_size} spectra. Start fewer ranks, lower --training.accumulate, or set "
+            f"--training.batch-size to at least {ranks * training.accumulate}."
         )

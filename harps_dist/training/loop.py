@@ -17,13 +17,13 @@ from harps_dist.config import Engine, Recipe
 from harps_dist.console import console_for
 from harps_dist.data.batches import RawBatch, TrainingBatches, load, no_codes, read_codes
 from harps_dist.data.ledger import LedgerFile, read_ledger
-from harps_dist.data.observer import Observer
 from harps_dist.data.order import Order, OrderState
 from harps_dist.data.reader import Release
 from harps_dist.data.resident import ResidentCodes
 from harps_dist.errors import ConfigError, Interrupted, ResumeError, TrainingError
 from harps_dist.files import exclusive
 from harps_dist.models.cost import TRAINING, forward_cost
+from harps_dist.models.supervised import SpectrumModel
 from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import (
     Checkpoint,
@@ -32,15 +32,12 @@ from harps_dist.training.checkpoint import (
     newest_checkpoint,
     remove_unfinished,
 )
-from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
 from harps_dist.training.learner import Learner
 from harps_dist.training.log import RunLog
 from harps_dist.training.peaks import measured_peaks
-from harps_dist.training.precision import prepare
-from harps_dist.training.run import CHECKPOINTS, LEDGER, LOCK, RECIPE, build_model, read_run, save_recipe
+from harps_dist.training.run import CHECKPOINTS, LEDGER, LOCK, RECIPE, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
-from harps_dist.training.strategy import make_strategy
 from harps_dist.training.validation import validate
 
 
@@ -98,24 +95,20 @@ class Trainer:
         engine: Engine = Engine(),  # noqa: B008
     ):
         config = recipe.training
-        check_batch_size(recipe, world.size)
         self.recipe, self.release, self.run, self.world, self.engine = recipe, release, run, world, engine
         self.console = console_for(quiet=not world.is_main)
         self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
         self.steps = config.steps or math.ceil(config.epochs * self.order.epoch_length / config.batch_size)
-        self.observer = Observer(release.instrument, recipe.data.augment, world.device, recipe.data.compile)
-        self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
-        self.model = build_model(recipe, release.manifest)
-        prepare(self.model, config.precision)
         checkpoint = self._checkpoint()
-        if checkpoint:
-            checkpoint.load_model(self.model)
-        elif start_from:
-            self._start_from(start_from)
-        self.model.to(world.device)
-        self.clock = StepClock(world.device)
-        self.strategy = make_strategy(self.model, config, engine, world, self.clock, self.console.print)
-        self.learner = Learner(recipe, release, self.model, self.strategy, self.observer, self.valid, world, self.clock)
+
+        def begin(model: SpectrumModel) -> None:
+            if checkpoint:
+                checkpoint.load_model(model)
+            elif start_from:
+                self._start_from(start_from, model)
+
+        self.learner = Learner(recipe, release, world, engine, begin, self.console.print)
+        self.model, self.strategy, self.clock = self.learner.model, self.learner.strategy, self.learner.clock
         self.step = 0
         self._unfinished: dict | None = None
         if checkpoint:
@@ -168,13 +161,13 @@ class Trainer:
                 soft_wrap=True,
             )
 
-    def _start_from(self, run: Path) -> None:
-        """Take over the weights of another run's newest checkpoint that fit this model."""
+    def _start_from(self, run: Path, model: SpectrumModel) -> None:
+        """Take over the weights of another run's newest checkpoint that fit the model."""
         checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
         if checkpoint is None:
             reasons = " ".join(passed_over) or "none was written."
             raise ResumeError(f"cannot start from {run}: it has no whole checkpoint: {reasons} Train it first.")
-        taken = checkpoint.lend(self.model)
+        taken = checkpoint.lend(model)
         if not taken:
             raise ResumeError(
                 f"cannot start from {run}: none of its weights fits this model. Give a run with the same encoder or "
@@ -245,7 +238,8 @@ class Trainer:
         self._unfinished, improved = line, False
         if self.step % config.validate_every == 0 or last:
             model = self.strategy.evaluated()
-            line = line | validate(model, self.recipe, self.release, self.observer, self.valid, self.world)
+            observer, valid = self.learner.observer, self.learner.valid
+            line = line | validate(model, self.recipe, self.release, observer, valid, self.world)
             found = line.get("validation_loss")
             improved = found is not None and (self._least is None or found < self._least)
             self._least = found if improved else self._least
@@ -379,14 +373,3 @@ class Trainer:
     def _progress(self) -> Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         return Progress(*columns, console=self.console, disable=not self.world.is_main)
-
-
-def check_batch_size(recipe: Recipe, ranks: int) -> None:
-    """Raises ConfigError where the global batch has fewer spectra than there are ranks and parts to share it."""
-    training = recipe.training
-    if training.batch_size < ranks * training.accumulate:
-        raise ConfigError(
-            f"{ranks} ranks that accumulate {training.accumulate} parts each cannot share a global batch of "
-            f"{training.batch_size} spectra. Start fewer ranks, lower --training.accumulate, or set "
-            f"--training.batch-size to at least {ranks * training.accumulate}."
-        )

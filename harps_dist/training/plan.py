@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,18 +13,13 @@ import torch
 
 from harps_dist.config import Engine, Recipe
 from harps_dist.data.batches import TrainingBatches
-from harps_dist.data.observer import Observer
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.models.cost import TRAINING, forward_cost
-from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
-from harps_dist.training.learner import Learner
-from harps_dist.training.loop import check_batch_size
+from harps_dist.training.learner import Learner, check_batch_size
 from harps_dist.training.peaks import Peaks, measured_peaks
-from harps_dist.training.precision import prepare
 from harps_dist.training.run import build_model
-from harps_dist.training.strategy import make_strategy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +46,8 @@ def plan(recipe: Recipe, name: str, release: Release, world: World, engine: Engi
     floor_s = _floor(cost.flops, cost.bytes, peaks) * training.batch_size / world.size
     train_s, steps_an_epoch = steps * step_s, order.epoch_length / training.batch_size
     readers = world.size * max(1, recipe.data.workers)
-    restarts = math.ceil(train_s / 60 / engine.max_minutes) - 1 if engine.max_minutes else None
+    minutes = engine.max_minutes or _job_minutes(os.environ)
+    restarts = math.ceil(train_s / 60 / minutes) - 1 if minutes else None
     facts = {
         "release": f"{release.location} {release.digest[:12]}, grid {release.grid.name}",
         "samples of the training split": f"{len(rows):,}, {order.epoch_length:,} drawn an epoch",
@@ -61,12 +59,20 @@ def plan(recipe: Recipe, name: str, release: Release, world: World, engine: Engi
         "step": f"{1e3 * step_s:.1f} ms measured; {1e3 * floor_s:.1f} ms at the device's measured peaks",
         "an epoch": _duration(step_s * steps_an_epoch),
         "the run": f"{_duration(train_s)}, validation and checkpoints besides",
-        "restarts": "no time limit" if restarts is None else f"{restarts} of {engine.max_minutes:g} minutes each",
+        "restarts": "none: no --max-minutes" if restarts is None else f"{restarts}, after {minutes:g} minutes each",
     }
     table = Table(title=f"{name} on {world.size} ranks, {engine.strategy}, {training.precision}", show_header=False)
     for what, value in facts.items():
         table.add_row(what, value)
     return table
+
+
+def _job_minutes(environment: Mapping[str, str]) -> float | None:
+    """How long a job of SLURM may run, where this is one."""
+    try:
+        return (int(environment["SLURM_JOB_END_TIME"]) - int(environment["SLURM_JOB_START_TIME"])) / 60
+    except KeyError:
+        return None
 
 
 def _floor(flops: float, bytes_: float, peaks: Peaks) -> float:
@@ -80,14 +86,7 @@ def _probe(recipe: Recipe, release: Release, order: Order, world: World, engine:
 
     training = recipe.training
     batches = TrainingBatches(release, order, recipe.data, training.seed, training.batch_size, world.rank, world.size)
-    observer = Observer(release.instrument, recipe.data.augment, world.device, recipe.data.compile)
-    model = build_model(recipe, release.manifest)
-    prepare(model, training.precision)
-    model.to(world.device)
-    clock = StepClock(world.device)
-    strategy = make_strategy(model, training, engine, world, clock)
-    valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
-    learner = Learner(recipe, release, model, strategy, observer, valid, world, clock)
+    learner = Learner(recipe, release, world, engine)
     seconds = []
     for step in range(_PROBE_STEPS + 1):
         started = time.perf_counter()

@@ -27,13 +27,12 @@ def prepare(model: nn.Module, precision: Precision) -> None:
     """Give the weights their format and allow TF32, or forbid it, for the whole process."""
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    if precision == "fp64":
-        model.double()
+    model.to(weight_format(precision))
 
 
-def as_weights(model: SpectrumModel, batch: Batch) -> Batch:
-    """The batch with its spectra in the format of the weights."""
-    return batch._replace(flux=batch.flux.to(next(model.parameters()).dtype))
+def weight_format(precision: Precision) -> torch.dtype:
+    """Of weights and spectra."""
+    return torch.float64 if precision == "fp64" else torch.float32
 
 
 @dataclass

@@ -12,7 +12,7 @@ from harps_dist.data.reader import Release
 from harps_dist.models.losses import Part, loss_parts
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.training.distributed import World
-from harps_dist.training.precision import as_weights, autocast
+from harps_dist.training.precision import autocast
 
 _BATCH = 16
 
@@ -39,7 +39,7 @@ def validate(
             batches = EvaluationBatches(release, parts_of_ranks[world.rank], recipe.data.augment, recipe.training.seed)
             stream = load(batches, range(len(batches)), 0, world.device)
             for raw in world.in_step(stream, len(parts_of_ranks[0])):
-                batch = as_weights(model, observer(raw))
+                batch = observer(raw)
                 with autocast(recipe.training.precision, world.device):
                     output = model(batch)
                 parts = loss_parts(model, output, batch, valid, recipe.loss)

@@ -98,7 +98,9 @@ class DeepSpeed:
         config = deepspeed_config(model, training, engine, world)
         self._zero = config["zero_optimization"]["stage"]
         self._copy = copy.deepcopy(model) if self._zero == 3 else None
-        self._clip_norm = training.clip_norm
+        self._clip_norm = config["gradient_clipping"] or None
+        if not self._zero:  # whole gradients are clipped here, where they are checked
+            config["gradient_clipping"] = 0.0
         wrapped = ForwardPass(model, training.precision, world.device, engine.compile, say)
         theirs = "optimizer" in config
         self._engine, *_ = deepspeed.initialize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -120,8 +121,36 @@ def test_mmd_against_the_double_sum_written_out():
             return sum(math.exp(-((p - q) ** 2) / 3) for p in a for q in b) / (len(a) * len(b))
 
         expected += (mean_kernel(y, y) - 2 * mean_kernel(y, x) + mean_kernel(x, x)) / 3
-    assert mmd_terms(nodes, prior, nodes, prior).mean().item() == pytest.approx(expected, rel=1e-12)
-    assert mmd_terms(prior, prior, prior, prior).mean().item() == pytest.approx(0.0, abs=1e-12)
+    assert mmd_terms(nodes, prior, nodes, prior, 5).mean().item() == pytest.approx(expected, rel=1e-12)
+    assert mmd_terms(prior, prior, prior, prior, 5).mean().item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_mmd_and_its_pull_on_the_spread_are_those_of_batches_of_32_whatever_the_batch():
+    """Normal nodes of deviation s: E k = (1 + 2 v / d)^(-1/2) for a difference of variance v, d the bottleneck."""
+    generator, d, s = torch.Generator().manual_seed(2), 8, 0.8
+
+    def expected_kernel(v: float) -> float:
+        return (1 + 2 * v / d) ** -0.5
+
+    def discrepancy(s: float) -> float:
+        within = [(1 - 1 / 32) * expected_kernel(v) + 1 / 32 for v in (2 * s**2, 2.0)]
+        return sum(within) - 2 * expected_kernel(1 + s**2)
+
+    value, pull = discrepancy(s), (discrepancy(s + 1e-4) - discrepancy(s - 1e-4)) / 2e-4
+    for size in (2, 8, 32, 128):
+        found, printed = [], []
+        for _ in range(16384 // size):
+            drawn, prior = torch.randn(2, size, d, generator=generator, dtype=torch.float64)
+            spread = torch.tensor(s, dtype=torch.float64, requires_grad=True)
+            nodes = spread * drawn
+            loss = mmd_terms(nodes, prior, nodes.detach(), prior, 32).mean()
+            found.append([loss.item(), torch.autograd.grad(loss, spread)[0].item()])
+            printed.append(mmd_terms(nodes, prior, nodes, prior, size).mean().item())
+        mean, error = np.mean(found, axis=0), np.std(found, axis=0) / len(found) ** 0.5
+        assert (abs(mean - [value, pull]) < 4 * error).all(), size
+        assert size >= 32 or abs(np.mean(printed) - value) > 10 * error[0]  # the mean over all pairs would not pass
+    nodes = torch.randn(1, d, generator=generator)
+    assert torch.isfinite(mmd_terms(nodes, nodes + 1, nodes, nodes + 1, 32)).all()
 
 
 @pytest.mark.parametrize("cut", [1, 4, 6])
@@ -141,7 +170,7 @@ def test_mmd_and_its_gradient_do_not_depend_on_how_ranks_cut_the_batch(cut):
     value, gradient = 0.0, []
     for rows in (slice(0, cut), slice(cut, 7)):
         mine = nodes[rows].clone().requires_grad_()
-        terms = mmd_terms(mine, prior[rows], nodes, prior)  # what every rank receives
+        terms = mmd_terms(mine, prior[rows], nodes, prior, 7)  # what every rank receives
         (terms.sum() / 7).backward()
         value += terms.sum().item() / 7
         gradient.append(mine.grad)
