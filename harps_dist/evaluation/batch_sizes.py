@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 _SHUFFLES = 16
 _AT_A_TIME = 16  # spectra
 METHOD = (
-    "Means over batches that a set of training spectra, encoded once by a new model, is shuffled and cut into, ± their "
-    "standard errors; drawn anew each time. Pull: change of the part when the spread of all nodes grows by so much."
+    "Means over batches that a set of training spectra is shuffled and cut into, ± their standard errors. Nodes are "
+    "those of a new model, of which each is brought to mean 0 and deviation 1 over the set, where training leads; drawn "
+    "anew each time. Pull: relative to the growth of all nodes' deviation."
 )
 
 
@@ -73,15 +74,16 @@ def batch_size_effects(recipe: Recipe, release: Release, sizes: Iterable[int], s
 
 @torch.no_grad()
 def _latents(recipe: Recipe, release: Release, spectra: int) -> tuple[Tensor, Tensor]:
-    """(spectrum, node) mean and log variance, float64, of the first spectra of the order."""
+    """(spectrum, node) mean and log variance, float64, of the first spectra of the order; all together normal nodes."""
     cpu = torch.device("cpu")
     model, data, seed = build_model(recipe, release.manifest), recipe.data, recipe.training.seed
     observer = Observer(release.instrument, data.augment, cpu)
     order = Order(release.index, data.mix, seed, release.digest)
     batches = TrainingBatches(release, order, data, seed, _AT_A_TIME)
     latents = [model.encode(observer(batches[step]).flux) for step in range(-(-spectra // _AT_A_TIME))]
-    mean, log_variance = zip(*latents, strict=True)
-    return torch.cat(mean)[:spectra].double(), torch.cat(log_variance)[:spectra].double()
+    mean, log_variance = (torch.cat(parts)[:spectra].double() for parts in zip(*latents, strict=True))
+    variance = mean.var(0, correction=0) + log_variance.exp().mean(0)
+    return (mean - mean.mean(0)) / variance.sqrt(), log_variance - variance.log()
 
 
 def batch_size_table(found: Iterable[Effect]) -> Table:

@@ -110,6 +110,7 @@ def mmd_terms(nodes: Tensor, prior: Tensor, all_nodes: Tensor, all_prior: Tensor
     batch of `batch_size`, whose mean this is in expectation for a global batch of any size. All pairs enter with one
     side held constant; doubling that gradient makes it whole, as the kernel is symmetric.
     """
+    prior, all_prior = prior.to(nodes.dtype), all_prior.to(nodes.dtype)
     within = _within(nodes, all_nodes, batch_size)
     within = 2 * within - within.detach()
     across = _kernel(nodes, all_prior).mean(dim=1)
