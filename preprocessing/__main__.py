@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
+from harps_dist.console import end_with
 from harps_dist.data.manifest import BOUND, MANIFEST, CodecName
 from harps_dist.data.split import PAPER_FRACTIONS
-from harps_dist.errors import HarpsDistError
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.demo import DemoSize, build_demo, demo_home
 from preprocessing.progress import progress_bars
@@ -218,16 +217,13 @@ def _say(report, archive: Path) -> int:
     return 1 if report.nothing_good else 0
 
 
-def main() -> int | str:
-    try:
-        return tyro.extras.subcommand_cli_from_dict(
-            {made.__name__: made for made in (ingest, merge, etc, generative, pack, verify, demo)},
-            prog="python -m preprocessing",
-            description=__doc__,
-        )
-    except HarpsDistError as error:
-        return f"{type(error).__name__}: {error}"  # sys.exit prints it
+def main() -> int:
+    return tyro.extras.subcommand_cli_from_dict(
+        {made.__name__: made for made in (ingest, merge, etc, generative, pack, verify, demo)},
+        prog="python -m preprocessing",
+        description=__doc__,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

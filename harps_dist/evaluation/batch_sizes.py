@@ -25,8 +25,8 @@ _SHUFFLES = 16
 _AT_A_TIME = 16  # spectra
 METHOD = (
     "Means over batches that a set of training spectra is shuffled and cut into, ± their standard errors. Nodes are "
-    "those of a new model, of which each is brought to mean 0 and deviation 1 over the set, where training leads; drawn "
-    "anew each time. Pull: relative to the growth of all nodes' deviation."
+    "those of a new model, each brought to mean 0 and deviation 1 over the set, where training leads; drawn anew each "
+    "time. Pull: relative to the growth of all nodes' deviation."
 )
 
 

@@ -7,6 +7,10 @@ from itertools import pairwise
 
 import pytest
 
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError
+from harps_dist.evaluation.batch_sizes import batch_size_effects
+from harps_dist.recipes import find_recipe
 from tests.commands import command, run
 
 PARAMETERS = {"cnn-mix": 1_505_350, "resnet-etc": 11_636_225, "ae-mix": 13_295_187, "cnn-dec-etc": 1_732_117}
@@ -93,3 +97,31 @@ def test_wrong_commands_say_what_is_wrong(tmp_path, arguments, message):
     printed = run(command("launch/benchmark.py", "models", *arguments), tmp_path, expect=1)
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_two_ranks_are_measured_against_one(tiny_release, tmp_path):
+    arguments = ("ranks", "demo-cnn-mix", "--release", tiny_release, "--spectra", 2, "--seconds", 0.02, "--json", "f")
+    printed = run(command("launch/benchmark.py", *arguments, ranks=2), tmp_path)
+    assert "weak-scaling efficiency" in printed
+    assert "the slowest included" in " ".join(printed.split())
+    found = json.loads((tmp_path / "f").read_text())
+    assert found["ranks"] == 2
+    assert found["one_alone_ms"] > 0
+    assert found["efficiency"] == pytest.approx(found["one_alone_ms"] / found["together_ms"])
+    together = (1 + found["contention"]) * (1 + found["communication"]) * found["one_alone_ms"]
+    assert together == pytest.approx(found["together_ms"])
+
+
+def test_batch_sizes_leave_kl_and_mmd_as_they_are(tiny_release):
+    release = Release(tiny_release)
+    effects = batch_size_effects(find_recipe("demo-infovae-mix"), release, (2, 32), 64)
+    found = {(one.part, one.size): one for one in effects}
+    for part in ("kl", "mmd"):
+        for figure in ("value", "pull"):
+            (small, small_error), (large, large_error) = (getattr(found[part, size], figure) for size in (2, 32))
+            assert abs(small - large) < 5 * (small_error + large_error), (part, figure)
+    printed = [found["mmd as printed", size] for size in (2, 32)]
+    assert printed[1] == found["mmd", 32]._replace(part="mmd as printed")  # the paper's batches
+    assert printed[0].pull[0] > 3 * printed[1].pull[0]
+    with pytest.raises(ConfigError, match="variational"):
+        batch_size_effects(find_recipe("demo-ae-mix"), release, (2,), 4)

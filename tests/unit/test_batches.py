@@ -109,6 +109,26 @@ def response_row(release: Release, row: int) -> int:
     return release.index["key"].tolist().index(release.index["response"][row])
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(),
+        Augment(shift="linear", berv_kms=30),
+        Augment(berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.2, continuum=0.1)),
+    ],
+)
+def test_spectra_in_float64_are_those_in_float32_and_do_not_depend_on_their_neighbours(tiny_release, augment):
+    release = Release(tiny_release)
+    rows = np.concatenate([release.index.rows("real")[:2], release.index.rows("simulated")[:3]])
+    exactly = Observer(release.instrument, augment, CPU, dtype=torch.float64)
+    raw = EvaluationBatches(release, [rows], augment, 0)[0]
+    flux = exactly(raw).flux
+    assert flux.dtype == torch.float64
+    torch.testing.assert_close(Observer(release.instrument, augment, CPU)(raw).flux.double(), flux, rtol=0, atol=2e-4)
+    alone = [exactly(one).flux for one in EvaluationBatches(release, [rows[[k]] for k in range(5)], augment, 0)]
+    torch.testing.assert_close(torch.cat(alone), flux, rtol=0, atol=1e-12)
+
+
 def test_noise_scatters_as_the_model_says(release):
     row = release.index.rows("simulated", "train")[:1]
     quiet = Augment(rv_kms=0, noise=False)
