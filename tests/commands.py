@@ -23,16 +23,18 @@ def command(script: str, *arguments: object, ranks: int = 1) -> list[str]:
     return [*launcher, str(ROOT / script), *map(str, arguments)]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
+def environment(gpu: bool = False) -> dict[str, str]:
+    """Of a command; without `gpu` it takes the CPU, on which runs are compared bit by bit and ranks share cores."""
+    seen = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"} | seen
 
 
-def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0) -> str:
+def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0, gpu: bool = False) -> str:
     """Run a command; returns what it printed, and fails with it where the exit code is not the expected one."""
     done = subprocess.run(
         arguments,
         cwd=cwd,
-        env=environment(),
+        env=environment(gpu),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,12 +44,14 @@ def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0) -> str:
     return done.stdout
 
 
-def kill_when(arguments: Sequence[str], cwd: Path, ready: Callable[[], bool], patience_s: float = 120) -> int:
+def kill_when(
+    arguments: Sequence[str], cwd: Path, ready: Callable[[], bool], patience_s: float = 120, gpu: bool = False
+) -> int:
     """Start a command and kill -9 it with all its descendants as soon as `ready()`; returns its exit code."""
     process = subprocess.Popen(
         arguments,
         cwd=cwd,
-        env=environment(),
+        env=environment(gpu),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

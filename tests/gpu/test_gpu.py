@@ -1,0 +1,96 @@
+"""The same on a GPU: spectra, training in every precision, resuming, all of a machine's GPUs, the step benchmark."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from harps_dist.data.augment import Augment, Nuisance
+from harps_dist.data.batches import EvaluationBatches
+from harps_dist.data.observer import Observer
+from harps_dist.data.reader import Release
+from harps_dist.evaluation.step_speed import step_speeds
+from harps_dist.training.log import read_log
+from tests.commands import TINY, command, kill_when, run
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+LOSSES = ("loss_label", "loss_reconstruction", "loss_unknown")
+
+
+@pytest.fixture
+def train(tiny_release, tmp_path):
+    def train(out: str, *more: object, ranks: int = 1, gpu: bool = True) -> np.ndarray:
+        """(step, part) losses of a new or resumed run."""
+        arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", out, "--training.steps", 8, *TINY, *more)
+        run(command("launch/train.py", *arguments, ranks=ranks), tmp_path, gpu=gpu)
+        return np.array([[line[name] for name in LOSSES] for line in read_log(tmp_path / out)])
+
+    return train
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_spectra_are_those_of_the_cpu(tiny_release, compile):
+    release, gpu = Release(tiny_release), torch.device("cuda")
+    rows = np.concatenate([release.index.rows("real")[:3], release.index.rows("simulated")[:5]])
+    nuisance = Nuisance(broadening_kms=5, line_error=0.2, continuum=0.1)
+    for augment in (Augment(), Augment(berv_kms=30, nuisance=nuisance), Augment(shift="linear")):
+        raw = EvaluationBatches(release, [rows], augment, 0)[0]
+        expected = Observer(release.instrument, augment, torch.device("cpu"))(raw).flux
+        found = Observer(release.instrument, augment, gpu, compile)(raw.to(gpu)).flux
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp64", 1e-5), ("fp32", 1e-3), ("tf32", 0.02), ("bf16", 0.1), ("fp16", 0.1)]
+)
+def test_training_follows_that_on_the_cpu(train, precision, tolerance):
+    chosen = ("--training.precision", precision)
+    expected = train("cpu", "--training.precision", "fp64" if precision == "fp64" else "fp32", gpu=False)
+    np.testing.assert_allclose(train("gpu", *chosen), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chosen", [("--compile",), ("--data.compile",), ("--data.resident", "device")])
+def test_what_is_there_for_speed_learns_the_same(train, chosen):
+    np.testing.assert_allclose(train("fast", *chosen), train("plain"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_deepspeed_learns_what_ddp_learns(train, zero):
+    chosen = ("--strategy", "deepspeed", "--zero", zero)
+    np.testing.assert_allclose(train("zero", *chosen), train("ddp"), rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_run_goes_on(tiny_release, train, tmp_path):
+    """To rounding: some of a GPU's backward passes add up in no fixed order."""
+    undisturbed = train("undisturbed", "--log.save-every", 1)
+    arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", "killed", "--training.steps", 8, *TINY)
+    started = command("launch/train.py", *arguments, "--log.save-every", 1)
+    assert kill_when(started, tmp_path, lambda: len(read_log(tmp_path / "killed")) > 2, gpu=True) == -9
+    np.testing.assert_allclose(train("killed", "--log.save-every", 1), undisturbed, rtol=1e-3, atol=1e-4)
+    weights = load_file(tmp_path / "killed/checkpoints/step-00000008/model.safetensors")
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, which NCCL connects")
+def test_all_gpus_of_a_machine_learn_what_one_learns(train):
+    ranks = min(4, torch.cuda.device_count())
+    np.testing.assert_allclose(train("many", ranks=ranks), train("one"), rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_is_timed_in_parts_and_measured_beside_its_floors(train, tmp_path):
+    train("run", "--training.precision", "bf16")
+    line = read_log(tmp_path / "run")[-1]
+    for part in ("augment", "forward", "backward", "optimizer"):
+        assert line[f"ms_{part}"] > 0
+    assert 0 < line["flop_utilisation"] < 1
+    for one in step_speeds("tiny", ["demo-cnn-mix", "demo-resnet-etc"], "cuda", (4,), ("fp32", "bf16"), (False, True)):
+        assert one.step_ms > 0
+        assert one.peak_memory_mib > 0
+    printed = run(command("launch/benchmark.py", "step", "demo-cnn-mix", "--grid", "tiny", "--device", "cuda",
+                          "--json", "f"), tmp_path, gpu=True)  # fmt: skip
+    assert torch.cuda.get_device_name() in printed
+    assert json.loads((tmp_path / "f").read_text())["device"] == torch.cuda.get_device_name()
