@@ -39,7 +39,7 @@ class Interrupted(HarpsDistError):
     progress: how far it is, for whoever starts it again and again to see that it advances.
     """
 
-    def __init__(self, message: str, progress: str = "nothing to save"):
+    def __init__(self, message: str, progress: str = "it starts over then"):
         super().__init__(message)
         self.progress = progress
 

@@ -37,6 +37,6 @@ requeue() {
         exit 1
     fi
     printf '%s\n%s\n' "$same" "$(cat "$HARPS_DIST_PROGRESS")" >"$last"
-    echo "$(date '+%F %T') saved at '$(cat "$HARPS_DIST_PROGRESS")'; back into the queue"
+    echo "$(date '+%F %T') stopped at '$(cat "$HARPS_DIST_PROGRESS")'; back into the queue"
     scontrol requeue "$SLURM_JOB_ID" && sleep 60 # until SLURM ends this script
 }

@@ -28,15 +28,19 @@ def measured_peaks(device: torch.device, precision: Precision) -> Peaks:
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.float64 if precision == "fp64" else torch.float32
     left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    source = torch.zeros(2**28 if device.type == "cuda" else 2**23, device=device)
-    target = torch.empty_like(source)
     with torch.no_grad(), autocast(precision, device):
         if precision in ("bf16", "fp16"):  # measure the product, not the cast
             half = torch.bfloat16 if precision == "bf16" else torch.float16
             left, right = left.to(half), right.to(half)
         product_s = shortest(lambda: left @ right, device, _TRIES)
-    copy_s = shortest(lambda: target.copy_(source), device, _TRIES)
-    return Peaks(2 * size**3 / product_s, 2 * source.nbytes / copy_s)
+    return Peaks(2 * size**3 / product_s, _bandwidth(device))
+
+
+@cache
+def _bandwidth(device: torch.device) -> float:
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**23, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / shortest(lambda: target.copy_(source), device, _TRIES)
 
 
 def shortest(run: Callable[[], object], device: torch.device, tries: int) -> float:

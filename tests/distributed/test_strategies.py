@@ -123,17 +123,17 @@ def test_a_users_deepspeed_configuration_is_merged_over_ours(tiny_release, tmp_p
 def test_steps_that_are_not_finite_are_skipped_counted_and_diagnosed(tiny_release, tmp_path, engine):
     """A few poisoned batches cost their steps and nothing else; poison without end is an error that names spectra."""
     trainer = tiny_trainer(tiny_release, tmp_path / "run", engine)
-    observe, poisoned = trainer.observer.__call__, {2, 3, 5}
+    observe, poisoned = trainer.learner.observer.__call__, {2, 3, 5}
     calls = iter(range(100))
 
-    class Poisoning(type(trainer.observer)):
+    class Poisoning(type(trainer.learner.observer)):
         def __call__(self, raw):
             batch = observe(raw)
             if next(calls) in poisoned:
                 batch.flux[0, 100] = float("inf")
             return batch
 
-    trainer.observer.__class__ = Poisoning
+    trainer.learner.observer.__class__ = Poisoning
     before = None
 
     def learn(raw, rate, original=trainer.learner.learn):
@@ -153,8 +153,8 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_diagnosed(tiny_releas
     assert (state["skipped"], state["skipped_in_a_row"]) == (3, 0)
     poisoned |= set(range(100))
     trainer = tiny_trainer(tiny_release, tmp_path / "lost", engine)
-    observe = trainer.observer.__call__
-    trainer.observer.__class__ = Poisoning
+    observe = trainer.learner.observer.__call__
+    trainer.learner.observer.__class__ = Poisoning
     with pytest.raises(TrainingError, match=r"5 steps in a row.*hold values that are not finite"):
         trainer.train()
 
