@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,17 @@ def test_a_plan_says_what_a_run_takes_and_trains_nothing(tiny_release, tmp_path)
     assert not (tmp_path / "run").exists()
     refused = run(command("launch/train.py", *arguments, "--plan", "--training.accumulate", 13), tmp_path, expect=1)
     assert "lower --training.accumulate" in refused
+
+
+def test_a_plan_in_a_job_knows_its_time_limit(tiny_release, tmp_path, monkeypatch):
+    arguments = ("demo-cnn-mix", "--data.release", tiny_release, "--out", "run", "--training.steps", 1000, *TINY)
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1003")
+    restarts = re.search(
+        r"restarts\W+(\d+), after 0.05 minutes each", run(command("launch/train.py", *arguments, "--plan"), tmp_path)
+    )
+    assert restarts
+    assert int(restarts[1]) >= 1
 
 
 def test_a_profile_is_a_trace_of_the_steps(tiny_release, tmp_path):
