@@ -24,6 +24,7 @@ from harps_dist.spectra.grid import Grid, named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
+from harps_dist.training.memory import keep_freed_memory
 from harps_dist.training.peaks import measured_peaks, shortest
 from harps_dist.training.precision import prepare
 from harps_dist.training.strategy import make_strategy
@@ -90,6 +91,8 @@ def step_speeds(
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("there is no GPU that torch can use. Measure with --device cpu, or on a machine with one.")
     where, chosen = torch.device(device), named_grid(grid)
+    if device == "cpu":
+        keep_freed_memory()  # as training does
     return [
         found
         for name in recipes or distinct_recipes()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harps_dist.errors import ConfigError, Interrupted
+from harps_dist.training.memory import keep_freed_memory
 from harps_dist.training.preemption import StopRequest
 
 T = TypeVar("T")
@@ -138,6 +139,8 @@ def join_world(max_minutes: float | None = None) -> Iterator[World]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     with StopRequest(max_minutes).listening() as stop:
         if size > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
