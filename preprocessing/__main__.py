@@ -1,4 +1,4 @@
-"""`python -m preprocessing ingest | etc | generative | withdraw | pack | verify | demo`: from files to an archive to a release."""
+"""`python -m preprocessing COMMAND`: from files to an archive to a release that grows, and what changed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from harps_dist.console import end_with
+from harps_dist.console import console_for, end_with
 from harps_dist.data.manifest import MANIFEST, CodecName
 from harps_dist.errors import ConfigError
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.demo import DemoSize, build_demo, demo_home
+from preprocessing.demo import DemoSize, build_delivery, build_demo, demo_home
 from preprocessing.progress import progress_bars
 
 
@@ -202,19 +202,46 @@ def verify(path: tyro.conf.Positional[Path]) -> int:
     return 1 if problems else 0
 
 
-def demo(folder: Path | None = None, size: DemoSize = DemoSize()) -> int:  # noqa: B008
+def diff(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], json: Path | None = None) -> int:
+    """Say what changed from one release to another; exit code 1 where a star changed its split or lies in two.
+
+    Args:
+        before: Release.
+        after: Release, grown from the first or not.
+        json: File to write all of it to, with every key.
+    """
+    from json import dumps
+
+    from harps_dist.data.reader import Release
+    from harps_dist.files import atomic_write
+    from preprocessing.difference import compare_releases, difference_tables
+
+    found = compare_releases(Release(before), Release(after))
+    if json:
+        with atomic_write(json) as aside:
+            aside.write_text(dumps(found.as_json(), indent=1) + "\n")
+    console_for().print(*difference_tables(found))
+    return 0 if found.sound else 1
+
+
+def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int | None = None) -> int:  # noqa: B008
     """Build the demo: format-true simulated files, ingested and packed.
 
     Args:
         folder: Where; default $HARPS_DIST_DEMO or ./demo.
         size: How large.
+        delivery: Write files instead, into FOLDER/delivery-N, by which the demo may grow: new spectra of a twentieth of
+            its stars, and spectra of as many new stars.
     """
     folder = folder or demo_home()
-    if (folder / "release" / MANIFEST).exists():
+    if delivery is None and (folder / "release" / MANIFEST).exists():
         print(f"{folder / 'release'} is there already")
         return 0
     with progress_bars() as progress:
-        print(f"demo release: {build_demo(folder, size, progress)}")
+        if delivery is not None:
+            print(f"delivery: {build_delivery(folder, size, delivery, progress)}")
+        else:
+            print(f"demo release: {build_demo(folder, size, progress)}")
     return 0
 
 
@@ -248,7 +275,7 @@ def _say(report, archive: Path) -> int:
 
 def main() -> int:
     return tyro.extras.subcommand_cli_from_dict(
-        {made.__name__: made for made in (ingest, merge, etc, generative, withdraw, pack, verify, demo)},
+        {made.__name__: made for made in (ingest, merge, etc, generative, withdraw, pack, verify, diff, demo)},
         prog="python -m preprocessing",
         description=__doc__,
     )

@@ -40,14 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 _TEXTS = ("object", "aliases", "tic", "hd", "hip")
 _UNITS = {"ra_deg": "deg", "dec_deg": "deg", "teff": "K", "rv": "km/s"}
-_GTO_COLUMNS = (
-    "object",
-    "snr",
-    "teff",
-    "logg",
-    "vt",
-    "[fe/h]",
-)  # HARPS-GTO list of 1111 stars: no header line
+_GTO_COLUMNS = ("object", "snr", "teff", "logg", "vt", "[fe/h]")  # HARPS-GTO list of 1111 stars: no header line
 
 _GREEK = {  # as SIMBAD shortens them; the others are too short to be shortened
     "ALPHA": "ALF", "ALP": "ALF", "BETA": "BET", "GAMMA": "GAM", "DELTA": "DEL", "EPSILON": "EPS",
@@ -134,8 +127,13 @@ def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
 
 def _names(record: SpectrumRecord) -> list[str]:
     """Normalised names of a spectrum that say which star it is."""
-    names = (normalise_name(name) for name in (record.object, record.target_name))
-    return [name for name in names if not _GENERIC.fullmatch(name)]
+    return [name for name in map(telling_name, (record.object, record.target_name)) if name]
+
+
+def telling_name(text: str) -> str:
+    """The normalised name; '' where it does not say which star it is."""
+    name = normalise_name(text)
+    return "" if _GENERIC.fullmatch(name) else name
 
 
 def _position_id(ra_deg: float, dec_deg: float) -> str:

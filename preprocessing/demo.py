@@ -69,6 +69,17 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     return release
 
 
+def build_delivery(folder: Path, size: DemoSize, number: int, progress: Progress) -> Path:
+    """Write spectra and a catalogue by which the demo may grow by 5 % of its stars, and visits to as many old ones."""
+    from preprocessing.demo_files import write_delivery
+
+    delivery, share = folder / f"delivery-{number}", -(-size.stars // 20)
+    if not (delivery / "complete").exists():
+        write_delivery(delivery, size.stars, size.seed, number, share, share, progress)
+        (delivery / "complete").touch()
+    return delivery
+
+
 def resolve_release(release: str) -> str | Path:
     """Where a release is: a path, a URL, or "demo" for the embedded one, which is built where it is missing."""
     if release != "demo":

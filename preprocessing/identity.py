@@ -21,14 +21,14 @@ Columns = Mapping[str, Any]  # one row of the archive's group `real`
 class KnownStars:
     """The stars of an archive's spectra, each under the id that it came in with.
 
-    A star is known again by its id in a catalogue, else by a name of its headers, else by its place within 5 arcsec,
-    unless a catalogue tells the two apart. So a catalogue that learns of a star, or an observer who calls it otherwise,
-    gives it no second id, by which it would have a second split. rows: what the archive holds already.
+    A star is known again by its id in a catalogue, else by a name of its headers that no other star has, else by its
+    place within 5 arcsec, unless a catalogue tells the two apart. So a catalogue that learns of a star, or an observer
+    who calls it otherwise, gives it no second id, by which it would have a second split. rows: what the archive holds.
     """
 
     def __init__(self, rows: Sequence[Columns]):
         self._by_id: dict[str, str] = {}
-        self._by_name: dict[str, str] = {}
+        self._by_name: dict[str, dict[str, str]] = {}  # to ids of stars, and those in a catalogue
         self._by_cell: dict[tuple[int, ...], list[tuple[np.ndarray, str, str]]] = {}
         for row in rows:
             self._remember(row)
@@ -43,9 +43,10 @@ class KnownStars:
         catalogued = row["catalogue_id"]
         if found := self._by_id.get(catalogued or row["target"]):
             return found
-        for name in filter(None, row["names"].split(";")):
-            if found := self._by_name.get(name):
-                return found
+        for name in _names(row):
+            named = [t for t, other in self._by_name.get(name, {}).items() if not (catalogued and other)]
+            if len(named) == 1:
+                return named[0]
         place = _place(row)
         if place is None:
             return None
@@ -63,8 +64,8 @@ class KnownStars:
         self._by_id.setdefault(target, target)
         if catalogued:
             self._by_id.setdefault(catalogued, target)
-        for name in filter(None, row["names"].split(";")):
-            self._by_name.setdefault(name, target)
+        for name in _names(row):
+            self._by_name.setdefault(name, {}).setdefault(target, catalogued)
         if (place := _place(row)) is not None:
             (cell,) = _cells(place, ((0, 0, 0),))
             there = self._by_cell.setdefault(cell, [])
@@ -114,6 +115,10 @@ def newest_versions(keys: np.ndarray, pipelines: np.ndarray) -> np.ndarray:
         if there is None or version_order(pipeline) >= version_order(pipelines[there]):
             newest[key] = row
     return np.array(sorted(newest.values()), np.int64)
+
+
+def _names(row: Columns) -> list[str]:
+    return [name for name in row["names"].split(";") if name]
 
 
 def _place(row: Columns) -> np.ndarray | None:

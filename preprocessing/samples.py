@@ -23,7 +23,7 @@ from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_bas
 BASIS = "response-basis"
 REAL = "real-"
 SED_TAIL = "sed.npy"
-OBSERVED = ("mjd", "ra", "dec", "pipeline")
+OBSERVED = ("mjd", "ra", "dec", "pipeline", "catalogue_id")
 
 Row = dict[str, Any]  # of the index
 Encoded = tuple[str, bytes | None, list[Row]]  # tail and content of a member, rows of the index that it serves
@@ -237,7 +237,7 @@ def _encode_response(coding: Coding, number: int, row: Row) -> Encoded:
 
 def _row(**columns: Any) -> Row:
     """A row of the index, without where its bytes lie; what is not given is '' or missing."""
-    texts = dict.fromkeys(("key", "star", "split", "object", "response", "varied", "pipeline"), "")
+    texts = dict.fromkeys(("key", "star", "split", "object", "response", "varied", "pipeline", "catalogue_id"), "")
     numbers = dict.fromkeys(("scale", "zero", "snr", "median", "error", "mjd", "ra", "dec", *NAMES), np.nan)
     return texts | numbers | {"coefficients": []} | columns
 

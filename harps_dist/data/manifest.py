@@ -45,7 +45,7 @@ Kind = Literal["real", "simulated", "response", "generative", "basis"]
 INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32c"),
     *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),
-    *("mjd", "ra", "dec", "pipeline", "generation"),
+    *("mjd", "ra", "dec", "pipeline", "catalogue_id", "generation"),
 )
 
 
@@ -119,7 +119,7 @@ class Manifest(Frozen):
     codec: Codec
     counts: dict[str, int]
     left_out: dict[str, int]
-    withdrawn: dict[str, str] = {}
+    withdrawn: dict[str, str]
     shards: tuple[Shard, ...]
     index_sha256: str
 
