@@ -69,9 +69,10 @@ def grow(
         manifest.codec.real,
         manifest.codec.bound,
     )
+    lineage = (*manifest.ancestors, old.digest)
     rows, withdrawn = standing(archive)
     source = source_digest(archive, rows, withdrawn)
-    if (there := same_release(release, settings, source, old.digest)) is not None:
+    if (there := same_release(release, settings, source, lineage)) is not None:
         return there
     if source == manifest.source:
         raise ArchiveError(f"{archive_path} has nothing that release {parent} has not. Ingest first.")
@@ -84,8 +85,7 @@ def grow(
         taken_rows,
         tuple(shard for shard in manifest.shards if shard.name in shards),
         int(old.index["block"].max(initial=-1)) + 1,
-        old.digest,
-        manifest.generation,
+        lineage,
     )
     left_out: Counter[str] = Counter()
     coding = Coding.of(archive, settings.codec, _basis(old))

@@ -91,14 +91,13 @@ class Contents(NamedTuple):
 
 class Taken(NamedTuple):
     """What a release takes over from the one it grows from: rows of its index, the shards that these lie in, the number
-    of blocks before; its digest and generation."""
+    of blocks before; the digests of its ancestors and of itself."""
 
     folder: Path
     rows: pa.Table
     shards: tuple[Shard, ...]
     blocks: int
-    digest: str
-    generation: int
+    lineage: tuple[str, ...]
 
 
 def pack(
@@ -118,7 +117,7 @@ def pack(
     archive = Archive(archive_path)
     rows, withdrawn = standing(archive)
     source = source_digest(archive, rows, withdrawn)
-    if (there := same_release(release, settings, source, None)) is not None:
+    if (there := same_release(release, settings, source, ())) is not None:
         return there
     left_out: Counter[str] = Counter()
     coding = Coding.of(archive, settings.codec)
@@ -146,7 +145,7 @@ def source_digest(archive: Archive, rows: np.ndarray, withdrawn: dict[str, str])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def same_release(release: Path, settings: Settings, source: str, parent: str | None) -> Manifest | None:
+def same_release(release: Path, settings: Settings, source: str, lineage: tuple[str, ...]) -> Manifest | None:
     """The manifest of the release that stands there, if it is what would be written, and its shards are whole."""
     if not (release / MANIFEST).exists():
         return None
@@ -158,7 +157,7 @@ def same_release(release: Path, settings: Settings, source: str, parent: str | N
         there.split_fractions, there.keep_out_of_range, there.description, there.genuine, there.codec.real,
         there.codec.bound,
     )  # fmt: skip
-    if (made, there.source, there.parent) != (settings, source, parent):
+    if (made, there.source, there.ancestors) != (settings, source, lineage):
         return None
     return None if any(shard_problems(release, there)) else there
 
@@ -178,8 +177,7 @@ def write_release(
 
     archive, (samples, left_out, withdrawn, source) = coding.archive, contents
     done, total = 0, sum(map(len, samples.values()))
-    generation = taken.generation + 1 if taken else 0
-    before, blocks = (taken.shards, taken.blocks) if taken else ((), 0)
+    before, blocks, lineage = (taken.shards, taken.blocks, taken.lineage) if taken else ((), 0, ())
     release.parent.mkdir(parents=True, exist_ok=True)
     with publish_folder(release) as aside:
         index: list[Row] = []
@@ -187,7 +185,7 @@ def write_release(
         for kind, of_kind in samples.items():
             shuffled = [of_kind[number] for number in permutation(len(of_kind), "pack", kind)]
             for sample, (tail, content, rows) in zip(shuffled, _encoded(shuffled, workers), strict=True):
-                kept = [row | {"generation": row.get("generation", generation)} for row in rows]
+                kept = [row | {"generation": row.get("generation", len(lineage))} for row in rows]
                 kept = [row for row in kept if not row["error"] > settings.bound]
                 if len(kept) < len(rows):
                     left_out[f"{kind} with an error above {settings.bound:g} of its noise"] += len(rows) - len(kept)
@@ -212,8 +210,7 @@ def write_release(
         manifest = Manifest(
             description=settings.description,
             genuine=settings.genuine,
-            parent=taken.digest if taken else None,
-            generation=generation,
+            ancestors=lineage,
             source=source,
             keep_out_of_range=settings.keep_out_of_range,
             grid=GridSpec(name=archive.grid.name, start=archive.grid.start, length=archive.grid.length),

@@ -98,17 +98,16 @@ class LabelStatistics(Frozen):
 class Manifest(Frozen):
     """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data.
 
-    genuine: whether the samples called real came from a telescope; the demo's did not. parent: digest of the release
-    that this one grew from, generation: how many there were before. source: digest of what the archive held. withdrawn:
-    data products that no release takes any more, and why; their bytes may still lie in shards of older generations, as
-    those of superseded versions do, but no row of the index leads there. counts: samples of each kind.
+    genuine: whether the samples called real came from a telescope; the demo's did not. ancestors: digests of the
+    releases that this one grew from, the first one first. source: digest of what the archive held. withdrawn: data
+    products that no release takes any more, and why; their bytes may still lie in shards of older generations, as those
+    of superseded versions do, but no row of the index leads there. counts: samples of each kind.
     """
 
     schema_version: int = SCHEMA
     description: str
     genuine: bool
-    parent: str | None = None
-    generation: int = 0
+    ancestors: tuple[str, ...] = ()
     source: str
     keep_out_of_range: bool = False
     grid: GridSpec
@@ -122,6 +121,16 @@ class Manifest(Frozen):
     withdrawn: dict[str, str]
     shards: tuple[Shard, ...]
     index_sha256: str
+
+    @property
+    def parent(self) -> str | None:
+        """Digest of the release that this one grew from, None for one that was packed from an archive alone."""
+        return self.ancestors[-1] if self.ancestors else None
+
+    @property
+    def generation(self) -> int:
+        """How often it grew: the generation of what came last."""
+        return len(self.ancestors)
 
     @property
     def digest(self) -> str:
