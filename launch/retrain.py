@@ -40,11 +40,12 @@ def main() -> int:
     cache = read_run(what.run).recipe.data.cache
     release = Release(what.release, cache)
     name, preset = retraining_recipe(what.run, what.release, release.manifest, what.retraining)
+    beside = what.run.with_name(f"{what.run.name}-{what.retraining.policy}-{release.digest[:8]}")
 
     @dataclass
     class Arguments:
         recipe: Annotated[Recipe, tyro.conf.arg(name="")] = preset
-        out: Path = what.run.with_name(f"{what.run.name}-{what.retraining.policy}-{release.digest[:8]}")
+        out: Path = beside
         """Folder of the new run."""
         engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine()  # noqa: RUF009
 

@@ -36,10 +36,12 @@ def ingest(
     """
     from preprocessing.catalog import Catalog
     from preprocessing.ingest import ingest_spectra
-    from preprocessing.merge import Part, note_done
+    from preprocessing.merge import Part, note_begun, note_done
 
     share = Part.parse(part) if part else None
-    archive = share.archive(archive) if share else archive
+    if share:
+        archive = share.archive(archive)
+        note_begun(archive)
     with progress_bars() as progress:
         report = ingest_spectra(
             spectra,

@@ -41,6 +41,11 @@ class Part(NamedTuple):
         return whole.with_name(f"{whole.name}.parts") / f"{self.number:04d}-of-{self.of:04d}.zarr"
 
 
+def note_begun(part: Path) -> None:
+    """Forget that a part was ingested to its end, since it is to take in more."""
+    part.with_name(_DONE.format(part.name)).unlink(missing_ok=True)
+
+
 def note_done(part: Path, files: int) -> None:
     """Note that all files of a part were ingested."""
     with atomic_write(part.with_name(_DONE.format(part.name))) as aside:
