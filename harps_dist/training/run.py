@@ -59,7 +59,7 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,
         "grid": manifest.grid.model_dump(),
-        "git": _git_revision(),
+        "git": git_revision(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
     }
@@ -108,7 +108,8 @@ def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[st
     return name, recipe, model.eval(), checkpoint.step
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """Commit of this code, marked where it was changed since; None outside a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
