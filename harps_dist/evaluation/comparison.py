@@ -76,9 +76,10 @@ class Entry(Frozen):
     measure: a label, whose mean absolute error it is, in `unit`; or another of MEASURES, without unit. Smaller is
     better, but for coverages, which should be near their level. bin: of what `by` names; "" overall. old, new: every
     star counts once, its spectra averaged; NaN where a prediction failed. by_spectrum_old, by_spectrum_new: every
-    spectrum counts once, as in reports. difference: new - old, the mean over stars; low, high: its 95 % interval, NaN
-    for too few stars; p_value: of a paired test over stars, not adjusted for the number of entries. failed_old,
-    failed_new: spectra that have a truth and no finite prediction.
+    spectrum counts once, as in reports. reference: `old` on the spectra that both models predicted, which relative
+    limits refer to; on these too, difference: new - old, the mean over stars; low, high: its 95 % interval, NaN for too
+    few stars; p_value: of a paired test over stars, not adjusted for the number of entries. failed_old, failed_new:
+    spectra that have a truth and no finite prediction.
     """
 
     kind: Kind
@@ -89,6 +90,7 @@ class Entry(Frozen):
     unit: str = ""
     old: Number = NAN
     new: Number = NAN
+    reference: Number = NAN
     difference: Number = NAN
     low: Number = NAN
     high: Number = NAN
@@ -137,7 +139,6 @@ class Comparison(Frozen):
     old: TrainedModel | None
     release: ReleaseIdentity
     split: str
-    newest_generation: int
     conditions: dict[str, object]
     entries: tuple[Entry, ...]
     speed: SpeedRatio | None

@@ -47,6 +47,7 @@ EACH = "each"  # bin
 FAMILIES = {LABELS: NAMES} | {
     family: tuple(f"{family} {name}" for name in NAMES) for family in (*OF_LABELS, *COVERAGES)
 }
+ENDS = {"lower": "lower end of its interval", "mean": "on average", "upper": "upper end of its interval"}
 Status = Literal["passed", "failed", "not judged"]
 
 
@@ -74,7 +75,8 @@ class Line(Frozen):
     GIS-true and coverages without a label stand for each. bin: of what `by` names, "each" for all that hold spectra.
     relative, absolute: allowed growth, as a share of the old model's value and in the measure's unit; where both are
     given, the larger is allowed. least, most: limits of the new model's own value. least_stars: fewer cannot be judged.
-    optional: do not fail where neither model has the measure, the old one lacks it, or stars are too few.
+    optional: do not fail where neither model has the measure, or stars are too few. What the new model has and the old
+    one lacks is not judged against it; what the new one lacks fails.
     """
 
     kind: Kind = "real"
@@ -114,7 +116,7 @@ class Line(Frozen):
             if entry.measure in names and self.bin in (EACH, entry.bin)
         ]
         if not found:
-            where = f" {self.by}" if self.by != "overall" else ""
+            where = f", {self.by} {self.bin}" if self.by != "overall" else ""
             place = f"{self.kind}, {self.population}{where}, {self.measure}"
             return [self._unjudged(place, "the comparison has no such figure", fails=not self.optional)]
         return [judged for entry in found for judged in self._judge(entry, comparison.old is not None)]
@@ -136,14 +138,14 @@ class Line(Frozen):
         relative = "" if self.relative is None else f"{self.relative:.0%}"
         absolute = "" if self.absolute is None else f"{self.absolute:g} {entry.unit}".strip()
         allowed = " or ".join(filter(None, (relative, absolute)))
-        line = f"{entry.place} worse by at most {allowed}, {self.judge_by}"
+        line = f"{entry.place} worse by at most {allowed}, {ENDS[self.judge_by]}"
         if not compared:
             judged.append(self._unjudged(line, "there is no old model", fails=False))
-        elif math.isnan(entry.old):
-            judged.append(self._unjudged(line, "the old model has no value", fails=not self.optional))
+        elif math.isnan(entry.reference):
+            judged.append(self._unjudged(line, "the old model has no value", fails=False))
         else:
             value = {"lower": entry.low, "mean": entry.difference, "upper": entry.high}[self.judge_by]
-            judged.append(_held(line, value, max((self.relative or 0.0) * entry.old, self.absolute or 0.0)))
+            judged.append(_held(line, value, max((self.relative or 0.0) * entry.reference, self.absolute or 0.0)))
         return judged
 
     @staticmethod

@@ -108,8 +108,9 @@ class Registry:
                 return None
             if comparison is None:
                 raise PromotionError(
-                    f"{run} has no comparison to be judged by. Make one with launch/compare.py {run} "
-                    f"{self.folder / CURRENT if current else ''} and give its folder as --comparison."
+                    f"{run} has no comparison to be judged by. Make one with "
+                    f"`launch/compare.py {run}{f' {self.folder / CURRENT}' if current else ''}` "
+                    f"and give its folder as --comparison."
                 )
             found = read_comparison(comparison)
             sha256 = _sha256(comparison / COMPARISON)
