@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 REPORT, OVERVIEW, BINS = "comparison.md", "comparison.png", "comparison_bins.png"
+BY_WORDS = {"snr": "S/N", "era": "era (fibre change of 2015-05-29)"}
 HEADER = ("", "old", "new", "new - old", "95 %", "p", "stars", "spectra", "failed", "")
 LEGEND = (
     "Labels: mean absolute error; the other measures are mean values. Every star counts once, its spectra averaged, "
-    "and is the independent unit: *95 %* is the bootstrap's interval of new - old over stars, *p* Wilcoxon's "
-    "signed-rank test, not adjusted for the number of lines. *failed*: spectra without a finite prediction, old / new; "
-    "the mean is then –. All but coverages are better for being smaller. **worse** and **better** stand where the "
-    "interval excludes 0."
+    "and is the independent unit: *95 %* is the interval of new - old over stars (bootstrap, Student's for "
+    "fewer than 20), *p* of Wilcoxon's signed-rank test, not adjusted for the number of lines. *failed*: spectra "
+    "without a finite prediction, old / new; the mean is then –. All but coverages are better for being smaller. "
+    "**worse** and **better** stand where the interval excludes 0."
 )
 
 
@@ -47,6 +48,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 def comparison_table(comparison: Comparison, population: Population) -> Table:
     """The label errors of one population, overall, as a rich table."""
+    from rich.markup import escape
     from rich.table import Table
 
     words = f"{POPULATION_WORDS[population]}; {comparison.split} split of release {comparison.release.digest[:12]}"
@@ -55,7 +57,8 @@ def comparison_table(comparison: Comparison, population: Population) -> Table:
         table.add_column(header, justify="left" if place < 2 or place == len(HEADER) else "right")
     for kind in KINDS:
         for place, entry in enumerate(_of(comparison, kind, population, NAMES)):
-            table.add_row("" if place else _origin(comparison, kind), *_row(entry))
+            cells = map(escape, _row(entry))
+            table.add_row("" if place else _origin(comparison, kind), *cells)
     return table
 
 
@@ -76,15 +79,17 @@ def _markdown(comparison: Comparison, figures: dict[str, str]) -> str:
         for population in POPULATIONS:
             of_population = [entry for entry in overall if entry.population == population]
             parts.append(f"### {POPULATION_WORDS[population].capitalize()}")
-            if of_population:
-                parts.append(markdown_table(HEADER, [_row(entry) for entry in of_population]))
-            else:
+            if not of_population:
                 parts.append("There are none.")
+            elif population == "frozen" and not comparison.find(kind, "new"):
+                parts.append("All of these; the release has no new stars.")
+            else:
+                parts.append(markdown_table(HEADER, [_row(entry) for entry in of_population]))
         for by in BYS[1:]:
             binned = [entry for entry in comparison.find(kind, "all", by) if entry.measure in NAMES]
             if binned:
-                rows = [[f"{entry.measure}, {by} {entry.bin}", *_row(entry)[1:]] for entry in binned]
-                parts += [f"### All spectra, labels by {by}", markdown_table(HEADER, rows)]
+                rows = [[f"{entry.measure}, {entry.bin}", *_row(entry)[1:]] for entry in binned]
+                parts += [f"### All spectra, labels by {BY_WORDS.get(by, by)}", markdown_table(HEADER, rows)]
     if comparison.speed:
         speed = comparison.speed
         spread = f"{speed.ratio:.2f} (quartiles {speed.ratio_q25:.2f}-{speed.ratio_q75:.2f})"
@@ -182,7 +187,8 @@ def _overview(comparison: Comparison, path: Path) -> bool:
             for place, population in enumerate(POPULATIONS):
                 entries = [entry for entry in _of(comparison, kind, population, NAMES) if _drawn(entry)]
                 rows = [names.index(entry.measure) + 0.22 * (place - 1) for entry in entries]
-                _marks(axes, entries, rows, "os^"[place], population)
+                if entries:
+                    _marks(axes, entries, rows, "os^"[place], population)
             axes.set(title=_origin(comparison, kind), xlabel="new − old [% of old]", ylim=(len(names) - 0.5, -0.5))
             axes.set_yticks(range(len(names)), [LABEL[name].symbol for name in names])
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3)
@@ -199,9 +205,14 @@ def _bins(comparison: Comparison, path: Path) -> bool:
         for row, kind in zip(panels, kinds, strict=True):
             for axes, by in zip(row, BYS[1:], strict=True):
                 entries = [entry for entry in _binned(comparison, kind, by) if _drawn(entry)]
+                if not entries:
+                    axes.set_axis_off()
+                    continue
                 places = [f"{entry.bin}  {LABEL[entry.measure].symbol}" for entry in entries]
                 _marks(axes, entries, list(range(len(entries))), "o", "all")
-                axes.set(title=f"{_origin(comparison, kind)}, by {by}", ylim=(max(len(entries), 1) - 0.5, -0.5))
+                axes.set(
+                    title=f"{_origin(comparison, kind)}, by {BY_WORDS.get(by, by)}", ylim=(len(entries) - 0.5, -0.5)
+                )
                 axes.set_yticks(range(len(entries)), places, fontsize=6)
                 axes.set_xlabel("new − old [% of old]")
     return True

@@ -144,7 +144,7 @@ def _figures(new: np.ndarray, old: np.ndarray | None, spectra: Spectra, rows: np
     notes = {
         "the new model does not have it": failed_new == len(rows),
         "the old model does not have it": failed_old == len(rows),
-        f"fewer than {FEWEST_STARS} stars: no interval, no test": 0 < both.stars < FEWEST_STARS,
+        f"fewer than {FEWEST_STARS} stars: no interval": 0 < both.stars < FEWEST_STARS,
     }
     return figures | {
         "old": _mean(old, stars),

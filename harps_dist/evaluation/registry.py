@@ -251,6 +251,7 @@ class Registry:
 
 def history_table(events: list[Event], folder: Path) -> Table:
     """Everything that was done, as a rich table."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=str(folder), caption=f"current: {_name_of_current(events)}")
@@ -260,7 +261,8 @@ def history_table(events: list[Event], folder: Path) -> Table:
         failures = say(event.verdict.failures) if event.verdict else ""
         model = event.model
         row = (f"{event.number}", event.event, event.time, model.folder_name, f"{model.step:,}", event.replaced or "")
-        table.add_row(*row, model.release_digest[:12], (model.git or "")[:12], event.reason or failures)
+        last = (model.release_digest[:12], (model.git or "")[:12], event.reason or failures)
+        table.add_row(*map(escape, (*row, *last)))
     return table
 
 
