@@ -46,3 +46,7 @@ class Interrupted(HarpsDistError):
 
 class TrainingError(HarpsDistError):
     """A training that cannot go on, such as one whose loss is no longer finite."""
+
+
+class PromotionError(HarpsDistError):
+    """A model that may not become the current one, or nothing to go back to."""

@@ -60,6 +60,14 @@ def publish_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def atomic_link(path: Path, target: Path) -> None:
+    """Let a symbolic link lead to `target`, as given, in one step, whether it was there or not."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    os.symlink(target, aside)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
     """Hold a lock on a file (made where missing) that ends with the process; yields whether it was free.

@@ -140,20 +140,20 @@ def conformal_factor(deviations: np.ndarray, stars: np.ndarray, level: float) ->
 
 
 def _coverage(test: LabelPredictions, level: float, factor: float, likelihood: Likelihood) -> Coverage:
-    inside = _inside(test, half_width(level, likelihood))
+    within = inside(test, half_width(level, likelihood))
     return Coverage(
-        level, *mean_with_error(inside), clustered_error(inside, test.stars), factor, _share(_inside(test, factor))
+        level, *mean_with_error(within), clustered_error(within, test.stars), factor, _share(inside(test, factor))
     )
 
 
-def _inside(test: LabelPredictions, width: float) -> np.ndarray:
+def inside(test: LabelPredictions, width: float) -> np.ndarray:
     """(n,) 1 where the truth lies within `width` standard deviations, else 0; NaN where the prediction failed."""
     deviations = test.deviations
     return np.where(np.isnan(deviations) | np.isnan(width), NAN, (deviations <= width).astype(np.float64))
 
 
-def _share(inside: np.ndarray) -> float:
-    return mean_with_error(inside)[0]
+def _share(within: np.ndarray) -> float:
+    return mean_with_error(within)[0]
 
 
 def _bins(test: LabelPredictions, factors: Sequence[float], likelihood: Likelihood) -> list[CoverageBin]:
@@ -166,8 +166,8 @@ def _bins(test: LabelPredictions, factors: Sequence[float], likelihood: Likeliho
             if not len(rows):
                 continue
             part = LabelPredictions(*(column[rows] for column in test))
-            raw = tuple(_share(_inside(part, half_width(level, likelihood))) for level in LEVELS)
-            conformal = tuple(_share(_inside(part, factor)) for factor in factors)
+            raw = tuple(_share(inside(part, half_width(level, likelihood))) for level in LEVELS)
+            conformal = tuple(_share(inside(part, factor)) for factor in factors)
             low, high = float(values[rows].min()), float(values[rows].max())
             found.append(CoverageBin(name, low, high, len(rows), len(np.unique(part.stars)), raw, conformal))
     return found

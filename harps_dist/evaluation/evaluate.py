@@ -93,6 +93,11 @@ class Evaluator:
         generative = isinstance(self.recipe.model, Autoencoder) and bool(self.model.labels)
         return ("real", "simulated", "generative") if generative else ("real", "simulated")
 
+    @property
+    def unsupervised(self) -> bool:
+        """Whether the model has latent nodes, but none that is a label."""
+        return bool(self.model.nodes) and not self.model.labels
+
     def origin(self, kind: Spectra) -> Origin:
         return origin_of(kind, self.release)
 
@@ -126,6 +131,16 @@ class Evaluator:
                 for name in (pieces[0].scores if pieces else ())
             },
         )
+
+    def predict_split(self, kind: Spectra, split: SplitName | Literal["all"]) -> Predictions:
+        """Predict all samples of a kind and split. Where the model's nodes are unsupervised, labels come from least
+        squares on their means, fitted on the training split (Eq. 6)."""
+        index, origin = self.release.index, self.origin(kind)
+        found = self.predict(index.rows(kind, split), f"{origin}, {split} split")
+        if self.unsupervised:
+            trained = self.predict(index.rows(kind, "train"), f"{origin}, training split")
+            found.labels = labels_from_latents(trained.nodes, trained.truth, found.nodes)
+        return found
 
     @torch.no_grad()
     def _predict_batch(self, raw: RawBatch) -> Predictions:
@@ -252,14 +267,11 @@ def evaluate(
 ) -> Report | None:
     """Evaluate one kind and split into `folder`; None where the release has no such sample, or on other ranks."""
     release = evaluator.release
-    rows = release.index.rows(kind, split)
-    if not len(rows):
+    if not len(release.index.rows(kind, split)):
         return None
-    found = evaluator.predict(rows, f"{evaluator.origin(kind)}, {split} split")
+    found = evaluator.predict_split(kind, split)
     notes = [release.manifest.description] if release.manifest.description else []
-    if found.nodes.shape[1] and not evaluator.model.labels:
-        trained = evaluator.predict(release.index.rows(kind, "train"), f"{evaluator.origin(kind)}, training split")
-        found.labels = labels_from_latents(trained.nodes, trained.truth, found.nodes)
+    if evaluator.unsupervised:
         notes.append(DOWNSTREAM_NOTE)
     calibrations = _calibrate(evaluator, kind, found)
     if not evaluator.world.is_main:
@@ -271,7 +283,7 @@ def evaluate(
     truth, labels = found.truth[:, columns], found.labels[:, columns]
     _, sigma = label_scale(release.manifest, evaluator.recipe.data.augment)
     sigma |= dict(zip(evaluator.model.labels, evaluator.model.label_std.tolist(), strict=True))
-    _write_predictions(folder / "predictions.parquet", release, found)
+    write_predictions(folder / "predictions.parquet", release, found)
     figures = {}
     if calibrations:
         figures["Calibration of the uncertainties"] = folder / "calibration.png"
@@ -344,7 +356,7 @@ def _measures(found: Predictions, varied: np.ndarray, stars: np.ndarray, valid: 
     return measures
 
 
-def _write_predictions(path: Path, release: Release, found: Predictions) -> None:
+def write_predictions(path: Path, release: Release, found: Predictions) -> None:
     """One row a sample: key, object, star, split, S/N, true and predicted labels, scores."""
     index = release.index
     columns = {name: index[name][found.rows] for name in ("key", "object", "star", "split", "snr", "varied")}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.comparison import SpeedRatio
 from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.paper import LEGENDS, TABLE_9
 from harps_dist.files import atomic_write
@@ -22,11 +23,13 @@ from harps_dist.spectra.grid import Grid, named_grid
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch.utils.benchmark import Timer
 
     from harps_dist.models.supervised import SpectrumModel
 
 Device = Literal["cpu", "cuda"]
 SECONDS, LEAST_REPEATS = 5.0, 3
+RATIO_BATCH, LEAST_TURNS = 4, 5
 CONVENTION = (
     "Inference of a batch of random spectra that lie in memory, divided by its size: encoders from spectrum to labels, "
     "decoders from labels to spectrum, autoencoders from spectrum to spectrum; median and quartiles over repeats after "
@@ -107,6 +110,40 @@ def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float)
     )
 
 
+def speed_ratio(
+    new: SpectrumModel, old: SpectrumModel | None, grid: Grid, device: torch.device, seconds: float = 3.0
+) -> SpeedRatio:
+    """Time of inference of one model over another's, measured in turns, so that what else the machine does meets both.
+
+    seconds: how long they are repeated, five times at least. Without an old model its figures are NaN.
+    """
+    models = [model for model in (new, old) if model is not None]
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        infer = [_inference(model, grid, RATIO_BATCH, device) for model in models]
+        timers = [_timer(one, torch.get_num_threads()) for one in infer]
+        for one in infer:
+            one()
+        turns = [[timer.timeit(1).mean for timer in timers]]
+        while len(turns) < LEAST_TURNS or sum(map(sum, turns)) < seconds:
+            turns.append([timer.timeit(1).mean for timer in timers])
+    times = np.array(turns).T
+    ratios = times[0] / times[1] if old is not None else np.array([NAN])
+    low, middle, high = (float(q) for q in np.percentile(ratios, (25, 50, 75)))
+    ms = [float(np.median(of_model)) * 1e3 / RATIO_BATCH for of_model in times]
+    return SpeedRatio(
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        threads=torch.get_num_threads(),
+        batch=RATIO_BATCH,
+        repeats=len(turns),
+        new_ms=ms[0],
+        old_ms=ms[1] if old is not None else NAN,
+        ratio=middle,
+        ratio_q25=low,
+        ratio_q75=high,
+    )
+
+
 def _inference(model: SpectrumModel, grid: Grid, batch: int, device: torch.device) -> Callable[[], object]:
     """What the model is for, on one batch of random input."""
     from harps_dist.models.supervised import SemiSupervised, SpectrumSimulator
@@ -122,13 +159,17 @@ def _inference(model: SpectrumModel, grid: Grid, batch: int, device: torch.devic
 
 
 def _timed(infer: Callable[[], object], device: Device, seconds: float) -> list[float]:
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("infer()", globals={"infer": infer}, num_threads=1)  # synchronises on a GPU
+    timer = _timer(infer, 1)
     times = [timer.timeit(1).mean]
     while len(times) < LEAST_REPEATS or sum(times) < seconds:
         times.append(timer.timeit(1).mean)
     return times
+
+
+def _timer(infer: Callable[[], object], threads: int) -> Timer:
+    from torch.utils.benchmark import Timer
+
+    return Timer("infer()", globals={"infer": infer}, num_threads=threads)  # synchronises on a GPU
 
 
 def _resident_mib() -> float:

@@ -60,7 +60,7 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_
         "release_digest": manifest.digest,
         "split": [list(manifest.split_fractions), manifest.split_salt],
         "grid": manifest.grid.model_dump(),
-        "git": _git_revision(),
+        "git": git_revision(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
     }
@@ -114,7 +114,8 @@ def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[st
     return name, recipe, model.eval(), checkpoint.step
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """Commit of this code, marked where it was changed since; None outside a clone."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,95 @@
+"""Which trained model, and which release: what a comparison is of, and what a registry keeps record of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harps_dist.errors import ConfigError, ResumeError
+from harps_dist.frozen import Frozen
+
+if TYPE_CHECKING:
+    from harps_dist.data.manifest import Manifest
+    from harps_dist.training.checkpoint import Checkpoint
+
+ID_LENGTH = 12
+
+
+class TrainedModel(Frozen):
+    """A checkpoint of a run. `id` says which weights under which recipe, wherever they lie.
+
+    run: folder that it was read from, as it was given. checkpoint: how it was chosen there. recipe_digest,
+    release_digest, git: what it was trained as, on which data, by which commit.
+    """
+
+    name: str
+    id: str
+    run: str
+    checkpoint: Literal["newest", "best"]
+    step: int
+    weights_sha256: str
+    recipe_digest: str
+    release_digest: str
+    git: str | None
+
+    @property
+    def folder_name(self) -> str:
+        """What a registry calls it."""
+        return f"{self.name.replace('/', '-')}-{self.id}"
+
+
+class ReleaseIdentity(Frozen):
+    """A release that models were tried on, and the digest of the one that it grew from."""
+
+    digest: str
+    parent: str | None
+    genuine: bool
+    description: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ReleaseIdentity:
+        return cls(
+            digest=manifest.digest,
+            parent=manifest.parent,
+            genuine=manifest.genuine,
+            description=manifest.description,
+        )
+
+
+def identify(run: Path, which: Literal["newest", "best"] = "newest") -> tuple[TrainedModel, Checkpoint]:
+    """A run's newest or best whole checkpoint, every byte of it checked, and what it is.
+
+    Raises ConfigError where the folder is no run, ResumeError where it has no whole checkpoint.
+    """
+    import yaml
+
+    from harps_dist.training.checkpoint import MODEL
+    from harps_dist.training.run import RECIPE, find_checkpoint, read_run
+
+    name = read_run(run).name
+    saved = yaml.safe_load((run / RECIPE).read_text())
+    checkpoint, passed_over = find_checkpoint(run, which)
+    if checkpoint is None:
+        reasons = " ".join(passed_over) or "none was written yet, or none was validated."
+        raise ResumeError(f"run {run} has no whole checkpoint that is its {which}: {reasons} Train it first.")
+    if passed_over:
+        raise ResumeError(f"the {which} checkpoint of {run} is damaged: {' '.join(passed_over)}")
+    weights = checkpoint.state["sha256"][MODEL]
+    content = json.dumps([weights, saved["recipe"]], sort_keys=True)
+    try:
+        model = TrainedModel(
+            name=name,
+            id=hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH],
+            run=str(run),
+            checkpoint=which,
+            step=checkpoint.step,
+            weights_sha256=weights,
+            recipe_digest=saved["recipe_digest"],
+            release_digest=saved["release_digest"],
+            git=saved["git"],
+        )
+    except KeyError as error:
+        raise ConfigError(f"{run / RECIPE} lacks {error}. Give a folder that train.py wrote.") from None
+    return model, checkpoint
