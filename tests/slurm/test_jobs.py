@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,11 @@ import pytest
 
 from harps_dist.training.log import lasting, read_log
 from tests.commands import TINY, command, run
-from tests.slurm.cluster import CPU_ONLY, Cluster, cluster, why_not
+from tests.slurm.cluster import CPU_ONLY, Cluster, until, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
 STEPS = 60
 LAST = f"checkpoints/step-{STEPS:08d}"
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("slurm")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +32,6 @@ def undisturbed(training, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     run(command("launch/train.py", *training, "--out", folder / "run", ranks=2), folder)
     return folder / "run"
-
-
-def until(ready: Callable[[], object], patience_s: float = 90) -> None:
-    deadline = time.monotonic() + patience_s
-    while not ready():
-        assert time.monotonic() < deadline, "nothing came in time"
-        time.sleep(0.005)
 
 
 def same(one: Path, other: Path) -> bool:
