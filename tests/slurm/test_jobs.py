@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,18 @@ def test_asked_to_stop_in_training_saving_and_validation_it_ends_with_the_same_b
     said = output(slurm, job)
     assert said.count("back into the queue") >= 2
     assert "restart 2" in said  # one log for all restarts
+
+
+def test_asked_to_stop_before_it_listens_it_starts_again(slurm, training, undisturbed, tmp_path):
+    """The signal meets Python's start-up, which dies of it."""
+    job = submit(slurm, "train", *training, "--out", tmp_path / "run")
+    until(lambda: "restart 0" in output(slurm, job))
+    time.sleep(0.5)  # srun has started the tasks, which import for seconds
+    slurm.signal(job)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", output(slurm, job)
+    assert slurm.state(job)["Restarts"] == "1"
+    assert "stopped at 'its start'" in output(slurm, job)
+    assert same(tmp_path / "run", undisturbed)
 
 
 def test_an_evaluation_that_is_requeued_ends_with_the_same_bits(slurm, undisturbed, tmp_path):
