@@ -32,13 +32,13 @@ def submit_rows(recipes: Sequence[str], runs: Path, settings: Mapping[str, objec
         waiting = [f"--dependency=afterok:{jobs[-1]}"] if jobs else []
         logs = f"--output={runs.resolve()}/%x-%A_%a.log"
         array = [f"--array=0-{len(names) - 1}", logs, *shlex.split(options)]
-        jobs.append(_sbatch(*waiting, *array, SCRIPT, " ".join(names), *arguments))
+        jobs.append(sbatch(*waiting, *array, SCRIPT, " ".join(names), *arguments))
     report = shlex.join([sys.executable, "launch/reproduce.py", *arguments])
     after = [f"--dependency=afterany:{':'.join(jobs)}"] if jobs else []
-    return [*jobs, _sbatch(*after, "--job-name=report", f"--output={runs.resolve()}/%x-%j.log", "--wrap", report)]
+    return [*jobs, sbatch(*after, "--job-name=report", f"--output={runs.resolve()}/%x-%j.log", "--wrap", report)]
 
 
-def _sbatch(*arguments: str) -> str:
+def sbatch(*arguments: str) -> str:
     """Submit from the folder of the project; the job id."""
     environment = os.environ | {"PYTHON": sys.executable}
     try:
