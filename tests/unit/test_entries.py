@@ -63,10 +63,8 @@ def test_errors_are_averaged_by_star_and_compared():
 
 def test_bins_hold_their_lower_edge_and_what_is_unknown_has_its_own():
     found = entries(predicted([1, 2, 3, 0, 5], **{"MAE'": np.full(5, 0.1)}), predicted([0] * 5))
-    bins = {
-        (by, name): entry.spectra for (who, by, name, what), entry in found.items() if (who, what) == ("all", "teff")
-    }
-    assert bins == {
+    of_teff = {place[1:3]: entry.spectra for place, entry in found.items() if (place[0], place[3]) == ("all", "teff")}
+    assert of_teff == {
         ("overall", ""): 4,
         **{("teff", name): count for name, count in (("4000 to 5000", 2), ("5000 to 6000", 1), ("6000 to 7000", 1))},
         **{("snr", name): count for name, count in (("below 50", 1), ("50 to 100", 2), ("100 to 200", 1))},

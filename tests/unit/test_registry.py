@@ -20,7 +20,7 @@ from harps_dist.evaluation.gate import Gate, Line, Verdict
 from harps_dist.evaluation.identity import identify
 from harps_dist.evaluation.registry import Registry
 from harps_dist.training.checkpoint import MODEL, read_checkpoint
-from harps_dist.training.run import find_checkpoint, read_run
+from harps_dist.training.run import find_checkpoint, git_revision, read_run
 from tests.commands import command, run
 from tests.made_up_models import RELEASE, write_comparison, write_model
 
@@ -72,7 +72,7 @@ def test_a_promoted_model_is_a_run_with_its_record(registry, runs):
     assert saved["release"]["digest"] == RELEASE.digest
     assert saved["release"]["parent"] == RELEASE.parent
     assert saved["model"]["recipe_digest"] == read_run(runs[0]).recipe.digest
-    assert saved["model"]["git"] == "c0" * 20
+    assert saved["model"]["git"] == git_revision() == saved["code"]
     assert saved["verdict"]["lines"]
     assert saved["replaced"] is None
 
