@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-import yaml
 
+from harps_dist.data.manifest import GridSpec
+from harps_dist.data.split import PAPER_FRACTIONS, SALT
 from harps_dist.evaluation.comparison import Comparison, Entry, SpeedRatio
 from harps_dist.evaluation.identity import ReleaseIdentity, identify
 from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import save_checkpoint
+from harps_dist.training.run import save_recipe
 from harps_dist.training.strategy import Snapshot
 
 RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, description="made up")
@@ -18,17 +21,9 @@ RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, desc
 
 def write_model(run: Path, seed: int, step: int = 10) -> Path:
     """A run with a checkpoint of a few numbers that follow from the seed; with another step, one more checkpoint."""
-    run.mkdir(parents=True, exist_ok=True)
-    recipe = find_recipe("demo-cnn-mix")
-    content = {
-        "name": "demo-cnn-mix",
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_digest": recipe.digest,
-        "release_digest": RELEASE.digest,
-        "grid": {"name": "tiny", "start": 0, "length": 10},
-        "git": "c0" * 20,
-    }
-    (run / "recipe.yaml").write_text(yaml.safe_dump(content))
+    grid = GridSpec(name="tiny", start=0, length=10)
+    manifest = SimpleNamespace(digest=RELEASE.digest, split_fractions=PAPER_FRACTIONS, split_salt=SALT, grid=grid)
+    save_recipe(run, find_recipe("demo-cnn-mix"), manifest, "demo-cnn-mix")
     snapshot = Snapshot({"w": torch.full((3,), float(seed))}, {})
     save_checkpoint(run / "checkpoints", snapshot, {"step": step}, keep=2)
     return run

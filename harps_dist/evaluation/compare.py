@@ -59,6 +59,8 @@ def compare_runs(
     done = world.gather(_finished(out, identities, release, split, conditions))[0]
     if done:
         return done
+    for run in runs:
+        _check_split(run, release, split)
     tried = [
         Tried(
             _evaluator(run, identity, conditions, release, world, console),
@@ -191,6 +193,16 @@ def _finished(
     asked = ([model.id for model in identities], release.digest, split, conditions.model_dump(mode="json"))
     models = [model.id for model in (found.new, found.old) if model]
     return found if (models, found.release.digest, found.split, found.conditions) == asked else None
+
+
+def _check_split(run: Path, release: Release, split: Split) -> None:
+    """Raises ConfigError where the run may have been trained on stars of this split."""
+    trained, now = read_run(run).split, (release.manifest.split_fractions, release.manifest.split_salt)
+    if split != "all" and trained != now:
+        raise ConfigError(
+            f"run {run} was trained with stars split as {trained}, but {release.location} splits them as {now}, so that "
+            f"it may have been trained on stars of the {split} split. Give a release that grew from the run's own."
+        )
 
 
 def _evaluator(
