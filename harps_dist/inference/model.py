@@ -149,6 +149,14 @@ class Exported:
         """Whether it gives a spectrum for a spectrum."""
         return isinstance(self.model, SemiSupervised)
 
+    def check_reads(self) -> None:
+        """Raises ConfigError for a model that reads no spectra."""
+        if isinstance(self.model, SpectrumSimulator):
+            raise ConfigError(
+                f"{self.description.name} is a decoder: it draws spectra and reads none. Take an encoder or an "
+                f"autoencoder."
+            )
+
     def normalise(self, labels: np.ndarray) -> np.ndarray:
         """(n, K) labels in their units, in the order of `labels`, to normalised ones."""
         return (np.asarray(labels, np.float64) - self._numpy(self.model.label_mean)) / self._numpy(self.model.label_std)
@@ -181,30 +189,29 @@ class Exported:
         noise: (batch, chunk) variance per flux of every chunk of valid pixels, `photon_noise`.
         Raises ConfigError for a model that reads no spectra.
         """
-        if isinstance(self.model, LabelPredictor):
-            network = self.model.network
-            features = network.encoder(flux)
-            labels, scale = self.model.read(network.head(features))
-            compared = None
-            latent = features.unflatten(1, (network.encoder.channels, -1)).mean(dim=2)
-        elif isinstance(self.model, SemiSupervised):
-            found = self.model.encode(flux)
-            latent, scale, compared = found.mean, None, None
-            labels = latent[:, : len(self.labels)]
-            if self.model.variational and found.log_variance is not None:
-                scale = found.log_variance[:, : len(self.labels)] / 2
-            if noise is not None:
-                drawn = self.model.decode(latent)
-                compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders)
-        else:
-            raise ConfigError(
-                f"{self.description.name} is a decoder: it draws spectra and reads none. Take an encoder or an "
-                f"autoencoder."
-            )
+        self.check_reads()
+        labels, scale, latent, drawn = self._read(flux, noise is not None)
+        compared = None
+        if drawn is not None and noise is not None:
+            compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders)
         sigma = None
         if scale is not None:
             sigma = scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
         return Raw(self.model.physical(labels), sigma, latent, compared)
+
+    def _read(self, flux: Tensor, draw: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Normalised labels, the logarithm of their scales, latent vectors, and the reconstruction."""
+        if isinstance(self.model, LabelPredictor):
+            network = self.model.network
+            features = network.encoder(flux)
+            latent = features.unflatten(1, (network.encoder.channels, -1)).mean(dim=2)
+            return *self.model.read(network.head(features)), latent, None
+        found = self.model.encode(flux)
+        scale = None
+        if isinstance(self.model, SemiSupervised) and self.model.variational and found.log_variance is not None:
+            scale = found.log_variance[:, : len(self.labels)] / 2
+        drawn = self.model.decode(found.mean) if draw else None
+        return found.mean[:, : len(self.labels)], scale, found.mean, drawn
 
     def predict_flux(
         self, flux: np.ndarray, noise: np.ndarray | None = None, batch_size: int = BATCH, chi2: bool = True

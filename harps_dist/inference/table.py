@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-import harps_dist
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken
@@ -146,8 +145,7 @@ def metadata_of(exported: Exported) -> dict[str, str]:
         "export": exported.digest,
         "release": description.release_digest,
         "grid": description.grid.name,
-        "harps_dist": harps_dist.__version__,
-        **{package: version(package) for package in ("torch", "numpy", "astropy")},
+        **{package: version(package) for package in ("harps_dist", "torch", "numpy", "astropy")},
     }
 
 
