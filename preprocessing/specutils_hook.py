@@ -1,9 +1,9 @@
 """HARPS loaders for specutils without an import: they are registered when specutils is imported.
 
-specutils itself looks for loaders in ~/.specutils alone and scans no entry points. What it imports does: astropy.modeling
-loads every object that is listed under its name in a package's entry points, and takes over those that are fitters. The
-entry point of this package names a fitter that astropy already has, so that nothing is added there, and this module
-is imported on the way. All it does is to wait for specutils.
+specutils itself looks for loaders in ~/.specutils alone and scans no entry points. What it imports does:
+astropy.modeling loads every object that a package lists in the entry points of that name, and takes over those that
+are fitters. The entry point of this package names a fitter that astropy already has, so that nothing is added there,
+and this module is imported on the way. All it does is to wait for specutils.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""HARPS spectra as specutils objects: `Spectrum.read(FILE)` for ESO Phase 3 products (ADP) and DRS s1d, plain or gzipped.
+"""HARPS spectra as specutils objects: `Spectrum.read(FILE)` for ESO Phase 3 (ADP) and DRS s1d, plain or gzipped.
 
 Importing this module registers the loaders; once the package is installed, importing specutils does it
 (`preprocessing.specutils_hook`). What the files say is kept: flux in ADU per pixel of 0.01 Å, wavelengths in Angstrom,
-in air, in the barycentric frame, with the star's radial velocity left in. specutils has no place for medium and frame, so
-they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header knows but the
-observer's guess.
+in air, in the barycentric frame, with the star's radial velocity left in. specutils has no place for medium and frame,
+so they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header knows but
+the observer's guess.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def as_spectrum(record: SpectrumRecord, uncertainty: Uncertainty = "none") -> Sp
     """A specutils Spectrum of what a reader delivered.
 
     Pixels without data are masked: those that are not finite, and zeros, which the pipeline fills the detector gap
-    with. uncertainty: "none", as neither product has one (the ERR column of HARPS is all NaN), or "photon" for a standard
-    deviation estimated from the spectrum's own scatter, `harps_dist.spectra.noise.photon_sigma`.
+    with. uncertainty: "none", as neither product has one (the ERR column of HARPS is all NaN), or "photon" for a
+    standard deviation estimated from the spectrum's own scatter, `harps_dist.spectra.noise.photon_sigma`.
     """
     from astropy import units
     from astropy.nddata import StdDevUncertainty
