@@ -122,7 +122,7 @@ class Simulator:
         notes += outside
         if not (ratio > 0).all():
             row = int(np.argmin(ratio > 0))
-            raise ConfigError(f"row {row}: a signal-to-noise ratio of {ratio[row]:g} cannot be. Give one above 0.")
+            raise ConfigError(f"row {row + 1}: a signal-to-noise ratio of {ratio[row]:g} cannot be. Give one above 0.")
         seeds = seeds + np.arange(count) if len(seeds) == 1 else seeds
         return Request(
             labels=table,
@@ -207,7 +207,7 @@ class Simulator:
             rows = np.flatnonzero((table[:, column] < low - slack) | (table[:, column] > high + slack))
             if len(rows):
                 value, others = _said(name, table[rows[0], column]), len(rows) - 1
-                where = f"row {rows[0]}" + (f" and {others} others" if others else "")
+                where = f"row {rows[0] + 1}" + (f" and {others} more" if others else "")
                 found.append(f"{name} = {value} ({where}) lies outside {_said(name, low, high)}, what training saw.")
         return found
 
@@ -254,6 +254,6 @@ def _require_finite(table: np.ndarray, names: Sequence[str]) -> None:
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
         raise ConfigError(
-            f"row {row}: {names[column]} is {table[row, column]}. Give a number, or leave it out for all rows to get "
+            f"row {row + 1}: {names[column]} is {table[row, column]}. Give a number, or leave it out for all rows to get "
             f"{'the training mean' if names[column] in LABEL else 'zeros'}."
         )
