@@ -29,8 +29,8 @@ def read_request(
     Columns: labels of the model (in another unit where the table says so), unknown factors u1, u2, …, snr, seed and
     object, whatever of them there is, in capitals or not. The others are as for `Simulator.request`: what holds for all
     rows where the table has no column of it; fixed: labels by name.
-    Raises ConfigError where the table cannot be read, has no rows, a column that means nothing, or one that stands in the
-    command too, and for a value that is missing or no number, with its row.
+    Raises ConfigError where the table cannot be read, has no rows, a column that means nothing, or one that stands in
+    the command too, and for a value that is missing or no number, with its row.
     """
     from preprocessing.tables import read_table
 

@@ -38,7 +38,8 @@ class Simulator:
     """A trained model that draws spectra.
 
     model: with a decoder, in evaluation mode. grid: of its spectra. name, id: of the model, id the sha256 of its
-    weights. ranges: least and largest value of every label that training saw or drew.
+    weights. ranges: least and largest value of every label that training saw or drew. offset, scale: (input,) of the
+    nodes: label = offset + scale · node.
     Raises ConfigError for a model without a decoder.
     """
 
@@ -53,6 +54,8 @@ class Simulator:
         self.unknown = max(0, model.nodes - len(model.labels))
         self.has_prior = bool(getattr(model, "variational", False))
         mean, std = model.label_mean.tolist(), model.label_std.tolist()
+        self.offset = np.array(mean + [0.0] * self.unknown)
+        self.scale = np.array(std + [1.0] * self.unknown)
         self.mean = dict(zip(self.labels, mean, strict=True))
         self.ranges = {
             label: ranges.get(label) or _usual_range(label, *scale)
@@ -167,8 +170,11 @@ class Simulator:
 
     def normalised(self, labels: np.ndarray, unknown: np.ndarray) -> np.ndarray:
         """(n, input) float64 nodes of labels in their units and unknown factors."""
-        mean, std = self.model.label_mean.cpu().numpy(), self.model.label_std.cpu().numpy()
-        return np.concatenate([(labels - mean) / std, unknown], axis=1)
+        return (np.concatenate([labels, unknown], axis=1) - self.offset) / self.scale
+
+    def physical(self, nodes: np.ndarray) -> np.ndarray:
+        """(…, input) labels in their units and unknown factors; undoes `normalised`."""
+        return nodes * self.scale + self.offset
 
     def shifted(self, flux: np.ndarray, velocity_kms: np.ndarray) -> np.ndarray:
         """(n, pixel) float32 flux of `decode` moved by velocities (n,), receding positive; NaN where nothing comes
@@ -254,6 +260,6 @@ def _require_finite(table: np.ndarray, names: Sequence[str]) -> None:
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
         raise ConfigError(
-            f"row {row + 1}: {names[column]} is {table[row, column]}. Give a number, or leave it out for all rows to get "
-            f"{'the training mean' if names[column] in LABEL else 'zeros'}."
+            f"row {row + 1}: {names[column]} is {table[row, column]}. Give a number, or leave it out for all rows to "
+            f"get {'the training mean' if names[column] in LABEL else 'zeros'}."
         )

@@ -194,8 +194,7 @@ class FitsImage(Sink):
         header["CTYPE1"], header["CUNIT1"] = ("AWAV", "in air"), "Angstrom"
         header["CRPIX1"], header["CRVAL1"], header["CDELT1"] = 1.0, round(grid.wave0_aa, 2), STEP_AA
         header["SPECSYS"], header["BUNIT"] = "BARYCENT", ("", "in medians of the flux; NaN where there is none")
-        for line in json.dumps(self.identity).split(", "):  # escaped, so in ASCII
-            header.add_comment(line)
+        header["SIMULATN"] = json.dumps(self.identity)  # escaped, so in ASCII
         with atomic_write(self.out) as aside:
             image = fits.StreamingHDU(str(aside), header)
             for block in range(self.blocks):
@@ -212,7 +211,7 @@ class FitsImage(Sink):
     def _read_identity(self) -> dict[str, Any]:
         from astropy.io import fits
 
-        return json.loads(", ".join(fits.getheader(self.out)["COMMENT"]))
+        return json.loads(fits.getheader(self.out)["SIMULATN"])
 
 
 class FitsFolder(Sink):
