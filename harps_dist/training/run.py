@@ -77,6 +77,7 @@ def save_recipe(run: Path, recipe: Recipe, release: Release, name: str, start_fr
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,
+        "split": [list(manifest.split_fractions), manifest.split_salt],
         "grid": manifest.grid.model_dump(),
         "label_ranges": {key: list(limits) for key, limits in label_ranges(release.index, recipe).items()},
         "git": _git_revision(),
@@ -94,6 +95,8 @@ class SavedRun(NamedTuple):
     name: str
     recipe: Recipe
     grid: GridSpec
+    release_digest: str
+    split: tuple[tuple[float, float, float], str]  # fractions and salt of the stars' split
     label_ranges: dict[str, tuple[float, float]]
 
 
@@ -104,8 +107,10 @@ def read_run(run: Path) -> SavedRun:
     except FileNotFoundError:
         raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
     recipe, grid = Recipe.model_validate(content["recipe"]), GridSpec.model_validate(content["grid"])
+    first, second, third = content["split"][0]
     ranges = {key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()}
-    return SavedRun(content["name"], recipe, grid, ranges)
+    split = ((first, second, third), content["split"][1])
+    return SavedRun(content["name"], recipe, grid, content["release_digest"], split, ranges)
 
 
 def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[str]]:
