@@ -59,7 +59,7 @@ def simulate_many(
     out.parent.mkdir(parents=True, exist_ok=True)
     sink = SINKS[out.suffix.lower()](out, simulator, request, identity, rows)
     with _alone(out, world):
-        missing = world.gather(_prepare(sink, identity) if world.is_main else None)[0]
+        missing = world.of_main(lambda: _prepare(sink, identity))
         if missing is None:
             return False
         mine, total = missing[world.rank :: world.size], len(request)

@@ -58,7 +58,7 @@ class Simulator:
         self.scale = np.array(std + [1.0] * self.unknown)
         self.mean = dict(zip(self.labels, mean, strict=True))
         self.ranges = {
-            label: ranges.get(label) or _usual_range(label, *scale)
+            label: ranges[label] if np.isfinite(ranges.get(label, (np.nan,))).all() else _usual_range(label, *scale)
             for label, scale in zip(self.labels, zip(mean, std, strict=True), strict=True)
         }
 
@@ -68,10 +68,15 @@ class Simulator:
 
         Raises ConfigError where the folder is neither, or holds a model that draws no spectra.
         """
+        from harps_dist.inference.model import CONFIG, load
         from harps_dist.training.checkpoint import MODEL
         from harps_dist.training.run import read_run, trained_model
 
         folder = Path(folder)
+        if (folder / CONFIG).is_file():
+            exported = load(folder, device)
+            ranges = {fact.name: (fact.low, fact.high) for fact in exported.description.labels}
+            return cls(exported.model, exported.grid, exported.description.name, exported.id, ranges)
         saved = read_run(folder)
         model, checkpoint = trained_model(folder, which)
         model = model.to(device).requires_grad_(False)
