@@ -1,4 +1,4 @@
-"""Simulate spectra with a trained decoder: `launch/simulate.py MODEL [--teff 5800] [--rv 20] [--snr 100] [-o OUT.fits]`.
+"""Simulate spectra with a trained decoder: `launch/simulate.py MODEL [--teff 5800] [--rv 20] [--snr 100] [-o OUT]`.
 
 MODEL is a run or an export. Labels that are not given are the training mean. -o OUT.fits, .png, .csv, .ecsv or .parquet
 takes one spectrum. With --labels TABLE there is one a row: -o OUT.zarr, OUT.parquet, OUT.fits or a folder of ESO Phase
@@ -8,9 +8,6 @@ range, for the labels given or a spectrum observed: -o OUT.png, and OUT.csv besi
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import tyro
 
 from harps_dist.console import end_with
@@ -18,7 +15,7 @@ from harps_dist.inference.options import Options
 
 
 def main() -> int:
-    options = tyro.cli(Annotated[Options, tyro.conf.arg(name="")], description=__doc__)
+    options = tyro.cli(Options, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.inference.options import carry_out
     from harps_dist.training.distributed import join_world

@@ -9,7 +9,7 @@ import numpy as np
 
 from harps_dist.errors import ConfigError
 from harps_dist.inference.simulated import Request
-from harps_dist.inference.simulator import Simulator, Unknown
+from harps_dist.inference.simulator import Simulator
 from harps_dist.spectra.labels import LABEL
 
 OBJECT, SNR, SEED = "object", "snr", "seed"
@@ -19,7 +19,7 @@ def read_request(
     path: Path,
     simulator: Simulator,
     fixed: dict[str, float] | None = None,
-    unknown: Unknown | list[float] = "zero",
+    unknown: str | list[float] = "zero",
     snr: float | None = None,
     seed: int = 0,
     extrapolate: bool = False,
@@ -82,8 +82,9 @@ def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
                 values[row] = np.nan if hidden[row] else float(text)
             except (TypeError, ValueError):
                 raise ConfigError(_wrong(path, row, name, repr(text))) from None
-    if (~np.isfinite(values)).any():
-        row = int(np.argmin(np.isfinite(values)))
+    usable = ~np.isnan(values) if name == SNR else np.isfinite(values)  # an infinite S/N: no noise
+    if not usable.all():
+        row = int(np.argmin(usable))
         raise ConfigError(_wrong(path, row, name, "nothing" if hidden[row] else str(values[row])))
     unit, wanted = getattr(column, "unit", None), LABEL[name].unit if name in LABEL else ""
     if wanted and wanted != "dex" and unit is not None and unit != units.dimensionless_unscaled:

@@ -25,6 +25,7 @@ from harps_dist.files import atomic_write, exclusive
 from harps_dist.inference.simulated import Request
 from harps_dist.inference.simulator import BATCH, RvBy, Simulator
 from harps_dist.inference.sinks import IDENTITY, FitsFolder, FitsImage, ParquetRows, Sink, ZarrGroup
+from harps_dist.inference.spectrum_files import ascii_text
 from harps_dist.training.distributed import World
 
 BLOCK_BYTES = 64 * 2**20  # of flux; what is held at a time is a few times that
@@ -87,6 +88,19 @@ def _alone(out: Path, world: World) -> Iterator[None]:
         if not world.gather(free)[0]:
             raise ConfigError(f"another process is writing {out}. Wait until it has ended, or choose another name.")
         yield
+        if world.is_main:  # the result is there, so that nobody else begins
+            lock.unlink(missing_ok=True)
+
+
+def lost_in_fits(request: Request, out: Path) -> tuple[str, ...]:
+    """A sentence on object names that FITS cannot hold, where the result is FITS."""
+    changed = [name for name in map(str, request.names) if ascii_text(name) != name]
+    if not changed or out.suffix.lower() not in (".fits", ""):
+        return ()
+    return (
+        f"{len(changed)} object names hold characters that FITS cannot, the first as {ascii_text(changed[0])!r} for "
+        f"{changed[0]!r}; {'labels.ecsv keeps them' if not out.suffix else 'Zarr and Parquet keep them'}.",
+    )
 
 
 def identity_of(simulator: Simulator, request: Request, rv_by: RvBy, rows: int) -> dict[str, Any]:

@@ -31,7 +31,6 @@ PRIOR, NOISE = 0x7072696F72, 0x6E6F697365  # purposes of what is drawn for a spe
 BATCH = 16
 
 RvBy = Literal["node", "shift"]
-Unknown = Literal["zero", "prior"]
 
 
 class Simulator:
@@ -90,7 +89,7 @@ class Simulator:
     def request(
         self,
         labels: Mapping[str, Any] | None = None,
-        unknown: Unknown | Sequence[float] | np.ndarray = "zero",
+        unknown: str | Sequence[float] | np.ndarray = "zero",
         snr: Any = None,
         seed: Any = 0,
         names: Any = "",
@@ -120,9 +119,9 @@ class Simulator:
             raise ConfigError(f"expected one value for all {count} spectra or one each, got {wrong}.")
         table = np.empty((count, len(self.labels)))
         for column, name in enumerate(self.labels):
-            if name not in given:
-                notes.append(f"{name} is not given: {_said(name, self.mean[name])}, the training mean, is taken.")
             table[:, column] = given.get(name, self.mean[name])
+        if missing := [f"{name} {_said(name, self.mean[name])}" for name in self.labels if name not in given]:
+            notes.append(f"not given, so that the training mean is taken: {', '.join(missing)}.")
         _require_finite(table, self.labels)
         outside = self._outside(table)
         if outside and not extrapolate:

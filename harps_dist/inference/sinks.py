@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,9 @@ class ZarrGroup(Sink):
             else:
                 array = root.create_array(name, data=values, dimension_names=["spectrum"])
             array.attrs["units"] = LABEL[name].unit if name in LABEL else ""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(aside)
         os.replace(aside, self._group)
 
     def write(self, block: int, simulated: Simulated) -> None:
@@ -268,6 +272,6 @@ def labels_table(request: Request, simulator: Simulator, ascii_only: bool = Fals
     columns["object"] = np.array([ascii_text(name) if ascii_only else str(name) for name in request.names])
     table = Table(columns)
     for name in simulator.labels:
-        if LABEL[name].unit:
+        if LABEL[name].unit and not (ascii_only and LABEL[name].unit == "dex"):  # which FITS does not know
             table[name].unit = LABEL[name].unit
     return table

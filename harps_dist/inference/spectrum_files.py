@@ -72,7 +72,7 @@ def write_fits(path: Path, simulated: Simulated, row: int = 0) -> None:
 
 def _primary_cards(facts: dict[str, Any], wave_aa: np.ndarray, median: float) -> dict[str, Any]:
     cards: dict[str, Any] = {
-        "ORIGIN": ("SIMULATED", "drawn by a neural network; form of an ESO product"),
+        "ORIGIN": ("SIMULATED", "drawn by a neural network"),
         "INSTRUME": ("HARPS", "Instrument that is simulated"),
         "OBJECT": (ascii_text(facts["object"]), "Object"),
         "SPECSYS": ("BARYCENT", "Reference frame"),
@@ -98,7 +98,7 @@ def _primary_cards(facts: dict[str, Any], wave_aa: np.ndarray, median: float) ->
         cards[f"HIERARCH SIM {name.upper()}"] = (value, f"{unit}{what}")
     return cards | {
         "HIERARCH SIM MODEL": (ascii_text(facts["model"]), "Model that drew it"),
-        "HIERARCH SIM MODEL ID": (facts["model_id"][:32], "sha256 of its weights begins so"),
+        "HIERARCH SIM MODEL ID": (facts["model_id"][:32], "sha256"),
         "HIERARCH SIM SEED": (facts["seed"], "Seed of what was drawn"),
         "HIERARCH SIM MEDIAN": (median, "[adu] FLUX over this is in medians"),
     }

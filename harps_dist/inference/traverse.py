@@ -52,16 +52,16 @@ class Traversal:
         from harps_dist.inference.figures import traversal_figure
 
         if figure.suffix.lower() != ".png":
-            raise ConfigError(f"expected a figure's name that ends in .png, got {figure.name!r}. A CSV is written beside.")
+            raise ConfigError(
+                f"expected a figure's name that ends in .png, got {figure.name!r}. A CSV is written beside."
+            )
         figure.parent.mkdir(parents=True, exist_ok=True)
         unit = LABEL[self.node].unit if self.node in LABEL else "standard deviations"
         axis, table = f"{self.node} [{unit}]" if unit else self.node, figure.with_suffix(".csv")
         with atomic_write(table) as aside, aside.open("w", encoding="utf-8") as file:
             file.write(",".join(self.columns()) + "\n")
             np.savetxt(file, np.stack(list(self.columns().values()), axis=1), fmt="%.7g", delimiter=",")
-        traversal_figure(
-            figure, self.wave_aa, self.base, self.values, self.flux, self.expected, axis, self.headline
-        )
+        traversal_figure(figure, self.wave_aa, self.base, self.values, self.flux, self.expected, axis, self.headline)
         return table
 
     def columns(self) -> dict[str, np.ndarray]:
