@@ -1,4 +1,4 @@
-"""Trained models in use: `load` an export, predict labels of spectra, `export_run` for others to use.
+"""Trained models in use: `load` an export, predict labels of spectra, simulate spectra, `export_run` for others to use.
 
 Names are imported where they are first asked for: `load` needs torch and numpy alone.
 """
@@ -12,12 +12,25 @@ if TYPE_CHECKING:
     from harps_dist.inference.export import export_run, exported_run
     from harps_dist.inference.model import Exported, Predicted, load
     from harps_dist.inference.predict import predict_files
+    from harps_dist.inference.simulator import Simulator
+    from harps_dist.inference.traverse import traverse
 
-__all__ = ["Exported", "Predicted", "export_run", "exported_run", "load", "predict_files"]
+__all__ = [
+    "Exported",
+    "Predicted",
+    "Simulator",
+    "export_run",
+    "exported_run",
+    "load",
+    "predict_files",
+    "traverse",
+]
 _WHERE = {
     "export": ("export_run", "exported_run"),
     "model": ("Exported", "Predicted", "load"),
     "predict": ("predict_files",),
+    "simulator": ("Simulator",),
+    "traverse": ("traverse",),
 }
 
 
