@@ -200,8 +200,8 @@ def _check_split(run: Path, release: Release, split: Split) -> None:
     trained, now = read_run(run).split, (release.manifest.split_fractions, release.manifest.split_salt)
     if split != "all" and trained != now:
         raise ConfigError(
-            f"run {run} was trained with stars split as {trained}, but {release.location} splits them as {now}, so that "
-            f"it may have been trained on stars of the {split} split. Give a release that grew from the run's own."
+            f"run {run} was trained with stars split as {trained}, but {release.location} splits them as {now}, so "
+            f"that it may have been trained on stars of the {split} split. Give a release that grew from the run's own."
         )
 
 
