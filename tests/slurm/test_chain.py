@@ -86,7 +86,7 @@ def check(world: Path, name: str) -> None:
     assert json.loads((world / name / "diff.json").read_text())["added"] == found.added
     current = (world / "models/current").resolve()
     weights = [
-        load_file(next(path.glob("checkpoints/step-*/model.safetensors"))) for path in (current, world / name / "run")
+        load_file(max(path.glob("checkpoints/step-*/model.safetensors"))) for path in (current, world / name / "run")
     ]
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
 
