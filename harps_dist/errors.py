@@ -25,6 +25,10 @@ class ReleaseError(HarpsDistError):
     """A release whose manifest, index or shards are missing, damaged or inconsistent."""
 
 
+class ExportError(HarpsDistError):
+    """An exported model that is missing, damaged, or was made for something else."""
+
+
 class DiskFullError(HarpsDistError):
     """No space is left where something is to be written."""
 

@@ -164,6 +164,24 @@ def batches(
     return 0
 
 
+def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json: Path | None = None) -> int:
+    """What it costs to grow a release by some spectra, whatever it held before; small spectra, made here.
+
+    Args:
+        sizes: Spectra of the parents.
+        fresh: New spectra.
+        json: File for the figures.
+    """
+    from harps_dist.console import console_for
+    from preprocessing.growth_speed import growth_costs, growth_table, write_costs
+
+    costs = growth_costs(sizes, fresh)
+    console_for().print(growth_table(costs))
+    if json:
+        write_costs(costs, json)
+    return 0
+
+
 def ridge(
     run: tyro.conf.Positional[Path],
     release: str | None = None,
@@ -211,7 +229,7 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
-        made.__name__: made for made in (models, speed, data, step, ranks, batches, ridge, curves)
+        made.__name__: made for made in (models, speed, data, step, ranks, batches, growth, ridge, curves)
     }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 

@@ -18,6 +18,7 @@ import numpy as np
 from harps_dist.errors import HarpsDistError
 from harps_dist.spectra.labels import LABEL
 from preprocessing.records import SpectrumRecord
+from preprocessing.tables import read_table
 
 CATALOGUE_LABELS = ("teff", "logg", "mh", "rv")
 
@@ -292,36 +293,9 @@ def _designation(survey: str, text: str) -> str:
 # --- files -------------------------------------------------------------------------------------------
 
 
-_FORMATS: dict[str, dict[str, Any]] = {
-    ".csv": {"format": "ascii.csv", "guess": False, "encoding": "utf-8-sig"},
-    ".fits": {"format": "fits", "hdu": 1},
-    ".fit": {"format": "fits", "hdu": 1},
-    ".vot": {"format": "votable"},
-    ".xml": {"format": "votable"},
-}
-
-
 def _table(path: Path) -> Any:
     """The file as an astropy Table."""
-    from astropy.table import Table
-
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
-    try:
-        if kind in _FORMATS:
-            return Table.read(path, **_FORMATS[kind])
-        if kind == ".parquet":
-            import pyarrow.parquet
-
-            table = pyarrow.parquet.read_table(path)
-            return Table({name: table[name].to_numpy() for name in table.column_names})
-        if kind in (".dat", ".txt"):
-            return _read_whitespace(path)
-    except (OSError, ValueError, TypeError, IndexError) as error:  # astropy's and pyarrow's for bad files
-        raise CatalogError(
-            f"catalogue {path} cannot be read as {kind}: {error}. Check the file and its suffix."
-        ) from error
-    known = ", ".join([*_FORMATS, ".parquet", ".dat", ".txt"])
-    raise CatalogError(f"catalogue {path}: expected a name that ends in one of {known}, got {path.name!r}.")
+    return read_table(path, "catalogue", CatalogError, {".dat": _read_whitespace, ".txt": _read_whitespace})
 
 
 def _read_whitespace(path: Path) -> Any:

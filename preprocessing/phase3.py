@@ -19,24 +19,41 @@ MJD_ZERO = datetime(1858, 11, 17)
 def write_phase3(
     path: Path, visit: Visit, wave_aa: np.ndarray, flux_adu: np.ndarray, order_snr: dict[int, float]
 ) -> None:
+    """Write one simulated exposure; `write_product` with the keywords of a visit.
+
+    order_snr: S/N by index of the order on the detectors, 0..71 from blue to red.
+    """
+    primary, table = _primary_cards(visit, wave_aa, order_snr), _table_cards(visit, wave_aa, flux_adu)
+    write_product(path, primary, table, wave_aa, flux_adu, stamp=visit.dp_id)
+
+
+def write_product(
+    path: Path,
+    primary: dict,
+    table: dict,
+    wave_aa: np.ndarray,
+    flux_adu: np.ndarray,
+    err_adu: np.ndarray | float = np.nan,
+    stamp: str = "",
+) -> None:
     """Write one spectrum: HDU 0 without data, HDU 1 a one-row table WAVE, FLUX, ERR (all NaN, as in HARPS).
 
-    wave_aa: (n,) air, barycentric; flux_adu: (n,). order_snr: S/N by index of the order on the detectors,
-    0..71 from blue to red.
+    primary, table: cards of the two. wave_aa: (n,) air, barycentric; flux_adu, err_adu: (n,). stamp: stands in place of
+    a date beside the checksums, so that the same spectrum makes the same bytes.
     """
     from astropy.io import fits
 
     n = wave_aa.size
     row = np.empty(1, dtype=[("WAVE", ">f8", (n,)), ("FLUX", ">f4", (n,)), ("ERR", ">f4", (n,))])
-    row["WAVE"], row["FLUX"], row["ERR"] = wave_aa, flux_adu, np.nan
-    table = fits.BinTableHDU(row.view(fits.FITS_rec), name="SPECTRUM")  # big-endian view: written as it is
-    table.header.update(_table_cards(visit, wave_aa, flux_adu))
-    primary = fits.PrimaryHDU()
-    primary.header.update(_primary_cards(visit, wave_aa, order_snr))
+    row["WAVE"], row["FLUX"], row["ERR"] = wave_aa, flux_adu, err_adu
+    second = fits.BinTableHDU(row.view(fits.FITS_rec), name="SPECTRUM")  # big-endian view: written as it is
+    second.header.update(table)
+    first = fits.PrimaryHDU()
+    first.header.update(primary)
     with atomic_write(path) as aside:
-        hdus = fits.HDUList([primary, table])
+        hdus = fits.HDUList([first, second])
         for hdu in hdus:
-            hdu.add_checksum(when=f"HDU checksum of {visit.dp_id}")  # not today's date: same spectrum, same bytes
+            hdu.add_checksum(when=f"HDU checksum of {stamp}")
         hdus.writeto(aside, output_verify="ignore")
 
 

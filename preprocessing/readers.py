@@ -14,7 +14,7 @@ import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -75,32 +75,42 @@ def read_spectrum(path: Path) -> SpectrumRecord | Refusal:
     Formats: ESO Science Data Products Standard (one table row of vectors WAVE and FLUX in HDU 1); DRS manual
     (image in HDU 0 with CRVAL1 and CDELT1). Both hold air wavelengths in the barycentric frame.
     """
-    from astropy.io import fits
-
     try:
-        raw = _file_bytes(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # astropy warns where it mends; what matters is checked below
-            with fits.open(BytesIO(raw), memmap=False, lazy_load_hdus=True) as hdus:
-                return _read(hdus, len(raw), path.name)
+        _require(path.is_file() or not path.exists(), Reason.NOT_FITS, "expected a file, got a directory or device")
+        with path.open("rb") as stream:  # the only time the file is opened
+            return read_stream(stream, path.name)
     except _RefusedError as refused:
         return Refusal(path.name, refused.reason, refused.detail)
-    except Exception as error:  # a damaged header makes astropy raise nearly anything
+    except OSError as error:
         return Refusal(path.name, Reason.UNREADABLE, f"expected a readable FITS file, got {_named(error)}")
 
 
-def _file_bytes(path: Path) -> bytes:
-    """The whole file, decompressed; it is the only time the file is opened."""
-    _require(path.is_file() or not path.exists(), Reason.NOT_FITS, "expected a file, got a directory or device")
-    with path.open("rb") as stream:
-        gzipped = stream.read(2) == b"\x1f\x8b"
-        stream.seek(0)
-        try:
-            raw = (gzip.GzipFile(fileobj=stream) if gzipped else stream).read(MAX_BYTES + 1)
-        except EOFError:
-            raise _RefusedError(Reason.TRUNCATED, "the gzip stream ends before its end mark") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise _RefusedError(Reason.CHECKSUM, f"the gzip stream is damaged: {_named(error)}") from None
+def read_stream(stream: IO[bytes], source: str) -> SpectrumRecord | Refusal:
+    """The same of a binary stream at its beginning; source: the name of the file, which may say what it is."""
+    from astropy.io import fits
+
+    try:
+        raw = _whole(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # astropy warns where it mends; what matters is checked below
+            with fits.open(BytesIO(raw), memmap=False, lazy_load_hdus=True) as hdus:
+                return _read(hdus, len(raw), source)
+    except _RefusedError as refused:
+        return Refusal(source, refused.reason, refused.detail)
+    except Exception as error:  # a damaged header makes astropy raise nearly anything
+        return Refusal(source, Reason.UNREADABLE, f"expected a readable FITS file, got {_named(error)}")
+
+
+def _whole(stream: IO[bytes]) -> bytes:
+    """All of a stream, decompressed."""
+    gzipped = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    try:
+        raw = (gzip.GzipFile(fileobj=stream) if gzipped else stream).read(MAX_BYTES + 1)
+    except EOFError:
+        raise _RefusedError(Reason.TRUNCATED, "the gzip stream ends before its end mark") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise _RefusedError(Reason.CHECKSUM, f"the gzip stream is damaged: {_named(error)}") from None
     _require(len(raw) <= MAX_BYTES, Reason.TOO_LARGE, f"expected at most {MAX_BYTES} bytes decompressed, got more")
     got = f"{len(raw)} bytes beginning {raw[:9]!r}"
     _require(raw.startswith(b"SIMPLE  ="), Reason.NOT_FITS, f"expected a file that begins 'SIMPLE  =', got {got}")
@@ -170,9 +180,14 @@ def _check_origin(header: Any, source: str) -> None:
     _require(instrument in ("", "HARPS"), Reason.WRONG_INSTRUMENT, detail)
     detail = f"expected ESO DPR CATG = 'SCIENCE', got {category!r}"
     _require(category in ("", "SCIENCE"), Reason.NOT_SCIENCE, detail)
-    name = _S1D_NAME.search(source)
     detail = "expected fibre A (the star), got fibre B (sky or lamp)"
-    _require(name is None or name[4] == "A", Reason.WRONG_FIBRE, detail)
+    _require(not is_fibre_b(source), Reason.WRONG_FIBRE, detail)
+
+
+def is_fibre_b(source: str) -> bool:
+    """Whether a file's name says that it is an s1d of the fibre on sky or lamp."""
+    name = _S1D_NAME.search(source)
+    return name is not None and name[4] == "B"
 
 
 def _read_table(hdus: Any, n_bytes: int) -> tuple[np.ndarray, np.ndarray]:

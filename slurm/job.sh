@@ -5,14 +5,15 @@ set -uo pipefail
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 # Run a command on all tasks of the job. Asked to stop (USR1 of --signal, TERM of scancel), let it save; where it asks to
-# be started again (exit code 75), put the job back in the queue, unless restarts stopped bringing progress.
+# be started again (exit code 75), or was asked before it could listen (138), put the job back in the queue, unless
+# restarts stopped bringing progress.
 run_step() {
-    local name="${SLURM_JOB_NAME:-job}-${SLURM_JOB_ID}" signalled code step
+    local name="${SLURM_JOB_NAME:-job}-${SLURM_JOB_ID}" signalled asked=0 code step
     export HARPS_DIST_PROGRESS="$PWD/.$name.progress"
     echo "$(date '+%F %T') $name on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}: $*"
     srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@" &
     step=$!
-    trap 'signalled=1; kill -USR1 "$step" 2>/dev/null' USR1 TERM # srun hands it on to all tasks
+    trap 'signalled=1; asked=1; kill -USR1 "$step" 2>/dev/null' USR1 TERM # srun hands it on to all tasks
     while :; do
         signalled=0
         wait "$step"
@@ -20,7 +21,8 @@ run_step() {
         [ "$signalled" = 1 ] || break
     done
     trap - USR1 TERM
-    if [ "$code" = 75 ]; then
+    if [ "$code" = 75 ] || [ "$asked$code" = 1138 ]; then
+        [ -e "$HARPS_DIST_PROGRESS" ] || echo "its start" >"$HARPS_DIST_PROGRESS"
         requeue
     else
         rm -f "$HARPS_DIST_PROGRESS" "$HARPS_DIST_PROGRESS.last"

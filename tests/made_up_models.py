@@ -15,6 +15,7 @@ from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import save_checkpoint
 from harps_dist.training.run import save_recipe
 from harps_dist.training.strategy import Snapshot
+from tests.made_up_runs import index_of
 
 RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, description="made up")
 
@@ -23,7 +24,8 @@ def write_model(run: Path, seed: int, step: int = 10) -> Path:
     """A run with a checkpoint of a few numbers that follow from the seed; with another step, one more checkpoint."""
     grid = GridSpec(name="tiny", start=0, length=10)
     manifest = SimpleNamespace(digest=RELEASE.digest, split_fractions=PAPER_FRACTIONS, split_salt=SALT, grid=grid)
-    save_recipe(run, find_recipe("demo-cnn-mix"), manifest, "demo-cnn-mix")
+    release = SimpleNamespace(manifest=manifest, index=index_of(10))
+    save_recipe(run, find_recipe("demo-cnn-mix"), release, "demo-cnn-mix")
     snapshot = Snapshot({"w": torch.full((3,), float(seed))}, {})
     save_checkpoint(run / "checkpoints", snapshot, {"step": step}, keep=2)
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,11 +17,12 @@ from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.arrivals import arrived_rows, surprises
 from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, conformal_factor, half_width, inside
-from harps_dist.evaluation.comparison import KINDS, Comparison, Entry, Kind, read_comparison
+from harps_dist.evaluation.comparison import KINDS, Comparison, Entry, Kind, Surprise, read_comparison
 from harps_dist.evaluation.comparison_report import write_report
 from harps_dist.evaluation.entries import Columns, Errors, Spectra, entries_of, errors_of
-from harps_dist.evaluation.evaluate import DOWNSTREAM_NOTE, Evaluator, write_predictions
+from harps_dist.evaluation.evaluate import DOWNSTREAM_NOTE, Evaluator, Predictions, write_predictions
 from harps_dist.evaluation.evaluations import read_columns
 from harps_dist.evaluation.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
 from harps_dist.evaluation.speed import speed_ratio
@@ -79,6 +80,7 @@ def compare_runs(
             spectra = _spectra(release, kind, split, known)
             errors = [model.errors(kind, spectra, table) for model, table in zip(tried, tables, strict=True)]
             entries += entries_of(kind, spectra, errors[0], errors[1] if old else None)
+    found = tried[1].surprises() if old else []
     world.check()
     made = None
     if world.is_main:
@@ -90,6 +92,7 @@ def compare_runs(
             split=split,
             conditions=conditions.model_dump(mode="json"),
             entries=tuple(entries),
+            surprises=tuple(found),
             speed=speed_ratio(models[0], models[1] if old else None, release.grid, world.device),
             notes=tuple(_notes(tried, release)),
             git=git_revision(),
@@ -134,17 +137,32 @@ class Tried:
 
     def _table(self, kind: Kind, split: Split) -> Columns:
         """Predictions that are on disk, or are made now."""
+        return self._kept(f"{split}-{kind}", lambda: self.evaluator.predict_split(kind, split))
+
+    def _kept(self, what: str, predict: Callable[[], Predictions]) -> Columns:
         evaluator, release = self.evaluator, self.evaluator.release
         content = json.dumps([release.digest, self.conditions.model_dump(mode="json")], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH]
-        path = self.folder / f"{self.identity.id}-{digest}-{split}-{kind}.parquet"
+        path = self.folder / f"{self.identity.id}-{digest}-{what}.parquet"
         if not evaluator.world.gather(path.exists())[0]:
-            found = evaluator.predict_split(kind, split)
+            found = predict()
             if evaluator.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_predictions(path, release, found)
             evaluator.world.barrier()
         return read_columns(path) or {}
+
+    def surprises(self) -> list[Surprise]:
+        """How this model, the old one, fares on what has arrived since it was trained. All ranks take part."""
+        evaluator, release = self.evaluator, self.evaluator.release
+        rows = arrived_rows(release.index, release.manifest, self.identity.release_digest)
+        if "real" not in evaluator.kinds or not evaluator.model.labels or not len(rows):
+            return []
+        tested = self._table("real", "test")
+        arrived = self._kept("arrived-real", lambda: evaluator.predict(rows, "what has arrived"))
+        before = ~np.isin(tested["key"].astype(str), release.index["key"][rows].astype(str))
+        frozen = {name: column[before] for name, column in tested.items()}
+        return surprises(evaluator.model.labels, frozen, arrived)
 
     def errors(self, kind: Kind, spectra: Spectra, tables: Tables | None) -> dict[str, Errors]:
         """All measures that the model has on a kind of spectra."""
@@ -200,8 +218,8 @@ def _check_split(run: Path, release: Release, split: Split) -> None:
     trained, now = read_run(run).split, (release.manifest.split_fractions, release.manifest.split_salt)
     if split != "all" and trained != now:
         raise ConfigError(
-            f"run {run} was trained with stars split as {trained}, but {release.location} splits them as {now}, so that "
-            f"it may have been trained on stars of the {split} split. Give a release that grew from the run's own."
+            f"run {run} was trained with stars split as {trained}, but {release.location} splits them as {now}, so "
+            f"that it may have been trained on stars of the {split} split. Give a release that grew from the run's own."
         )
 
 

@@ -110,6 +110,19 @@ class Entry(Frozen):
         return f"{self.kind}, {self.population}{where}, {self.measure}"
 
 
+class Surprise(Frozen):
+    """The old model's mean absolute error of a label, every star counting once: on stars that it was tested on before,
+    and on what has arrived since it was trained; p_value: that the latter is not larger."""
+
+    label: str
+    unit: str = ""
+    frozen: Number
+    arrived: Number
+    p_value: Number
+    stars_frozen: int
+    stars_arrived: int
+
+
 class SpeedRatio(Frozen):
     """Time of inference of the new model over the old one's, both measured in turns: median and quartiles.
 
@@ -141,6 +154,7 @@ class Comparison(Frozen):
     split: str
     conditions: dict[str, object]
     entries: tuple[Entry, ...]
+    surprises: tuple[Surprise, ...] = ()
     speed: SpeedRatio | None
     notes: tuple[str, ...] = ()
     git: str | None = None

@@ -33,6 +33,7 @@ from harps_dist.evaluation.comparison import (
     Kind,
     Number,
     Population,
+    Surprise,
     bin_names,
 )
 from harps_dist.evaluation.metrics import NAN
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 LABELS = "labels"  # each that either model has
 EACH = "each"  # bin
+BY_CHANCE = 0.01
 FAMILIES = {LABELS: NAMES} | {
     family: tuple(f"{family} {name}" for name in NAMES) for family in (*OF_LABELS, *COVERAGES)
 }
@@ -182,12 +184,16 @@ class Gate(Frozen):
 
     failed_predictions: at most so many over all kinds of spectra, a label or score that the old model had and the new
     one lacks counting as failed everywhere. least_stars: of every kind of spectra but the generative set, at least.
-    slower: at most so many times the old model's time of inference, None for any.
+    slower: at most so many times the old model's time of inference, None for any. surprise: the old model's error of
+    a label on what has arrived is at most so many times that on stars that it was tested on before, or more by chance
+    alone (p above 0.01); else the new labels or spectra are wrong, whatever the new model has learned from them. None
+    for any.
     """
 
     failed_predictions: int = Field(0, ge=0)
     least_stars: int = Field(5, ge=1)
     slower: float | None = Field(2.0, gt=0)
+    surprise: float | None = Field(2.0, gt=0)
     lines: tuple[Line, ...] = Field(default_factory=_default_lines)
 
     @property
@@ -215,7 +221,20 @@ class Gate(Frozen):
         if self.slower is not None and comparison.old is not None:
             ratio = comparison.speed.ratio if comparison.speed else NAN
             lines.append(_held("time of inference over the old model's", ratio, self.slower))
+        if self.surprise is not None:
+            lines += [_unsurprising(found, self.surprise) for found in comparison.surprises]
         return lines
+
+
+def _unsurprising(found: Surprise, limit: float) -> Judged:
+    line = f"{found.label} of what has arrived, the old model's error over that on stars tested before"
+    judged = _held(line, found.arrived / found.frozen, limit)
+    reason = (
+        f"{found.arrived:.4g} {found.unit} on {found.stars_arrived} stars, {found.frozen:.4g} before, "
+        f"p = {found.p_value:.2g}"
+    )
+    by_chance = judged.status == "failed" and found.p_value > BY_CHANCE
+    return judged.model_copy(update={"reason": reason} | ({"status": "passed"} if by_chance else {}))
 
 
 class Verdict(Frozen):

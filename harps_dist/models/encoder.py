@@ -32,7 +32,8 @@ class ConvEncoder(nn.Module):
     input_centre, input_scale: the network sees (flux - input_centre) * input_scale; constants, not trained.
     init: "paper" is PyTorch's default; "on_scale" is Kaiming-normal, fan-in, for this LeakyReLU.
 
-    Attributes: `length`, and `features`, the size of the output (10,240 at 327,680 px and width 1).
+    Attributes: `length`, `channels` of the last layer, and `features`, the size of the output (10,240 at 327,680 px and
+    width 1).
     Raises ConfigError for a length that cannot be halved often enough or an unknown init.
     """
 
@@ -59,7 +60,8 @@ class ConvEncoder(nn.Module):
                 scale_fan_in_(conv, MEAN_SQUARE_LEAKY)
             layers += [conv, nn.LeakyReLU(LEAKY_SLOPE, inplace=True)]
         self.layers = nn.Sequential(*layers)
-        self.features = channels[-1] * (length >> stages)
+        self.channels = channels[-1]
+        self.features = self.channels * (length >> stages)
 
     def forward(self, flux: Tensor) -> Tensor:
         """(batch, length) standardised flux -> (batch, features).

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harps_dist.data.observer import Batch
 from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
@@ -21,6 +20,7 @@ from harps_dist.spectra.noise import keyed_normals
 
 if TYPE_CHECKING:
     from harps_dist.config import Autoencoder, Decoder, Encoder
+    from harps_dist.data.observer import Batch
     from harps_dist.spectra.grid import Grid
 
 LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
@@ -130,11 +130,15 @@ class LabelPredictor(SpectrumModel):
         )
 
     def forward(self, batch: Batch) -> Output:
-        predicted = self.network(batch.flux)
+        labels, log_scale = self.read(self.network(batch.flux))
+        return Output(labels=labels, log_scale=log_scale)
+
+    def read(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the head says as normalised labels (batch, K) and the logarithm of their scales, if it says that."""
         if self.uncertainty == "none":
-            return Output(labels=predicted)
+            return predicted, None
         labels, log_scale = predicted.chunk(2, dim=1)
-        return Output(labels=labels, log_scale=log_scale.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT))
+        return labels, log_scale.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)
 
 
 class SpectrumSimulator(SpectrumModel):

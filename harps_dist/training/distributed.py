@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harps_dist.errors import ConfigError, Interrupted
+from harps_dist.errors import ConfigError, HarpsDistError, Interrupted
 from harps_dist.training.memory import keep_freed_memory
 from harps_dist.training.preemption import StopRequest
 
@@ -70,6 +70,19 @@ class World:
             values = [None] * self.size
             dist.all_gather_object(values, value)
         return values
+
+    def of_main(self, make: Callable[[], T]) -> T:
+        """What the main rank makes, picklable, on every rank; all raise a HarpsDistError that it raised."""
+        made: T | HarpsDistError | None = None
+        if self.is_main:
+            try:
+                made = make()
+            except HarpsDistError as error:
+                made = error
+        made = self.gather(made)[0]
+        if isinstance(made, HarpsDistError):
+            raise made
+        return cast(T, made)
 
     def check(self) -> None:
         """Raises Interrupted on all ranks where one was asked to stop. All call it together, between steps."""

@@ -114,7 +114,7 @@ class Trainer:
         if checkpoint:
             self._resume(checkpoint)
         elif world.is_main:  # a resumed run keeps what it was begun with
-            save_recipe(run, recipe, release.manifest, name, start_from)
+            save_recipe(run, recipe, release, name, start_from)
         self._saved: tuple[int, bool] | None = (self.step, self._unfinished is None) if checkpoint else None
 
     def _checkpoint(self) -> Checkpoint | None:

@@ -8,18 +8,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 
 from harps_dist.config import Recipe
 from harps_dist.data.augment import Augment
-from harps_dist.data.manifest import GridSpec, Manifest
+from harps_dist.data.manifest import GridSpec, Index, Kind, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
 
 if TYPE_CHECKING:
+    from harps_dist.data.reader import Release
     from harps_dist.models.supervised import SpectrumModel
 
 RECIPE, CHECKPOINTS, LEDGER, LOCK = "recipe.yaml", "checkpoints", "ledger.jsonl", ".lock"
@@ -50,8 +52,25 @@ def label_scale(manifest: Manifest, augment: Augment) -> tuple[dict[str, float],
     return mean, std
 
 
-def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_from: Path | None = None) -> None:
-    """Write the resolved recipe with its digest, the release's digest, git revision and versions."""
+def label_ranges(index: Index, recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """Least and largest value of every label of the model in the training split, or of what is drawn for it."""
+    mix, augment = recipe.data.mix, recipe.data.augment
+    kinds: tuple[tuple[Kind, float], ...] = (("real", mix.real), ("simulated", mix.simulated))
+    rows = np.concatenate([index.rows(kind, "train") for kind, weight in kinds if weight > 0])
+    drawn = {"rv": augment.rv_kms, "berv": augment.berv_kms} if mix.simulated > 0 else {}
+    ranges = {}
+    for name in recipe.model.labels:
+        limits = [drawn[name], -drawn[name]] if drawn.get(name) else []
+        seen = np.append(index.labels[rows, NAMES.index(name)], limits)
+        if np.isfinite(seen).any():
+            ranges[name] = float(np.nanmin(seen)), float(np.nanmax(seen))
+    return ranges
+
+
+def save_recipe(run: Path, recipe: Recipe, release: Release, name: str, start_from: Path | None = None) -> None:
+    """Write the resolved recipe with its digest, the release's digest, what range of labels it holds, git revision and
+    versions."""
+    manifest = release.manifest
     content = {
         "name": name,
         "start_from": str(start_from) if start_from else None,
@@ -60,6 +79,7 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_
         "release_digest": manifest.digest,
         "split": [list(manifest.split_fractions), manifest.split_salt],
         "grid": manifest.grid.model_dump(),
+        "label_ranges": {key: list(limits) for key, limits in label_ranges(release.index, recipe).items()},
         "git": git_revision(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _PACKAGES},
@@ -70,13 +90,14 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_
 
 
 class SavedRun(NamedTuple):
-    """What a run's folder says of it."""
+    """What a run's folder says of it. label_ranges: see there; empty for runs of versions that did not note them."""
 
     name: str
     recipe: Recipe
     grid: GridSpec
     release_digest: str
     split: tuple[tuple[float, float, float], str]  # fractions and salt of the stars' split
+    label_ranges: dict[str, tuple[float, float]]
 
 
 def read_run(run: Path) -> SavedRun:
@@ -87,9 +108,9 @@ def read_run(run: Path) -> SavedRun:
         raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
     recipe, grid = Recipe.model_validate(content["recipe"]), GridSpec.model_validate(content["grid"])
     first, second, third = content["split"][0]
-    return SavedRun(
-        content["name"], recipe, grid, content["release_digest"], ((first, second, third), content["split"][1])
-    )
+    ranges = {key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()}
+    split = ((first, second, third), content["split"][1])
+    return SavedRun(content["name"], recipe, grid, content["release_digest"], split, ranges)
 
 
 def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[str]]:
@@ -99,19 +120,28 @@ def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[st
 
 def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[str, Recipe, SpectrumModel, int]:
     """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest or best whole checkpoint."""
-    name, recipe, grid, *_ = read_run(run)
-    if grid != manifest.grid:
+    saved = read_run(run)
+    if saved.grid != manifest.grid:
         raise ConfigError(
-            f"run {run} was trained on grid {grid.name}, but the release is on grid {manifest.grid.name}. "
-            f"Give a release on the same grid: ingest with --grid {grid.name}."
+            f"run {run} was trained on grid {saved.grid.name}, but the release is on grid {manifest.grid.name}. "
+            f"Give a release on the same grid: ingest with --grid {saved.grid.name}."
         )
+    model, checkpoint = trained_model(run, which)
+    return saved.name, saved.recipe, model, checkpoint.step
+
+
+def trained_model(run: Path, which: Which = "newest") -> tuple[SpectrumModel, Checkpoint]:
+    """The trained model (CPU, evaluation mode) of a run's newest or best whole checkpoint; its release is not needed,
+    for grid and label scale are saved with it. Raises ResumeError where there is none."""
+    saved = read_run(run)
     checkpoint, passed_over = find_checkpoint(run, which)
     if checkpoint is None:
-        reasons = " ".join(passed_over) or "none was written yet."
+        reasons = " ".join(passed_over) or f"none was {'written' if which == 'newest' else 'validated'} yet."
         raise ResumeError(f"run {run} has no whole checkpoint: {reasons} Train it first.")
-    model = build_model(recipe, manifest)
+    with torch.random.fork_rng(devices=[]):
+        model: SpectrumModel = saved.recipe.model.build(saved.grid.grid())
     checkpoint.load_model(model)
-    return name, recipe, model.eval(), checkpoint.step
+    return model.eval(), checkpoint
 
 
 def git_revision() -> str | None:

@@ -171,6 +171,14 @@ def _until(ready: Callable[[], bool], what: str, patience_s: float = 60) -> None
         time.sleep(0.1)
 
 
+def until(ready: Callable[[], object], patience_s: float = 90) -> None:
+    """Wait for something that comes in time."""
+    deadline = time.monotonic() + patience_s
+    while not ready():
+        assert time.monotonic() < deadline, "nothing came in time"
+        time.sleep(0.005)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on just now."""
     with contextlib.ExitStack() as stack:

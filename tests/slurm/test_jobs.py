@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,11 @@ import pytest
 
 from harps_dist.training.log import lasting, read_log
 from tests.commands import TINY, command, run
-from tests.slurm.cluster import CPU_ONLY, Cluster, cluster, why_not
+from tests.slurm.cluster import CPU_ONLY, Cluster, until, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
 STEPS = 60
 LAST = f"checkpoints/step-{STEPS:08d}"
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("slurm")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +33,6 @@ def undisturbed(training, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     run(command("launch/train.py", *training, "--out", folder / "run", ranks=2), folder)
     return folder / "run"
-
-
-def until(ready: Callable[[], object], patience_s: float = 90) -> None:
-    deadline = time.monotonic() + patience_s
-    while not ready():
-        assert time.monotonic() < deadline, "nothing came in time"
-        time.sleep(0.005)
 
 
 def same(one: Path, other: Path) -> bool:
@@ -85,6 +71,18 @@ def test_asked_to_stop_in_training_saving_and_validation_it_ends_with_the_same_b
     said = output(slurm, job)
     assert said.count("back into the queue") >= 2
     assert "restart 2" in said  # one log for all restarts
+
+
+def test_asked_to_stop_before_it_listens_it_starts_again(slurm, training, undisturbed, tmp_path):
+    """The signal meets Python's start-up, which dies of it."""
+    job = submit(slurm, "train", *training, "--out", tmp_path / "run")
+    until(lambda: "restart 0" in output(slurm, job))
+    time.sleep(0.5)  # srun has started the tasks, which import for seconds
+    slurm.signal(job)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", output(slurm, job)
+    assert slurm.state(job)["Restarts"] == "1"
+    assert "stopped at 'its start'" in output(slurm, job)
+    assert same(tmp_path / "run", undisturbed)
 
 
 def test_an_evaluation_that_is_requeued_ends_with_the_same_bits(slurm, undisturbed, tmp_path):

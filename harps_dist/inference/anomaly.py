@@ -1,0 +1,123 @@
+"""How unlike what a model was trained on a spectrum is: its misfit order by order, and its place in the latent space.
+
+Both are plain numbers of arrays; what counts as too much is calibrated where a model is exported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR
+
+ORDER_CENTRE_AA = 611_400.0  # over the order's number: its central wavelength
+ORDERS = tuple(number for number in range(161, 88, -1) if number != 115)  # HARPS, fibre A; 115 falls into the gap
+MOST_COMPONENTS = 64
+SPECTRA_PER_COMPONENT = 8
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The echelle orders of a grid: every valid pixel belongs to the one whose centre is nearest.
+
+    numbers: from blue to red, those with at least NOISE_CHUNK valid pixels. first: of the valid pixels, where the first
+    of these orders begins. sizes: valid pixels of each.
+    """
+
+    numbers: tuple[int, ...]
+    first: int
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, grid: Grid) -> Orders:
+        centres = ORDER_CENTRE_AA / np.array(ORDERS)
+        nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, grid.wave_aa[grid.valid])
+        present, begin, counts = np.unique(nearest, return_index=True, return_counts=True)
+        enough = np.flatnonzero(counts >= NOISE_CHUNK)
+        kept = slice(enough[0], enough[-1] + 1)
+        return cls(tuple(ORDERS[place] for place in present[kept]), int(begin[enough[0]]), tuple(counts[kept].tolist()))
+
+    def means(self, values: Tensor) -> Tensor:
+        """(batch, valid pixel) values to (batch, order) means."""
+        inner = values[:, self.first : self.first + sum(self.sizes)]
+        return torch.stack([part.mean(dim=1) for part in inner.split(self.sizes, dim=1)], dim=1)
+
+
+class Misfit(NamedTuple):
+    """How a reconstruction differs from a spectrum, in every order.
+
+    chi2: (batch, order) mean square residual in standard deviations of the spectrum's own photon noise. weight:
+    (batch, order) mean of 1 / sigma^2, by which a systematic misfit of the model adds to it.
+    """
+
+    chi2: Tensor
+    weight: Tensor
+
+    def excess(self, systematic: Tensor) -> Tensor:
+        """(batch, order) chi2 over what photon noise and the model's usual misfit would give, 1 on the average.
+
+        systematic: (order,) mean square misfit of the model, in medians of the flux.
+        """
+        return self.chi2 / (1 + systematic * self.weight)
+
+    def systematic(self) -> Tensor:
+        """(order,) mean square misfit beyond the photon noise, the median over spectra."""
+        return ((self.chi2 - 1) / self.weight).median(dim=0).values.clamp(min=0)
+
+
+def misfit(flux: Tensor, reconstruction: Tensor, noise: Tensor, orders: Orders) -> Misfit:
+    """Compare spectra with their reconstructions.
+
+    flux, reconstruction: (batch, valid pixel) in medians of the flux. noise: (batch, chunk) variance per flux of
+    every chunk of valid pixels, `photon_noise`.
+    """
+    variance = noise.repeat_interleave(NOISE_CHUNK, dim=1)[:, : flux.shape[1]] * (flux.abs() + NOISE_FLOOR)
+    return Misfit(orders.means((flux - reconstruction) ** 2 / variance), orders.means(1 / variance))
+
+
+def leading_axes(spectra: int, size: int) -> int:
+    """How many axes of a latent space of that size have a variance of their own, measured on so many spectra."""
+    return max(1, min(size, MOST_COMPONENTS, spectra // SPECTRA_PER_COMPONENT))
+
+
+@dataclass(frozen=True)
+class LatentGaussian:
+    """The latent vectors of the training split as a Gaussian.
+
+    mean (d,), axes (d, d) orthonormal columns by falling variance, variance (d,) along them, float64. Some leading
+    axes have a variance of their own (`leading_axes`); the others share their mean (probabilistic principal
+    components, Tipping & Bishop 1999), for a covariance measured on few spectra is nearly singular.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+
+    @classmethod
+    def fit(cls, latent: Tensor) -> LatentGaussian:
+        """Of (n, d) latent vectors, at least two."""
+        latent = latent.double()
+        mean, (spectra, size) = latent.mean(dim=0), latent.shape
+        variance, axes = torch.linalg.eigh((latent - mean).T @ (latent - mean) / (spectra - 1))
+        variance, axes = variance.flip(0), axes.flip(1)
+        own = leading_axes(spectra, size)
+        if own < size:
+            variance = torch.cat([variance[:own], variance[own:].mean().expand(size - own)])
+        return cls(mean, axes, variance.clamp(min=1e-12 * float(variance[0]) + 1e-30))
+
+    def components(self, latent: Tensor) -> Tensor:
+        """(n, d) along the axes, in standard deviations."""
+        return (latent.double() - self.mean) @ self.axes / self.variance.sqrt()
+
+    def distance(self, latent: Tensor) -> Tensor:
+        """(n,) Mahalanobis distance over sqrt(d): about 1 for what the model was trained on."""
+        return self.components(latent).square().mean(dim=1).sqrt()
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """(n, d) latent vectors of (n, d) standard normal draws."""
+        return self.mean + (normal.double() * self.variance.sqrt()) @ self.axes.T

@@ -1,0 +1,112 @@
+"""Tables of labels to simulate: one row a spectrum, checked before anything is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harps_dist.errors import ConfigError
+from harps_dist.inference.simulated import Request
+from harps_dist.inference.simulator import Simulator
+from harps_dist.spectra.labels import LABEL
+
+OBJECT, SNR, SEED = "object", "snr", "seed"
+
+
+def read_request(
+    path: Path,
+    simulator: Simulator,
+    fixed: dict[str, float] | None = None,
+    unknown: str | list[float] = "zero",
+    snr: float | None = None,
+    seed: int = 0,
+    extrapolate: bool = False,
+) -> Request:
+    """The request that a table makes: CSV, ECSV, FITS, VOTable or Parquet, by the name's ending.
+
+    Columns: labels of the model (in another unit where the table says so), unknown factors u1, u2, …, snr, seed and
+    object, whatever of them there is, in capitals or not. The others are as for `Simulator.request`: what holds for all
+    rows where the table has no column of it; fixed: labels by name.
+    Raises ConfigError where the table cannot be read, has no rows, a column that means nothing, or one that stands in
+    the command too, and for a value that is missing or no number, with its row.
+    """
+    from preprocessing.tables import read_table
+
+    table = read_table(path, "table of labels", ConfigError)
+    if not len(table):
+        raise ConfigError(f"table of labels {path} has no rows. Give one row a spectrum.")
+    columns = {name.strip().lower(): name for name in table.colnames}
+    known = (*simulator.nodes, SNR, SEED, OBJECT)
+    if strange := [name for lower, name in columns.items() if lower not in known]:
+        raise ConfigError(
+            f"table of labels {path}: columns {', '.join(strange)} mean nothing to {simulator.name}, which knows "
+            f"{', '.join(known)}. Rename them or leave them out."
+        )
+    numbers = {name: _numbers(table[columns[name]], name, path) for name in columns if name != OBJECT}
+    twice = [name for name in fixed or {} if name in numbers]
+    factors = [name for name in numbers if name in simulator.nodes and name not in LABEL]
+    twice += ["u"] * bool(factors and unknown != "zero") + [SNR] * bool(SNR in numbers and snr is not None)
+    if twice:
+        raise ConfigError(
+            f"{', '.join(twice)} is given for all rows, and table {path} has it too. Leave one of them out."
+        )
+    values = [numbers.get(name, np.zeros(len(table))) for name in simulator.nodes if name not in LABEL]
+    every = fixed or {}
+    labels = {name: numbers.get(name, every.get(name)) for name in simulator.labels if name in {*numbers, *every}}
+    seeds = numbers.get(SEED)
+    if seeds is not None and (seeds != np.rint(seeds)).any():
+        raise ConfigError(f"table of labels {path}: seeds are whole numbers. Round them.")
+    return simulator.request(
+        labels | {name: value for name, value in every.items() if name not in simulator.labels},
+        unknown=np.stack(values, axis=1) if factors else unknown,
+        snr=numbers.get(SNR, snr),
+        seed=seed + np.arange(len(table)) if seeds is None else seeds.astype(np.int64),
+        names=_texts(table[columns[OBJECT]]) if OBJECT in columns else np.full(len(table), "", object),
+        extrapolate=extrapolate,
+    )
+
+
+def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
+    """(rows,) float64 in the label's unit; raises ConfigError with the row of what is missing or no number."""
+    from astropy import units
+
+    hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
+    values = np.full(len(column), np.nan)
+    if column.dtype.kind in "fiu":
+        values = np.asarray(np.ma.filled(np.ma.asarray(column, dtype=float), np.nan))
+    else:
+        for row, text in enumerate(column.tolist()):
+            try:
+                values[row] = np.nan if hidden[row] else float(text)
+            except (TypeError, ValueError):
+                raise ConfigError(_wrong(path, row, name, repr(text))) from None
+    usable = ~np.isnan(values) if name == SNR else np.isfinite(values)  # an infinite S/N: no noise
+    if not usable.all():
+        row = int(np.argmin(usable))
+        raise ConfigError(_wrong(path, row, name, "nothing" if hidden[row] else str(values[row])))
+    unit, wanted = getattr(column, "unit", None), LABEL[name].unit if name in LABEL else ""
+    if wanted and wanted != "dex" and unit is not None and unit != units.dimensionless_unscaled:
+        try:
+            return values * unit.to(wanted)
+        except (units.UnitConversionError, AttributeError):
+            raise ConfigError(f"table of labels {path}: {name} is in {unit}, expected {wanted}. Convert it.") from None
+    return values
+
+
+def _wrong(path: Path, row: int, name: str, found: str) -> str:
+    return (
+        f"table of labels {path}, row {row + 1}: {name} is {found}, expected a number. Fill it in, or leave the column "
+        f"out."
+    )
+
+
+def _texts(column: Any) -> np.ndarray:
+    """(rows,) text; bytes, as FITS has them, are decoded."""
+    hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
+    found = [
+        "" if hide or value is None else value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        for value, hide in zip(column.tolist(), hidden, strict=True)
+    ]
+    return np.array(found, dtype=object)

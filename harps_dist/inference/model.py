@@ -1,0 +1,367 @@
+"""A trained model in use: labels with uncertainties from spectra, spectra from labels. Needs torch and numpy alone.
+
+model = harps_dist.load("export")
+table = model.predict(spectrum)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harps_dist.errors import ConfigError, ExportError, HarpsDistError
+from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
+from harps_dist.inference.description import Description, from_json
+from harps_dist.inference.weights import read_safetensors
+from harps_dist.models.supervised import LabelPredictor, SemiSupervised, SpectrumModel, SpectrumSimulator
+from harps_dist.spectra.grid import STEP_AA, Grid
+from harps_dist.spectra.labels import LABEL
+from harps_dist.spectra.noise import NOISE_FLOOR, photon_noise
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+WEIGHTS, CONFIG, REFERENCE, CARD = "model.safetensors", "config.json", "reference.safetensors", "README.md"
+BATCH = 16
+KINDS: dict[Any, Callable[[Any, Grid], SpectrumModel]] = {
+    "encoder": LabelPredictor,
+    "decoder": SpectrumSimulator,
+    "autoencoder": SemiSupervised,
+}
+UNIT_DEVIATION = {"gaussian": 1.0, "laplace": 2.0**0.5}  # standard deviation of a likelihood of unit scale
+LATENT_COMPONENTS = 16  # of pooled features that are given as a latent vector, where there is no bottleneck
+
+
+class Raw(NamedTuple):
+    """What the network says of a batch, on its device.
+
+    labels, sigma: (batch, K) physical, sigma None where it predicts none. latent: (batch, d) nodes or pooled features.
+    misfit: in every order, None where nothing is reconstructed.
+    """
+
+    labels: Tensor
+    sigma: Tensor | None
+    latent: Tensor
+    misfit: Misfit | None
+
+
+class Predicted(NamedTuple):
+    """What a model says of n spectra, float64 arrays; without columns, or NaN, where it says nothing.
+
+    labels, sigma: (n, K) in the labels' units; sigma is the model's own standard deviation. half_width: (n, K, level)
+    half the calibrated central interval of every level; infinite where too few stars calibrate it. nodes: (n, d) latent
+    vector: bottleneck nodes, or leading components of the encoder's features. distance: (n,) from the centre of the
+    training spectra in the latent space. chi2, excess: (n, order), see `anomaly.Misfit`. anomaly: (n,), above 1 for 1 %
+    of spectra like those that calibrated it. snr: (n,) per pixel at the median flux, from the spectrum's own noise.
+    """
+
+    labels: np.ndarray
+    sigma: np.ndarray
+    half_width: np.ndarray
+    nodes: np.ndarray
+    distance: np.ndarray
+    chi2: np.ndarray
+    excess: np.ndarray
+    anomaly: np.ndarray
+    snr: np.ndarray
+
+    def without(self, rows: np.ndarray) -> Predicted:
+        """The same with NaN where rows (n,) is True."""
+        return Predicted(*(np.where(rows.reshape(-1, *[1] * (part.ndim - 1)), np.nan, part) for part in self))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Predicted]) -> Predicted:
+        """Predictions of one set of spectra after the other."""
+        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an anomaly is measured against. systematic: (order,) see `anomaly.Misfit.excess`."""
+
+    gaussian: LatentGaussian
+    systematic: Tensor
+
+    def to(self, device: torch.device) -> Reference:
+        gaussian = (getattr(self.gaussian, name).to(device) for name in ("mean", "axes", "variance"))
+        return Reference(LatentGaussian(*gaussian), self.systematic.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As reference.safetensors has them."""
+        gaussian = self.gaussian
+        return {
+            "mean": gaussian.mean,
+            "axes": gaussian.axes,
+            "variance": gaussian.variance,
+            "systematic": self.systematic,
+        }
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], size: int, orders: int, name: str) -> Reference:
+        """Raises ExportError where the tensors are not those of a latent space of `size` and so many orders."""
+        expected = {"mean": (size,), "axes": (size, size), "variance": (size,), "systematic": (orders,)}
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if found != expected:
+            raise ExportError(f"{name} holds {found}, expected {expected}. Export the run again.")
+        gaussian = LatentGaussian(*(tensors[key].double() for key in ("mean", "axes", "variance")))
+        return cls(gaussian, tensors["systematic"].double())
+
+
+class Exported:
+    """A model and what is known about it.
+
+    model: the network, in evaluation mode. labels: names in the order of its outputs. nodes: of the bottleneck, the
+    labels first; 0 where there is none. id: sha256 of the weights. digest: sha256 of config.json, which changes with
+    the calibration too.
+    """
+
+    def __init__(
+        self,
+        description: Description,
+        model: SpectrumModel,
+        reference: Reference | None = None,
+        digest: str = "",
+        device: torch.device | str = "cpu",
+    ):
+        self.device = torch.device(device)
+        self.description, self.digest = description, digest
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.reference = reference.to(self.device) if reference else None
+        self.grid = Grid(description.grid.name, description.grid.start, description.grid.length)
+        self.labels, self.nodes = model.labels, model.nodes
+        self.orders = Orders.of(self.grid)
+        self._valid = torch.from_numpy(np.flatnonzero(self.grid.valid)).to(self.device)
+
+    @property
+    def id(self) -> str:
+        return self.description.sha256[WEIGHTS]
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it gives a spectrum for a spectrum."""
+        return isinstance(self.model, SemiSupervised)
+
+    def check_reads(self) -> None:
+        """Raises ConfigError for a model that reads no spectra."""
+        if isinstance(self.model, SpectrumSimulator):
+            raise ConfigError(
+                f"{self.description.name} is a decoder: it draws spectra and reads none. Take an encoder or an "
+                f"autoencoder."
+            )
+
+    def normalise(self, labels: np.ndarray) -> np.ndarray:
+        """(n, K) labels in their units, in the order of `labels`, to normalised ones."""
+        return (np.asarray(labels, np.float64) - self._numpy(self.model.label_mean)) / self._numpy(self.model.label_std)
+
+    def physical(self, normalised: np.ndarray) -> np.ndarray:
+        """(n, K) normalised labels to labels in their units; undoes `normalise`."""
+        return np.asarray(normalised, np.float64) * self._numpy(self.model.label_std) + self._numpy(
+            self.model.label_mean
+        )
+
+    @torch.inference_mode()
+    def decode(self, nodes: np.ndarray, batch_size: int = BATCH) -> np.ndarray:
+        """(n, input) normalised labels, or bottleneck nodes, to (n, pixel) float32 standardised flux.
+
+        Raises ConfigError for a model without a decoder, or another number of nodes.
+        """
+        inputs = self.nodes or len(self.labels)
+        nodes = np.atleast_2d(nodes)
+        if isinstance(self.model, LabelPredictor):
+            raise ConfigError(f"{self.description.name} has no decoder: it only reads labels. Take an autoencoder.")
+        if nodes.shape[1] != inputs:
+            raise ConfigError(f"{self.description.name} decodes {inputs} nodes a spectrum and was given {nodes.shape}.")
+        parts = torch.from_numpy(np.asarray(nodes, np.float32)).split(batch_size)
+        return np.concatenate([self.model.decode(part.to(self.device)).cpu().numpy() for part in parts])
+
+    @torch.inference_mode()
+    def raw(self, flux: Tensor, noise: Tensor | None = None) -> Raw:
+        """What the network says of (batch, pixel) standardised flux on its device; without noise no misfit is measured.
+
+        noise: (batch, chunk) variance per flux of every chunk of valid pixels, `photon_noise`.
+        Raises ConfigError for a model that reads no spectra.
+        """
+        self.check_reads()
+        labels, scale, latent, drawn = self._read(flux, noise is not None)
+        compared = None
+        if drawn is not None and noise is not None:
+            compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders)
+        sigma = None
+        if scale is not None:
+            sigma = scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
+        return Raw(self.model.physical(labels), sigma, latent, compared)
+
+    def _read(self, flux: Tensor, draw: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Normalised labels, the logarithm of their scales, latent vectors, and the reconstruction."""
+        if isinstance(self.model, LabelPredictor):
+            network = self.model.network
+            features = network.encoder(flux)
+            latent = features.unflatten(1, (network.encoder.channels, -1)).mean(dim=2)
+            return *self.model.read(network.head(features)), latent, None
+        found = self.model.encode(flux)
+        scale = None
+        if isinstance(self.model, SemiSupervised) and self.model.variational and found.log_variance is not None:
+            scale = found.log_variance[:, : len(self.labels)] / 2
+        drawn = self.model.decode(found.mean) if draw else None
+        return found.mean[:, : len(self.labels)], scale, found.mean, drawn
+
+    def predict_flux(
+        self, flux: np.ndarray, noise: np.ndarray | None = None, batch_size: int = BATCH, chi2: bool = True
+    ) -> Predicted:
+        """Predict (n, pixel) float32 spectra on the model's grid, standardised (`spectra.standardise`).
+
+        noise: (n, chunk), where it is known; else it is measured on the spectra. chi2: whether they are reconstructed
+        and compared, where the model can. Raises ConfigError for another grid or a model that reads no spectra.
+        """
+        flux = np.atleast_2d(flux)
+        if flux.ndim != 2 or flux.shape[1] != self.grid.length:
+            raise ConfigError(
+                f"{self.description.name} reads spectra of {self.grid.length} pixels (grid {self.grid.name}) and was "
+                f"given {flux.shape}. Give wavelengths too, so that they can be brought onto its grid."
+            )
+        if noise is None:
+            noise = np.array([photon_noise(one[self.grid.valid]) for one in flux])
+        parts = []
+        for first in range(0, len(flux), batch_size):
+            part = slice(first, first + batch_size)
+            on_device = torch.from_numpy(np.ascontiguousarray(flux[part], np.float32)).to(self.device)
+            chunks = torch.from_numpy(noise[part]).to(self.device)
+            parts.append(self._finished(self.raw(on_device, chunks if chi2 else None), chunks))
+        if parts:
+            return Predicted.stacked(parts)
+        one = self.predict_flux(np.ones((1, self.grid.length), np.float32), batch_size=1, chi2=chi2)
+        return Predicted(*(column[:0] for column in one))
+
+    def _finished(self, raw: Raw, noise: Tensor) -> Predicted:
+        facts, count = self.description.labels, len(raw.latent)
+        labels = self._numpy(raw.labels)
+        sigma = self._numpy(raw.sigma) if raw.sigma is not None else np.tile([fact.scale for fact in facts], (count, 1))
+        factors = np.array([fact.factors for fact in facts]).reshape(len(facts), len(self.description.levels))
+        unknown = torch.full((count,), torch.nan, dtype=torch.float64, device=self.device)
+        distance, nodes, score, excess = unknown, raw.latent.double(), unknown, unknown[:, None][:, :0]
+        chi2 = excess if raw.misfit is None else raw.misfit.chi2.double()
+        if self.reference is not None:
+            gaussian = self.reference.gaussian
+            distance = gaussian.distance(raw.latent)
+            if not self.nodes:
+                nodes = gaussian.components(raw.latent)[:, :LATENT_COMPONENTS]
+            if raw.misfit is not None:
+                excess = raw.misfit.excess(self.reference.systematic).double()
+        anomaly = self.description.anomaly
+        if anomaly is not None:
+            score = distance / anomaly.distance_scale
+            if excess.shape[1]:
+                score = torch.maximum(score, excess.amax(dim=1) / anomaly.excess_scale)
+            score = score / anomaly.threshold
+        return Predicted(
+            labels=labels,
+            sigma=sigma,
+            half_width=sigma[:, :, None] * factors,
+            nodes=self._numpy(nodes),
+            distance=self._numpy(distance),
+            chi2=self._numpy(chi2),
+            excess=self._numpy(excess),
+            anomaly=self._numpy(score),
+            snr=self._numpy((noise * (1 + NOISE_FLOOR)).median(dim=1).values ** -0.5),
+        )
+
+    @staticmethod
+    def _numpy(tensor: Tensor) -> np.ndarray:
+        return tensor.double().cpu().numpy()
+
+    def predict(self, spectrum: Any, flux: np.ndarray | None = None, **options: Any) -> QTable:
+        """Labels of one spectrum or several as an astropy table, one row each; see `inference.spectra.predict`."""
+        from harps_dist.inference.spectra import predict
+
+        return predict(self, spectrum, flux, **options)
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
+    """Open a folder that `launch/export.py` wrote, every byte checked; nothing in it is executed.
+
+    Raises ExportError where it is missing, damaged, tampered with, or made for another version.
+    """
+    folder = Path(folder)
+    content = _content(folder / CONFIG)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{folder / CONFIG} is damaged: {error}. Export the run again.") from None
+    description = from_json(text, str(folder / CONFIG))
+    weights = _checked_tensors(folder, WEIGHTS, description)
+    model = build(description, weights, folder)
+    reference = None
+    if description.anomaly is not None:
+        tensors, size = _checked_tensors(folder, REFERENCE, description), latent_size(model)
+        reference = Reference.of(tensors, size, len(description.anomaly.orders), str(folder / REFERENCE))
+    exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device)
+    if (
+        description.anomaly is not None
+        and exported.reconstructs
+        and exported.orders.numbers != description.anomaly.orders
+    ):
+        raise ExportError(f"{folder / CONFIG} counts other echelle orders than this code. Export the run again.")
+    return exported
+
+
+def build(description: Description, weights: dict[str, Tensor], folder: Path) -> SpectrumModel:
+    """The network that the description names, with the weights. No memory is taken before all shapes fit."""
+    fields, grid = dict(description.model), description.grid
+    names = tuple(label.name for label in description.labels)
+    kind = str(fields.get("kind"))
+    if (
+        kind not in KINDS
+        or fields.get("labels") != list(names)
+        or not set(names) <= set(LABEL)
+        or grid.step_aa != STEP_AA
+    ):
+        raise ExportError(
+            f"{folder / CONFIG} describes a {kind!r} of labels {fields.get('labels')} on steps of {grid.step_aa} Å; "
+            f"expected one of {', '.join(KINDS)} of {list(names)} on {STEP_AA} Å. Export the run again."
+        )
+    weights = {
+        name: tensor if name in ("label_mean", "label_std") else tensor.float() for name, tensor in weights.items()
+    }
+    try:
+        with torch.device("meta"):
+            model = KINDS[kind](SimpleNamespace(**fields | {"labels": names}), Grid(grid.name, grid.start, grid.length))
+        model.load_state_dict(weights, assign=True)
+    except (HarpsDistError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ExportError(
+            f"{folder / WEIGHTS} does not hold the weights of the model in {CONFIG}: {reason}. Export the run again."
+        ) from None
+    return model
+
+
+def latent_size(model: SpectrumModel) -> int:
+    """Length of the vectors that `Exported.raw` calls latent."""
+    return model.network.encoder.channels if isinstance(model, LabelPredictor) else model.nodes
+
+
+def _checked_tensors(folder: Path, name: str, description: Description) -> dict[str, Tensor]:
+    content, expected = _content(folder / name), description.sha256.get(name)
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ExportError(
+            f"{folder / name} is damaged or was tampered with: sha256 {found[:12]}, {CONFIG} says "
+            f"{str(expected)[:12]}. Nothing of it is used: copy it anew, or export the run again."
+        )
+    return read_safetensors(content, str(folder / name))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(
+            f"{path} cannot be read ({error.strerror}). Give a folder that launch/export.py wrote."
+        ) from None

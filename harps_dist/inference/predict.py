@@ -1,0 +1,239 @@
+"""Predict an archive's worth of spectra: files in, one table out, in steps that a kill cannot undo or repeat.
+
+Blocks of rows are kept in TABLE.parts, in a folder for each model, each written whole or not at all. Run again, only
+what no part holds is predicted, and the table is made of all parts anew.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harps_dist.data.batches import in_batches
+from harps_dist.errors import ConfigError, Interrupted
+from harps_dist.evaluation.evaluations import read_columns
+from harps_dist.files import atomic_write, exclusive
+from harps_dist.inference.export import exported_run, is_exported
+from harps_dist.inference.model import BATCH, CONFIG, Exported, load
+from harps_dist.inference.sources import Item, Observed, find_items, read_items
+from harps_dist.inference.table import Columns, check_ending, columns_of, fields_of, write_table
+from harps_dist.training.distributed import World
+from harps_dist.training.run import RECIPE, Which
+
+if TYPE_CHECKING:
+    from harps_dist.data.reader import Release
+    from preprocessing.records import Refusal
+
+Progress = Callable[[str, int, int], None]  # what is being done, done, in all
+BLOCK = 64  # rows that are kept together
+PARTS_FORMAT = 1
+
+
+@dataclass
+class PredictReport:
+    """What a run of `predict_files` did. already: rows that were there before. failed: what has no row, and why."""
+
+    table: Path
+    predicted: int = 0
+    already: int = 0
+    failed: list[Refusal] = field(default_factory=list)
+
+    @property
+    def failed_path(self) -> Path:
+        return failed_path(self.table)
+
+
+def failed_path(table: Path) -> Path:
+    """The list of what has no row: one line a file, with its reason."""
+    return table.with_name(f"{table.name}.failed.csv")
+
+
+def open_model(
+    path: Path,
+    release: Callable[[], Release],
+    world: World,
+    which: Which = "best",
+    progress: Progress = lambda what, done, total: None,
+) -> Exported:
+    """The model of an export, or of a run, whose export is made by the main rank where it is missing or old.
+
+    release: opens what calibrates a run's export. Raises ConfigError where the path is neither.
+    """
+    if (path / RECIPE).is_file():
+
+        def make() -> None:
+            exported_run(path, None if is_exported(path, which) else release(), which, progress, world.device)
+
+        world.of_main(make)
+        return exported_run(path, None, which, device=world.device)
+    if not (path / CONFIG).is_file():
+        raise ConfigError(f"{path} is neither a run nor an export. Give a folder that train.py or export.py wrote.")
+    return load(path, world.device)
+
+
+def predict_files(
+    exported: Exported,
+    inputs: Sequence[str | Path],
+    table: str | Path,
+    latents: bool = False,
+    batch_size: int = BATCH,
+    workers: int = 0,
+    world: World | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> PredictReport:
+    """Predict every spectrum of the inputs into a table, one row each, in the order of the inputs.
+
+    inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
+    latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
+    work; the main one writes the table. What cannot be predicted is listed in TABLE.failed.csv.
+    Raises ConfigError for inputs that are not there or a table that another process writes; Interrupted, on all ranks,
+    where one was asked to stop.
+    """
+    table, world = Path(table), world or World(0, 1, exported.device)
+    check_ending(table)
+    exported.check_reads()
+    parts = table.with_name(f"{table.name}.parts") / parts_key(exported)
+    with _alone(table, world):
+        items, refused, todo = world.of_main(lambda: _plan(inputs, parts))
+        report = PredictReport(table, already=len(items) - sum(map(len, todo)))
+        progress("predict", report.already, len(items))
+        done, failed = 0, [] if not world.is_main else list(refused)
+        mine = todo[world.rank :: world.size]
+        stream = read_items([item for block in mine for item in block], exported.grid, workers)
+        try:
+            for block in world.in_step(mine, -(-len(todo) // world.size)):
+                read = list(zip(block, islice(stream, len(block)), strict=True))
+                good = [(item, found) for item, found in read if isinstance(found, Observed)]
+                failed += [found for _, found in read if not isinstance(found, Observed)]
+                if good:
+                    _write_part(parts, exported, good, batch_size)
+                done += len(block)
+                progress("predict", min(report.already + done * world.size, len(items)), len(items))
+        except Interrupted as interrupted:
+            rows = report.already + sum(world.gather(done))
+            raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
+        report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
+        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed))
+        report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
+    return report
+
+
+def parts_key(exported: Exported) -> str:
+    """The folder of a model's parts: its weights, its calibration and this software made them."""
+    made_by = f"{exported.digest} {version('harps_dist')} {PARTS_FORMAT}"
+    return hashlib.sha256(made_by.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _alone(table: Path, world: World) -> Iterator[None]:
+    """Keep other jobs from the same table; raises ConfigError on all ranks where one is at it."""
+    folder = table.with_name(f"{table.name}.parts")
+    if world.is_main:
+        if not table.parent.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        with exclusive(folder / ".lock") as free:
+            world.gather(free)
+            if not free:
+                raise ConfigError(f"another process is writing {table}. Wait until it has ended.")
+            yield
+    else:
+        if not world.gather(True)[0]:
+            raise ConfigError(f"another process is writing {table}. Wait until it has ended.")
+        yield
+
+
+def _plan(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[Refusal], list[list[Item]]]:
+    """All spectra, what is refused at sight, and blocks of those that no part holds.
+
+    Blocks are cut from all spectra, so that those that are left after a kill are the ones that would have come.
+    """
+    items, refused = find_items(inputs)
+    known = set(_read_parts(parts, ["identity"]).get("identity", ()))
+    blocks = [
+        [items[number] for number in block if items[number].identity not in known]
+        for block in in_batches(np.arange(len(items)), BLOCK)
+    ]
+    return items, refused, [block for block in blocks if block]
+
+
+def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    flux = np.stack([found.flux for _, found in good])
+    predicted = exported.predict_flux(flux, np.stack([found.noise for _, found in good]), batch_size)
+    columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
+    columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
+    columns |= columns_of(exported, predicted, np.array([found.coverage for _, found in good]), flux)
+    name = hashlib.sha256("\n".join(columns["identity"]).encode(errors="surrogateescape")).hexdigest()[:32]
+    parts.mkdir(parents=True, exist_ok=True)
+    with atomic_write(parts / f"{name}.parquet") as aside:
+        rows = {key: list(values) if getattr(values, "ndim", 1) > 1 else values for key, values in columns.items()}
+        pq.write_table(pa.table(rows), aside)
+
+
+def _read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
+    """Columns of all parts, one after the other; a part that is damaged is left out, and its rows are made again."""
+    import pyarrow as pa
+
+    found: list[Columns] = []
+    for path in sorted(parts.glob("*.parquet")):
+        try:
+            columns = read_columns(path) or {}
+        except (pa.ArrowInvalid, OSError):
+            continue
+        found.append({name: columns[name] for name in names or columns})
+    return {name: np.concatenate([part[name] for part in found]) for name in (found[0] if found else ())}
+
+
+def _finish(
+    table: Path, parts: Path, exported: Exported, items: Sequence[Item], latents: bool, failed: Sequence[Refusal]
+) -> list[Refusal]:
+    """Write the table and the list of failures; returns duplicates, which have no row either."""
+    from preprocessing.records import Reason, Refusal
+
+    columns = _read_parts(parts)
+    row_of = {identity: row for row, identity in enumerate(columns.pop("identity", ()))}
+    rows, names, duplicates = [], [], []
+    first: dict[str, str] = {}
+    for item in items:
+        row = row_of.get(item.identity)
+        if row is None:
+            continue
+        dp_id = columns["dp_id"][row]
+        if dp_id in first:
+            detail = f"data product {dp_id} has a row already, from {first[dp_id]}"
+            duplicates.append(Refusal(item.name, Reason.DUPLICATE, detail))
+            continue
+        first[dp_id] = item.name
+        rows.append(row)
+        names.append(item.name)
+    if rows:
+        kept = {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}
+        if "latent" in kept:
+            kept["latent"] = np.stack(list(kept["latent"]))
+        fields = [name for name in fields_of(exported) if latents or name != "latent"]
+        write_table(table, {name: kept[name] for name in fields}, exported)
+    write_failed(failed_path(table), [*failed, *duplicates])
+    return duplicates
+
+
+def write_failed(path: Path, failed: Sequence[Refusal]) -> None:
+    """One line a file, with its reason; no file where nothing failed."""
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "reason", "detail"])
+        writer.writerows(sorted((refusal.source, refusal.reason.value, refusal.detail) for refusal in failed))

@@ -1,0 +1,268 @@
+"""Where spectra to be predicted come from: FITS files, folders, patterns, an archive or a release.
+
+The one module outside preprocessing that reads what preprocessing reads and writes: FITS files and archives.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from harps_dist.data.batches import start
+from harps_dist.data.manifest import MANIFEST
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError, HarpsDistError, SpectrumError
+from harps_dist.inference.spectra import LEAST_COVERAGE
+from harps_dist.inference.table import OBSERVED
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.noise import photon_noise
+from harps_dist.spectra.regrid import regrid
+from harps_dist.spectra.standardise import standardise
+
+if TYPE_CHECKING:
+    from preprocessing.archive import Archive
+    from preprocessing.records import Refusal
+
+ZARR = "zarr.json"
+_PATTERN = set("*?[")
+
+
+class Item(NamedTuple):
+    """One spectrum that was asked for.
+
+    where: its file, or the archive or release that holds it in `row`. identity: another one where its content may be
+    another: path, size and time of a file, key in an archive or release.
+    """
+
+    where: str
+    identity: str
+    row: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people; bytes of a path that are no UTF-8 as escapes."""
+        where = os.fsencode(self.where).decode("utf-8", "backslashreplace")
+        return where if self.row is None else f"{where}, row {self.row}"
+
+
+class Observed(NamedTuple):
+    """A spectrum on the model's grid. columns: what is known of it, by the names of `table.OBSERVED`.
+
+    flux: (pixel,) float32 standardised. coverage: share of valid pixels with data. noise: (chunk,), `photon_noise`.
+    """
+
+    columns: dict[str, Any]
+    flux: np.ndarray
+    coverage: float
+    noise: np.ndarray
+
+
+def find_items(inputs: Sequence[str | Path]) -> tuple[list[Item], list[Refusal]]:
+    """The spectra of all inputs, each once, in a fixed order; and folders that bear the name of a FITS file.
+
+    Raises ConfigError for an input that is not there or holds no spectrum, ReleaseError or ArchiveError for a release
+    or archive that cannot be opened.
+    """
+    items: dict[str, Item] = {}
+    refused: list[Refusal] = []
+    for given in map(str, inputs):
+        before = len(items), len(refused)
+        for found in _expanded(given):
+            if isinstance(found, Item):
+                items.setdefault(found.identity, found)
+            else:
+                refused.append(found)
+        if not items and (len(items), len(refused)) == before:
+            raise ConfigError(f"{given} holds no spectrum: no file ends in .fits or .fits.gz. Check the path.")
+    return list(items.values()), refused
+
+
+def _expanded(given: str) -> Iterator[Item | Refusal]:
+    path = Path(given)
+    if "://" in given or (path / MANIFEST).is_file():
+        yield from _of_release(given)
+    elif (path / ZARR).is_file():
+        yield from _of_archive(given)
+    elif os.path.lexists(path):
+        yield from _of_folder(path)
+    elif _PATTERN & set(given):
+        matches = sorted(glob.glob(os.path.expanduser(given), recursive=True))
+        if not matches:
+            raise ConfigError(f"no file or folder matches {given}. Check the pattern.")
+        for match in matches:
+            yield from _expanded(match)
+    else:
+        raise ConfigError(f"there is nothing at {given}. Give FITS files, folders, patterns, an archive or a release.")
+
+
+def _of_folder(path: Path) -> Iterator[Item | Refusal]:
+    from preprocessing.readers import SUFFIXES, find_spectra
+    from preprocessing.records import Reason, Refusal
+
+    found = find_spectra(path) if path.is_dir() else [path]
+    for file in found:
+        try:
+            state = file.stat()
+            version = f"{state.st_size} {state.st_mtime_ns}"
+        except OSError:  # a link that leads nowhere or in a circle: reading it says so
+            version = "unreadable"
+        yield Item(str(file), f"{os.path.realpath(file)} {version}")
+    misnamed = [Path(top, name) for top, names, _ in os.walk(path) for name in names if name.lower().endswith(SUFFIXES)]
+    for folder in [path, *misnamed] if path.name.lower().endswith(SUFFIXES) and path.is_dir() else misnamed:
+        if not any(folder in file.parents for file in found):
+            yield Refusal(str(folder), Reason.NOT_FITS, "expected a file, got a directory")
+
+
+def _of_archive(given: str) -> Iterator[Item]:
+    keys = _archive(given).column("real", "key")
+    for row, key in enumerate(keys):
+        yield Item(given, f"{os.path.realpath(given)} {key}", row)
+
+
+def _of_release(given: str) -> Iterator[Item]:
+    release = _release(given)
+    for row in release.index.rows("real"):
+        yield Item(given, f"{release.digest} {release.index['key'][row]}", int(row))
+
+
+@lru_cache(4)
+def _archive(path: str) -> Archive:
+    from preprocessing.archive import Archive
+
+    return Archive(Path(path))
+
+
+@lru_cache(4)
+def _release(location: str) -> Release:
+    return Release(location)
+
+
+@cache
+def _column(path: str, name: str) -> np.ndarray:
+    return _archive(path).column("real", name)
+
+
+def read_item(item: Item, grid: Grid) -> Observed | Refusal:
+    """Read a spectrum and bring it onto the grid; a Refusal where it cannot be used."""
+    from preprocessing.records import Reason, Refusal
+
+    try:
+        columns, flux = _read(item, grid)
+    except _RefusedError as refused:
+        return refused.refusal
+    flux = np.where(grid.valid, flux, np.nan)
+    coverage = float(np.isfinite(flux[grid.valid]).mean())
+    try:
+        standardised, _ = standardise(flux, grid, LEAST_COVERAGE)
+    except SpectrumError as error:
+        reason = Reason.COVERAGE if coverage < LEAST_COVERAGE else Reason.NEGATIVE
+        return Refusal(item.name, reason, str(error))
+    return Observed(columns, standardised, coverage, photon_noise(standardised[grid.valid]))
+
+
+class _RefusedError(Exception):
+    def __init__(self, refusal: Refusal):
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray]:
+    """What is known of a spectrum, and its flux on the grid."""
+    from preprocessing.records import Reason, Refusal
+
+    if item.row is None:
+        return _read_file(item, grid)
+    try:
+        if "://" in item.where or (Path(item.where) / MANIFEST).is_file():
+            release = _release(item.where)
+            columns, flux, wider = _release_row(release, item.row), release.array(item.row), release.grid
+        else:
+            archive = _archive(item.where)
+            columns, flux = _archive_row(item.where, item.row), archive.data("real", item.row)
+            wider = archive.grid
+    except HarpsDistError as error:  # of one damaged row
+        raise _RefusedError(Refusal(item.name, Reason.CHECKSUM, str(error))) from None
+    return columns, flux[grid.within(wider)]
+
+
+def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray]:
+    from preprocessing.readers import read_spectrum
+    from preprocessing.records import Reason, Refusal
+
+    record = read_spectrum(Path(item.where))
+    if isinstance(record, Refusal):
+        raise _RefusedError(Refusal(item.name, record.reason, record.detail))
+    try:
+        with open(item.where, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _RefusedError(Refusal(item.name, Reason.UNREADABLE, f"expected a readable file, got {error}")) from None
+    columns = {
+        "dp_id": record.dp_id,
+        "object": record.object,
+        "ra": record.ra_deg,
+        "dec": record.dec_deg,
+        "mjd": record.mjd_obs,
+        "exptime": record.exptime_s,
+        "snr": record.snr,
+        "berv_header": record.berv_kms,
+        "airmass_header": record.airmass,
+        "prog_id": record.prog_id,
+        "sha256": sha256,
+    }
+    return columns, regrid(record.wave_aa, record.flux, grid)
+
+
+def _archive_row(path: str, row: int) -> dict[str, Any]:
+    same = ("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id")
+    names = {"dp_id": "key", "berv_header": "berv", "airmass_header": "airmass"} | {name: name for name in same}
+    return {name: _column(path, of_archive)[row] for name, of_archive in names.items()} | {"sha256": ""}
+
+
+def _release_row(release: Release, row: int) -> dict[str, Any]:
+    """A release knows less of a spectrum than its archive; what it does not know is missing."""
+    index = release.index
+    columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name != "file"}
+    columns |= {"dp_id": index["key"][row].removeprefix("real-"), "object": index["object"][row]}
+    return columns | {
+        "snr": float(index["snr"][row]),
+        "berv_header": float(index["berv"][row]),
+        "airmass_header": float(index["airmass"][row]),
+    }
+
+
+class _Items(Dataset):
+    def __init__(self, items: Sequence[Item], grid: Grid):
+        self._items, self._grid = items, grid
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> Observed | Refusal:
+        return read_item(self._items[number], self._grid)
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
+
+
+def read_items(items: Sequence[Item], grid: Grid, workers: int) -> Iterator[Observed | Refusal]:
+    """Read spectra in their order, ahead by so many processes (0: in this one)."""
+    loader: DataLoader = DataLoader(
+        _Items(items, grid),
+        batch_size=None,
+        shuffle=False,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=4 if workers else None,
+    )
+    return start(loader)

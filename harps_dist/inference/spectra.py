@@ -1,0 +1,106 @@
+"""Labels of spectra in memory: arrays, or anything with a spectral axis and a flux, such as specutils' Spectrum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from harps_dist.errors import ConfigError
+from harps_dist.spectra.medium import vacuum_to_air
+from harps_dist.spectra.regrid import regrid
+from harps_dist.spectra.standardise import standardise
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+    from harps_dist.inference.model import Exported
+
+Medium = Literal["air", "vacuum"]
+LEAST_COVERAGE = 0.5  # of the grid's valid pixels; below the 0.98 of training a prediction is flagged
+_IN_VACUUM = ("vac", "wave")  # how a spectrum's own notes begin that say so; FITS' CTYPE "AWAV" is in air
+_NOTES = ("medium", "wave_medium", "wavelength_medium", "airorvac", "CTYPE1")
+
+
+def predict(
+    exported: Exported,
+    spectrum: Any,
+    flux: np.ndarray | None = None,
+    medium: Medium | None = None,
+    latents: bool = False,
+    batch_size: int = 16,
+) -> QTable:
+    """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
+
+    spectrum: a specutils Spectrum; or barycentric wavelengths (sample,) [Å] with `flux` (sample,) or (n, sample) in any
+    unit, NaN where missing; or, alone, flux (pixel,) or (n, pixel) on the model's grid.
+    medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium is
+    given; then it is brought to air. latents: with the latent vectors.
+    Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be standardised.
+    """
+    from harps_dist.inference.table import columns_of, to_table
+
+    wave_aa, values = _arrays(exported, spectrum, flux, medium)
+    if wave_aa is not None:
+        values = np.stack([regrid(wave_aa, one, exported.grid) for one in values])
+    elif values.shape[1] != exported.grid.length:
+        raise ConfigError(
+            f"spectra of {values.shape[1]} pixels do not fit grid {exported.grid.name} of {exported.grid.length}. "
+            f"Give wavelengths too: predict(wave_aa, flux)."
+        )
+    coverage = np.isfinite(values[:, exported.grid.valid]).mean(axis=1)
+    standardised = np.stack([standardise(one, exported.grid, LEAST_COVERAGE)[0] for one in values])
+    found = exported.predict_flux(standardised, batch_size=batch_size)
+    return to_table(columns_of(exported, found, coverage, standardised, latents), exported)
+
+
+def _arrays(
+    exported: Exported, spectrum: Any, flux: np.ndarray | None, medium: Medium | None
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Air wavelengths (sample,) [Å], None for the model's grid, and flux (n, sample)."""
+    if medium not in (None, "air", "vacuum"):
+        raise ConfigError(f"unknown medium {medium!r}; wavelengths are in air or in vacuum.")
+    wave_aa = None
+    if hasattr(spectrum, "spectral_axis") and hasattr(spectrum, "flux"):
+        from astropy import units
+
+        if medium is None and (note := _vacuum_note(getattr(spectrum, "meta", None))):
+            raise ConfigError(
+                f"the spectrum says that its wavelengths are in vacuum ({note}), and the model's are in air, 83 km/s "
+                f"apart. Give medium='vacuum' to have them brought to air, or medium='air' if the note is wrong."
+            )
+        axis = spectrum.spectral_axis
+        wave_aa = np.asarray(axis.to_value(units.AA, units.spectral()), np.float64)
+        flux = np.asarray(getattr(spectrum.flux, "value", spectrum.flux))
+        mask = getattr(spectrum, "mask", None)
+        if mask is not None:
+            flux = np.where(mask, np.nan, flux)
+    elif flux is not None:
+        wave_aa = np.asarray(spectrum, np.float64)
+    else:
+        flux = spectrum
+    values = np.atleast_2d(np.asarray(flux))
+    values = values if values.dtype.kind == "f" else values.astype(np.float64)
+    if values.ndim != 2 or not values.size or (wave_aa is not None and wave_aa.shape != values.shape[1:]):
+        shape = None if wave_aa is None else wave_aa.shape
+        raise ConfigError(
+            f"expected wavelengths (sample,) and flux (sample,) or (n, sample), got {shape}, {values.shape}."
+        )
+    if wave_aa is None:
+        return None, values
+    if wave_aa[0] > wave_aa[-1]:
+        wave_aa, values = wave_aa[::-1], values[:, ::-1]
+    if not (np.isfinite(wave_aa).all() and (np.diff(wave_aa) > 0).all()):
+        raise ConfigError("expected finite wavelengths that increase or decrease throughout. Sort the samples.")
+    return vacuum_to_air(wave_aa) if medium == "vacuum" else wave_aa, values
+
+
+def _vacuum_note(meta: Any) -> str | None:
+    """What a spectrum's notes, or the FITS header among them, say of vacuum; None where they do not."""
+    headers = [meta] + [meta[key] for key in ("header", "primary_header") if meta and key in meta] if meta else []
+    for header in headers:
+        for key in header:
+            value = str(header[key]).strip().lower() if str(key).lower() in {note.lower() for note in _NOTES} else ""
+            if value.startswith(_IN_VACUUM) and not value.startswith("wavelength"):
+                return f"{key} = {header[key]}"
+    return None

@@ -1,0 +1,224 @@
+"""The table of predictions: one row a spectrum, in astropy's QTable and in FITS, ECSV, CSV or Parquet."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from harps_dist.errors import ConfigError
+from harps_dist.files import atomic_write
+from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken
+
+if TYPE_CHECKING:
+    from astropy.table import QTable
+
+    from harps_dist.inference.model import Exported, Predicted
+
+ENDINGS = (".fits", ".ecsv", ".csv", ".parquet")
+FLAGS = {
+    "coverage": f"less than {MINIMUM_COVERAGE:.0%} of the valid pixels carry data; gaps were bridged",
+    "broken": "over 0.1 % of the pixels lie beyond 100 times the median flux; nothing is predicted",
+    "low_snr": "S/N below that of 99 % of the training spectra",
+    "outside_training_range": "a label lies outside what the model was trained on",
+    "anomalous": "anomaly score above 1",
+}
+Columns = dict[str, np.ndarray]
+
+
+class Field(NamedTuple):
+    """What a column holds."""
+
+    unit: str
+    description: str
+
+
+OBSERVED = {  # what is known of a spectrum before anything is predicted
+    "dp_id": Field("", "data product id"),
+    "object": Field("", "OBJECT, as typed by the observer"),
+    "ra": Field("deg", "right ascension, J2000"),
+    "dec": Field("deg", "declination, J2000"),
+    "mjd": Field("d", "start of the exposure"),
+    "exptime": Field("s", "exposure time"),
+    "snr": Field("", "S/N of the header, median over the orders"),
+    "berv_header": Field("km/s", "barycentric velocity of the Earth, header"),
+    "airmass_header": Field("", "mean airmass, header"),
+    "prog_id": Field("", "ESO programme"),
+    "file": Field("", "where the spectrum was read from"),
+    "sha256": Field("", "of that file; empty for a row of an archive or a release"),
+}
+
+
+def fields_of(exported: Exported) -> dict[str, Field]:
+    """Every column that a table of this model may have, in order."""
+    fields = dict(OBSERVED)
+    for label in exported.description.labels:
+        fields[label.name] = Field(label.unit, "predicted")
+        fields[f"{label.name}_sigma"] = Field(label.unit, "standard deviation as the model has it, not calibrated")
+        for level in _levels(exported):
+            for end, word in (("lo", "lower"), ("hi", "upper")):
+                text = f"{word} end of the calibrated {level:.0%} interval; NaN where too few stars calibrate it"
+                fields[f"{label.name}_{end}{level * 100:.0f}"] = Field(label.unit, text)
+    fields |= {
+        "snr_measured": Field("", "S/N per pixel at the median flux, from the spectrum's own noise"),
+        "flags": Field("", f"of {', '.join(FLAGS)}; comma-separated"),
+        **{f"flag_{name}": Field("", text) for name, text in FLAGS.items()},
+        "fill": Field("", "share of the grid's valid pixels that carry data"),
+        "anomaly": Field("", "score; above 1 for 1 % of spectra like those of the validation split"),
+        "latent_distance": Field("", "from the training spectra in the latent space, about 1 for one of them"),
+        "chi2_worst": Field("", "reduced chi2 of the reconstruction in the echelle order with the largest excess"),
+        "chi2_excess": Field("", "that chi2 over what noise and the model's usual misfit give"),
+        "chi2_order": Field("", "number of that order, 0 where nothing is reconstructed"),
+        "model_id": Field("", "sha256 of the model's weights"),
+        "latent": Field("", "bottleneck nodes, or leading components of the encoder's features"),
+    }
+    return fields
+
+
+def columns_of(
+    exported: Exported, found: Predicted, coverage: np.ndarray, flux: np.ndarray, latents: bool = True
+) -> Columns:
+    """The columns that follow from predictions of n spectra. coverage: (n,) share of valid pixels with data. flux: (n,
+    pixel) standardised."""
+    broken = np.array([is_broken(one, exported.grid) for one in flux], bool)
+    found = found.without(broken)
+    facts, columns = exported.description.labels, {}
+    for number, label in enumerate(facts):
+        value = found.labels[:, number]
+        columns[label.name], columns[f"{label.name}_sigma"] = value, found.sigma[:, number]
+        for level in _levels(exported):
+            half = found.half_width[:, number, exported.description.levels.index(level)]
+            half = np.where(np.isfinite(half), half, np.nan)
+            columns[f"{label.name}_lo{level * 100:.0f}"] = value - half
+            columns[f"{label.name}_hi{level * 100:.0f}"] = value + half
+    low, high = (np.array([getattr(label, end) for label in facts]) for end in ("low", "high"))
+    flags: Columns = {
+        "coverage": coverage < MINIMUM_COVERAGE,
+        "broken": broken,
+        "low_snr": found.snr < exported.description.snr_low,
+        "outside_training_range": np.any((found.labels < low) | (found.labels > high), axis=1),
+        "anomalous": found.anomaly > 1,
+    }
+    names = np.array(list(flags))
+    columns["snr_measured"] = found.snr
+    columns["flags"] = np.array([",".join(names[list(row)]) for row in zip(*flags.values(), strict=True)], object)
+    columns |= {f"flag_{name}": values for name, values in flags.items()}
+    columns |= {"fill": coverage, "anomaly": found.anomaly, "latent_distance": found.distance}
+    columns |= _worst_order(exported, found)
+    columns["model_id"] = np.full(len(found.labels), exported.id, object)
+    if latents:
+        columns["latent"] = found.nodes
+    return columns
+
+
+def _worst_order(exported: Exported, found: Predicted) -> Columns:
+    count, nothing = len(found.labels), np.full(len(found.labels), np.nan)
+    if not found.excess.shape[1]:
+        return {"chi2_worst": nothing, "chi2_excess": nothing, "chi2_order": np.zeros(count, np.int32)}
+    worst, rows = np.argmax(found.excess, axis=1), np.arange(count)
+    return {
+        "chi2_worst": found.chi2[rows, worst],
+        "chi2_excess": found.excess[rows, worst],
+        "chi2_order": np.array(exported.orders.numbers, np.int32)[worst],
+    }
+
+
+def _levels(exported: Exported) -> list[float]:
+    """Of the intervals in the table: the narrowest and the widest."""
+    levels = exported.description.levels
+    return [levels[0], levels[-1]] if levels else []
+
+
+def metadata_of(exported: Exported) -> dict[str, str]:
+    """What holds for a whole table: model, data, versions."""
+    from importlib.metadata import version
+
+    description = exported.description
+    return {
+        "model": description.name,
+        "step": str(description.step),
+        "model_id": exported.id,
+        "export": exported.digest,
+        "release": description.release_digest,
+        "grid": description.grid.name,
+        **{package: version(package) for package in ("harps_dist", "torch", "numpy", "astropy")},
+    }
+
+
+def to_table(columns: Columns, exported: Exported, fields: Mapping[str, Field] | None = None) -> QTable:
+    """As astropy's QTable, with units, descriptions and metadata; a dict of the arrays where there is no astropy."""
+    try:
+        from astropy import units
+        from astropy.table import QTable
+    except ImportError:
+        return columns  # type: ignore[return-value]
+    table = QTable(meta=metadata_of(exported))
+    for name, field in (fields or fields_of(exported)).items():
+        if name in columns:
+            values = columns[name].astype(str) if columns[name].dtype == object else columns[name]
+            table[name] = values * units.Unit(field.unit) if field.unit else values
+            table[name].info.description = field.description
+    return table
+
+
+def check_ending(path: Path) -> None:
+    """Raises ConfigError where the table's name does not say a format."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"the ending of {path.name} says no format; end it in one of {', '.join(ENDINGS)}.")
+
+
+def write_table(path: Path, columns: Columns, exported: Exported) -> None:
+    """Write the table in the format of its ending, whole or not at all.
+
+    CSV has no room for units: they and the metadata go into a file beside it that ends in .csv.json, and vectors become
+    a column an element. FITS has no letters beyond ASCII: they are written as backslash escapes.
+    """
+    ending, metadata = path.suffix.lower(), metadata_of(exported)
+    fields = {name: field for name, field in fields_of(exported).items() if name in columns}
+    if ending == ".csv":
+        columns, fields = _flat(columns, fields)
+        notes = {"metadata": metadata, "columns": {name: field._asdict() for name, field in fields.items()}}
+        with atomic_write(path.with_name(f"{path.name}.json")) as aside:
+            aside.write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    elif ending == ".fits":
+        columns = {name: _ascii(values) if values.dtype == object else values for name, values in columns.items()}
+    with atomic_write(path) as aside, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of units and names that FITS has no standard for; astropy reads them back
+        if ending == ".parquet":
+            _write_parquet(aside, columns, fields, metadata)
+        else:
+            form = "fits" if ending == ".fits" else f"ascii{ending}"
+            to_table(columns, exported, fields).write(aside, format=form)
+
+
+def _ascii(values: np.ndarray) -> np.ndarray:
+    return np.array([value.encode("ascii", "backslashreplace").decode() for value in values], object)
+
+
+def _flat(columns: Columns, fields: Mapping[str, Field]) -> tuple[Columns, dict[str, Field]]:
+    """Vectors as a column an element."""
+    flat: Columns = {}
+    flat_fields: dict[str, Field] = {}
+    for name, field in fields.items():
+        values = columns[name]
+        parts = {name: values} if values.ndim == 1 else {f"{name}_{n:02d}": part for n, part in enumerate(values.T)}
+        flat |= parts
+        flat_fields |= dict.fromkeys(parts, field)
+    return flat, flat_fields
+
+
+def _write_parquet(path: Path, columns: Columns, fields: Mapping[str, Field], metadata: Mapping[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays, schema = [], []
+    for name, field in fields.items():
+        values = columns[name]
+        array = pa.array(list(values)) if values.ndim > 1 else pa.array(values)
+        arrays.append(array)
+        schema.append(pa.field(name, array.type, metadata={"unit": field.unit, "description": field.description}))
+    pq.write_table(pa.table(arrays, schema=pa.schema(schema, metadata=dict(metadata))), path)
