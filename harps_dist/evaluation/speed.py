@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -23,7 +24,6 @@ from harps_dist.spectra.grid import Grid, named_grid
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch.utils.benchmark import Timer
 
     from harps_dist.models.supervised import SpectrumModel
 
@@ -111,7 +111,7 @@ def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float)
 
 
 def speed_ratio(
-    new: SpectrumModel, old: SpectrumModel | None, grid: Grid, device: torch.device, seconds: float = 3.0
+    new: SpectrumModel, old: SpectrumModel | None, grid: Grid, device: torch.device, seconds: float = 1.0
 ) -> SpeedRatio:
     """Time of inference of one model over another's, measured in turns, so that what else the machine does meets both.
 
@@ -121,12 +121,9 @@ def speed_ratio(
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         infer = [_inference(model, grid, RATIO_BATCH, device) for model in models]
-        timers = [_timer(one, torch.get_num_threads()) for one in infer]
-        for one in infer:
-            one()
-        turns = [[timer.timeit(1).mean for timer in timers]]
+        turns = [[_time_of(one, device) for one in infer] for _ in range(2)][1:]  # the first one warms up
         while len(turns) < LEAST_TURNS or sum(map(sum, turns)) < seconds:
-            turns.append([timer.timeit(1).mean for timer in timers])
+            turns.append([_time_of(one, device) for one in infer])
     times = np.array(turns).T
     ratios = times[0] / times[1] if old is not None else np.array([NAN])
     low, middle, high = (float(q) for q in np.percentile(ratios, (25, 50, 75)))
@@ -159,17 +156,22 @@ def _inference(model: SpectrumModel, grid: Grid, batch: int, device: torch.devic
 
 
 def _timed(infer: Callable[[], object], device: Device, seconds: float) -> list[float]:
-    timer = _timer(infer, 1)
+    from torch.utils.benchmark import Timer
+
+    timer = Timer("infer()", globals={"infer": infer}, num_threads=1)  # synchronises on a GPU
     times = [timer.timeit(1).mean]
     while len(times) < LEAST_REPEATS or sum(times) < seconds:
         times.append(timer.timeit(1).mean)
     return times
 
 
-def _timer(infer: Callable[[], object], threads: int) -> Timer:
-    from torch.utils.benchmark import Timer
-
-    return Timer("infer()", globals={"infer": infer}, num_threads=threads)  # synchronises on a GPU
+def _time_of(infer: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, of work that the device still has to do included."""
+    started = time.perf_counter()
+    infer()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def _resident_mib() -> float:
