@@ -157,6 +157,9 @@ class Training(Frozen):
     batches of `lr_batch_size`, grows with batch_size; with Adam the square root keeps the noise of an update the same.
     precision: of the convolutions; norm statistics, losses and output layers stay in fp32. fp16 scales the loss, tf32
     is fp32 with the GPU's rounded multiplications, fp64 is for comparisons.
+    label_scale: means and deviations that labels are normalised by: those of the release's training split, or those
+    that the run was trained under which this one starts from. Either way the weights that are taken over predict what
+    they predicted.
     """
 
     steps: int | None = Field(None, ge=1)
@@ -171,6 +174,7 @@ class Training(Frozen):
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = Field(None, gt=0)
     precision: Precision = "fp32"
+    label_scale: Literal["release", "kept"] = "release"
     seed: int = 0
 
 

@@ -1,17 +1,18 @@
-"""`python -m preprocessing ingest | etc | generative | pack | verify | demo`: from files to an archive to a release."""
+"""`python -m preprocessing COMMAND`: from files to an archive to a release that grows, and what changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 
-from harps_dist.console import end_with
-from harps_dist.data.manifest import BOUND, MANIFEST, CodecName
-from harps_dist.data.split import PAPER_FRACTIONS
+from harps_dist.console import console_for, end_with
+from harps_dist.data.manifest import MANIFEST, CodecName
+from harps_dist.errors import ConfigError
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.demo import DemoSize, build_demo, demo_home
+from preprocessing.demo import DemoSize, build_delivery, build_demo, demo_home
 from preprocessing.progress import progress_bars
 
 
@@ -107,16 +108,39 @@ def generative(design: Path, archive: Path, grid: str | None = None) -> int:
     return _say(report, archive)
 
 
+def withdraw(
+    archive: tyro.conf.Positional[Path],
+    keys: tyro.conf.Positional[tuple[str, ...]] = (),
+    reason: str = "",
+    listed: Path | None = None,
+) -> int:
+    """Withdraw spectra from all releases to come; the archive keeps them, and old releases too.
+
+    Args:
+        archive: Zarr archive.
+        keys: Data product ids.
+        reason: Why; releases repeat it.
+        listed: File with one id a line, besides.
+    """
+    from preprocessing.withdraw import withdraw_spectra
+
+    lines = listed.read_text().splitlines() if listed else []
+    named = (*keys, *filter(None, map(str.strip, lines)))
+    fresh = withdraw_spectra(archive, named, reason)
+    print(f"{archive}: withdrew {fresh} spectra, {len(set(named)) - fresh} were withdrawn already")
+    return 0
+
+
 def pack(
     archive: Path,
     release: Path,
-    split: tuple[float, float, float] = PAPER_FRACTIONS,
-    keep_out_of_range: bool = False,
-    description: str = "",
+    split: tuple[float, float, float] | None = None,
+    keep_out_of_range: bool | None = None,
+    description: str | None = None,
     genuine: bool = True,
-    codec: CodecName = "noise",
-    bound: float = BOUND,
-    parent: Path | None = None,
+    codec: CodecName | None = None,
+    bound: float | None = None,
+    grow: Path | None = None,
     workers: int = 1,
 ) -> int:
     """Write a release, what training streams, from an archive.
@@ -124,36 +148,41 @@ def pack(
     Args:
         archive: Zarr archive.
         release: Folder to write; replaced in one step where it exists.
-        split: Fractions of stars for train, validation and test.
+        split: Fractions of stars for train, validation and test; default 0.9 0.05 0.05.
         keep_out_of_range: Keep spectra with a label outside the paper's training ranges.
         description: A sentence about the data that evaluation reports repeat.
         genuine: Whether the spectra came from a telescope; reports say it.
         codec: How real spectra are stored: noise (steps of a quarter of the photon noise), u16 or lossless.
         bound: Largest error of a sample, in standard deviations of its own photon noise; others are left out.
-        parent: Release that this one grew from; its digest is kept in the manifest.
+        grow: Release to grow from: only what the archive has gained since is written; how it is split and stored is
+            that release's matter.
         workers: Threads that encode samples; the release is the same.
     """
-    from harps_dist.data.reader import Release
+    from preprocessing.growth import grow as grow_release
+    from preprocessing.pack import Settings
     from preprocessing.pack import pack as write_release
 
+    named = {"fractions": split, "keep_out_of_range": keep_out_of_range, "codec": codec, "bound": bound}
+    chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     with progress_bars() as progress:
-        manifest = write_release(
-            archive,
-            release,
-            split,
-            keep_out_of_range,
-            description,
-            genuine,
-            codec,
-            bound,
-            Release(parent).digest if parent else None,
-            workers,
-            progress=lambda done, total: progress("pack", done, total),
-        )
-    print(f"release {release}: digest {manifest.digest}")
+
+        def told(done: int, total: int) -> None:
+            progress("pack", done, total)
+
+        if grow is None:
+            settings = Settings(description=description or "", genuine=genuine)._replace(**chosen)
+            manifest = write_release(archive, release, settings, workers, progress=told)
+        elif chosen:
+            raise ConfigError(
+                f"a release that grows is split and stored as the one it grows from, so {', '.join(chosen)} cannot be "
+                f"chosen with --grow. Leave it out, or pack a new release without --grow."
+            )
+        else:
+            manifest = grow_release(archive, grow, release, description, genuine, workers, progress=told)
+    print(f"release {release}: digest {manifest.digest}, generation {manifest.generation}")
     print(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
     worst = ", ".join(f"{kind} {error:.3f}" for kind, error in manifest.codec.largest.items())
-    print(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {bound:g})")
+    print(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {manifest.codec.bound:g})")
     return 0
 
 
@@ -173,19 +202,46 @@ def verify(path: tyro.conf.Positional[Path]) -> int:
     return 1 if problems else 0
 
 
-def demo(folder: Path | None = None, size: DemoSize = DemoSize()) -> int:  # noqa: B008
+def diff(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], json: Path | None = None) -> int:
+    """Say what changed from one release to another; exit code 1 where a star changed its split or lies in two.
+
+    Args:
+        before: Release.
+        after: Release, grown from the first or not.
+        json: File to write all of it to, with every key.
+    """
+    from json import dumps
+
+    from harps_dist.data.reader import Release
+    from harps_dist.files import atomic_write
+    from preprocessing.difference import compare_releases, difference_tables
+
+    found = compare_releases(Release(before), Release(after))
+    if json:
+        with atomic_write(json) as aside:
+            aside.write_text(dumps(found.as_json(), indent=1) + "\n")
+    console_for().print(*difference_tables(found))
+    return 0 if found.sound else 1
+
+
+def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int | None = None) -> int:  # noqa: B008
     """Build the demo: format-true simulated files, ingested and packed.
 
     Args:
         folder: Where; default $HARPS_DIST_DEMO or ./demo.
         size: How large.
+        delivery: Write files instead, into FOLDER/delivery-N, by which the demo may grow: new spectra of a twentieth of
+            its stars, and spectra of as many new stars.
     """
     folder = folder or demo_home()
-    if (folder / "release" / MANIFEST).exists():
+    if delivery is None and (folder / "release" / MANIFEST).exists():
         print(f"{folder / 'release'} is there already")
         return 0
     with progress_bars() as progress:
-        print(f"demo release: {build_demo(folder, size, progress)}")
+        if delivery is not None:
+            print(f"delivery: {build_delivery(folder, size, delivery, progress)}")
+        else:
+            print(f"demo release: {build_demo(folder, size, progress)}")
     return 0
 
 
@@ -219,7 +275,7 @@ def _say(report, archive: Path) -> int:
 
 def main() -> int:
     return tyro.extras.subcommand_cli_from_dict(
-        {made.__name__: made for made in (ingest, merge, etc, generative, pack, verify, demo)},
+        {made.__name__: made for made in (ingest, merge, etc, generative, withdraw, pack, verify, diff, demo)},
         prog="python -m preprocessing",
         description=__doc__,
     )

@@ -5,6 +5,7 @@
       sed/       flux (spectrum, wave) of stars at rest, on a grid wider by the source margin
       response/  response (spectrum, term, wave): what lies between an SED of unit median and the counts
       generative/  flux (spectrum, wave) of stars at rest that differ in one label within each core
+      withdrawn/  which spectra of `real` no release takes any more, and why
 
 Rows are committed in blocks: chunks and columns are written first, then the consolidated metadata in the root
 `zarr.json` is replaced in one step. Readers go by it, so they see whole blocks only, and a killed writer leaves
@@ -30,7 +31,7 @@ from harps_dist.spectra.grid import Grid
 if TYPE_CHECKING:
     import zarr
 
-SCHEMA = 2
+SCHEMA = 3
 ROWS_PER_SHARD = 16
 ROWS_PER_COLUMN_CHUNK = 4096
 
@@ -53,12 +54,15 @@ SCHEMAS: dict[str, dict[str, Column]] = {
     "real": {
         "key": Column("str", note="data product id"),
         "source": Column("str", note="file, relative to the ingested folder"),
+        "stamp": Column("str", note="size and time of the file, by which a changed one is noticed"),
         "product": Column("str", note="ADP or s1d"),
         "object": Column("str"),
+        "names": Column("str", note="normalised names of the star in the header"),
         "target": Column("str", note="resolved target id, one per star"),
+        "catalogue_id": Column("str", note="the star's id in the catalogue of its ingest"),
         "matched_by": Column("str", note="how the catalogue row was found"),
         "prog_id": Column("str"),
-        "pipeline": Column("str"),
+        "pipeline": Column("str", note="version; the newest of a data product supersedes the others"),
         "ra": Column("f8", "deg"),
         "dec": Column("f8", "deg"),
         "mjd": Column("f8", "d"),
@@ -98,6 +102,11 @@ SCHEMAS: dict[str, dict[str, Column]] = {
         "mh": Column("f8", "dex"),
         "logg": Column("f8", "dex"),
         "vmic": Column("f8", "km/s"),
+    },
+    "withdrawn": {
+        "key": Column("str", note="data product id"),
+        "pipeline": Column("str", note="version that is withdrawn, with all older ones"),
+        "reason": Column("str"),
     },
 }
 DATA = {"real": "flux", "sed": "flux", "response": "response", "generative": "flux"}
@@ -160,7 +169,6 @@ class Archive:
     @classmethod
     def _create(cls, path: Path, grid: Grid) -> None:
         import zarr
-        from zarr.codecs import BloscCodec, Crc32cCodec
 
         aside = path.with_name(f".{path.name}.new")
         root = zarr.open_group(aside, mode="w", zarr_format=3)
@@ -173,22 +181,9 @@ class Archive:
         )
         source_grid = grid.widened(MARGIN)
         for name, columns in SCHEMAS.items():
-            group_grid = grid if name == "real" else source_grid
             group = root.create_group(name)
-            shape = (group_grid.length,) if name != "response" else (len(RESPONSE_TERMS), group_grid.length)
-            dimensions = ("wave",) if name != "response" else ("term", "wave")
-            group.create_array(
-                DATA[name],
-                shape=(0, *shape),
-                chunks=(1, *shape),
-                shards=(ROWS_PER_SHARD, *shape),
-                dtype="f4",
-                fill_value=np.nan,
-                compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-                dimension_names=["spectrum", *dimensions],
-            )
-            wave = group.create_array("wave", data=group_grid.wave_aa, dimension_names=["wave"])
-            wave.attrs.update({"units": "Angstrom", "medium": "air", "frame": "barycentric"})
+            if name in DATA:
+                cls._create_data(group, name, grid if name == "real" else source_grid)
             for column, (dtype, unit, note) in columns.items():
                 array = group.create_array(
                     column,
@@ -201,6 +196,25 @@ class Archive:
         _consolidate(aside)
         os.replace(aside, path)
 
+    @staticmethod
+    def _create_data(group: zarr.Group, name: str, grid: Grid) -> None:
+        from zarr.codecs import BloscCodec, Crc32cCodec
+
+        shape = (grid.length,) if name != "response" else (len(RESPONSE_TERMS), grid.length)
+        dimensions = ("wave",) if name != "response" else ("term", "wave")
+        group.create_array(
+            DATA[name],
+            shape=(0, *shape),
+            chunks=(1, *shape),
+            shards=(ROWS_PER_SHARD, *shape),
+            dtype="f4",
+            fill_value=np.nan,
+            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            dimension_names=["spectrum", *dimensions],
+        )
+        wave = group.create_array("wave", data=grid.wave_aa, dimension_names=["wave"])
+        wave.attrs.update({"units": "Angstrom", "medium": "air", "frame": "barycentric"})
+
     def _roll_back(self) -> None:
         """Cut arrays back to the last commit, where a killed writer left them longer."""
         committed = Archive(self.path)
@@ -212,12 +226,18 @@ class Archive:
 
     def count(self, group: str) -> int:
         """Number of rows."""
-        return self._array(group, DATA[group]).shape[0]
+        return self._array(group, "key").shape[0]
 
     def column(self, group: str, name: str) -> np.ndarray:
         """(row,) values of one column, float64 or object."""
         values = np.asarray(self._array(group, name)[:])
         return values if values.dtype == np.float64 else np.asarray(values, dtype=object)
+
+    def rows(self, group: str, *names: str) -> list[dict[str, Any]]:
+        """Every row as a dictionary of the named columns, of all where none is named."""
+        names = names or tuple(SCHEMAS[group])
+        columns = [self.column(group, name) for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def data(self, group: str, row: int) -> np.ndarray:
         """One row's float32 array: (pixel,) or, for a response, (3, source pixel).
@@ -231,22 +251,23 @@ class Archive:
                 f"row {row} of {group} in {self.path} cannot be read ({error}). Restore its shard from a copy."
             ) from error
 
-    def append(self, group: str, rows: Sequence[tuple[Mapping[str, Any], np.ndarray]]) -> None:
-        """Add rows of (columns, array) and commit them together."""
+    def append(self, group: str, rows: Sequence[tuple[Mapping[str, Any], np.ndarray | None]]) -> None:
+        """Add rows of (columns, array) and commit them together; no array where the group has none."""
         if not rows:
             return
         first = self.count(group)
         arrays = self._arrays(group)
         for array in arrays.values():
             array.resize((first + len(rows), *array.shape[1:]))
-        arrays[DATA[group]][first:] = np.stack([data for _, data in rows]).astype(np.float32)
+        if group in DATA:
+            arrays[DATA[group]][first:] = np.stack([np.asarray(data) for _, data in rows]).astype(np.float32)
         for name, column in SCHEMAS[group].items():
             values = [columns[name] for columns, _ in rows]
             arrays[name][first:] = np.array(values, dtype=object if column.dtype == "str" else np.float64)
         _consolidate(self.path)
 
     def _arrays(self, group: str) -> dict[str, zarr.Array]:
-        return {name: self._array(group, name) for name in (DATA[group], *SCHEMAS[group])}
+        return {name: self._array(group, name) for name in (*SCHEMAS[group], *([DATA[group]] if group in DATA else []))}
 
     def _array(self, group: str, name: str) -> zarr.Array:
         import zarr

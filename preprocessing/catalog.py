@@ -40,14 +40,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 _TEXTS = ("object", "aliases", "tic", "hd", "hip")
 _UNITS = {"ra_deg": "deg", "dec_deg": "deg", "teff": "K", "rv": "km/s"}
-_GTO_COLUMNS = (
-    "object",
-    "snr",
-    "teff",
-    "logg",
-    "vt",
-    "[fe/h]",
-)  # HARPS-GTO list of 1111 stars: no header line
+_GTO_COLUMNS = ("object", "snr", "teff", "logg", "vt", "[fe/h]")  # HARPS-GTO list of 1111 stars: no header line
 
 _GREEK = {  # as SIMBAD shortens them; the others are too short to be shortened
     "ALPHA": "ALF", "ALP": "ALF", "BETA": "BET", "GAMMA": "GAM", "DELTA": "DEL", "EPSILON": "EPS",
@@ -113,6 +106,11 @@ def _respell(text: str) -> str:
     return _BAYER.sub(lambda greek: _GREEK[greek[1]], text, count=1) if _BAYER.match(text) else text
 
 
+def telling_names(record: SpectrumRecord) -> str:
+    """Normalised names of a spectrum that say which star it is, each once, with semicolons between them."""
+    return ";".join(dict.fromkeys(_names(record)))
+
+
 def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
     """The star a spectrum is of: the catalogue's id, else its normalised name, else its place on the sky.
 
@@ -129,8 +127,13 @@ def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
 
 def _names(record: SpectrumRecord) -> list[str]:
     """Normalised names of a spectrum that say which star it is."""
-    names = (normalise_name(name) for name in (record.object, record.target_name))
-    return [name for name in names if not _GENERIC.fullmatch(name)]
+    return [name for name in map(telling_name, (record.object, record.target_name)) if name]
+
+
+def telling_name(text: str) -> str:
+    """The normalised name; '' where it does not say which star it is."""
+    name = normalise_name(text)
+    return "" if _GENERIC.fullmatch(name) else name
 
 
 def _position_id(ra_deg: float, dec_deg: float) -> str:
@@ -258,17 +261,17 @@ class Catalog:
         from scipy.spatial import cKDTree
 
         self._placed = np.flatnonzero(np.isfinite(ra_deg) & np.isfinite(dec_deg))
-        self._tree = cKDTree(_unit_vectors(ra_deg[self._placed], dec_deg[self._placed]))
+        self._tree = cKDTree(unit_vectors(ra_deg[self._placed], dec_deg[self._placed]))
         self._chord = 2.0 * np.sin(np.radians(radius_arcsec / 3600.0) / 2.0)
 
     def _nearest(self, ra_deg: float, dec_deg: float) -> int | None:
         if not (len(self._placed) and np.isfinite([ra_deg, dec_deg]).all()):
             return None
-        distance, index = self._tree.query(_unit_vectors(ra_deg, dec_deg))
+        distance, index = self._tree.query(unit_vectors(ra_deg, dec_deg))
         return int(self._placed[index]) if distance <= self._chord else None
 
 
-def _unit_vectors(ra_deg: Any, dec_deg: Any) -> np.ndarray:
+def unit_vectors(ra_deg: Any, dec_deg: Any) -> np.ndarray:
     """(..., 3) for (...,) degrees."""
     ra, dec = np.radians(ra_deg), np.radians(dec_deg)
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)

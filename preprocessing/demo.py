@@ -46,7 +46,7 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     from preprocessing.demo_files import write_demo
     from preprocessing.generative import DESIGN, ingest_generative
     from preprocessing.ingest import ingest_etc, ingest_spectra
-    from preprocessing.pack import pack
+    from preprocessing.pack import Settings, pack
 
     release, archive, grid = folder / "release", folder / "archive.zarr", named_grid(size.grid)
     if (release / MANIFEST).exists():
@@ -64,8 +64,20 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     ingest_spectra(files / "spectra", archive, grid, catalog, progress=told("ingest spectra"))
     ingest_etc(files / "etc", archive, grid, files / "sed", progress=told("ingest ETC runs and SEDs"))
     ingest_generative(files / "generative" / DESIGN, archive, grid, told("ingest the generative set"))
-    pack(archive, release, size.split, description=DESCRIPTION, genuine=False, progress=told("pack"))
+    settings = Settings(fractions=size.split, description=DESCRIPTION, genuine=False)
+    pack(archive, release, settings, progress=told("pack"))
     return release
+
+
+def build_delivery(folder: Path, size: DemoSize, number: int, progress: Progress) -> Path:
+    """Write spectra and a catalogue by which the demo may grow by 5 % of its stars, and visits to as many old ones."""
+    from preprocessing.demo_files import write_delivery
+
+    delivery, share = folder / f"delivery-{number}", -(-size.stars // 20)
+    if not (delivery / "complete").exists():
+        write_delivery(delivery, size.stars, size.seed, number, share, share, progress)
+        (delivery / "complete").touch()
+    return delivery
 
 
 def resolve_release(release: str) -> str | Path:

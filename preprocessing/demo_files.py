@@ -67,7 +67,29 @@ def write_demo(
     _write_seds(folder / "sed", grid, seds, seed, progress)
     _write_etc_runs(folder / "etc", grid, seds, etc_runs, seed, progress)
     _write_generative(folder / "generative", grid, cores, etc_runs, seed, progress)
-    _write_spectra(folder / "spectra", grid, population, visits, seed, progress)
+    nights = [_visits(star, i, visits, seed) for i, star in enumerate(population)]
+    _write_spectra(folder / "spectra", grid, population, nights, seed, progress)
+
+
+def write_delivery(
+    folder: Path, stars: int, seed: int, number: int, new_stars: int, new_visits: int, progress: Progress = _silent
+) -> None:
+    """Write what a demo of so many stars and this seed has gained since: spectra and a catalog.csv of all its stars.
+
+    number: of the delivery, from 1; each has other stars. new_visits: to stars of the demo, one each.
+    """
+    folder = Path(folder)
+    (folder / "spectra").mkdir(parents=True, exist_ok=True)
+    grid = SedGrid.packaged()
+    old, new = _population(grid, stars, seed), _population(grid, new_stars, seed + 1000 * number)
+    _write_catalogue(folder / "catalog.csv", [*old, *new])
+    visited = np.random.default_rng([seed, 7, number]).permutation(stars)[:new_visits]
+    again = [
+        [_visit(old[i], np.random.default_rng([seed, 8, number, i]))] if i in visited else [] for i in range(stars)
+    ]
+    _write_spectra(folder / "spectra", grid, old, again, seed, progress)
+    nights = [_visits(star, i, 1.0, seed + 1000 * number) for i, star in enumerate(new)]
+    _write_spectra(folder / "spectra", grid, new, nights, seed + 1000 * number, progress)
 
 
 # --- stars and their catalogue
@@ -197,9 +219,9 @@ def _write_generative(folder: Path, grid: SedGrid, cores: int, etc_runs: int, se
 
 
 def _write_spectra(
-    folder: Path, grid: SedGrid, population: list[Star], visits: float, seed: int, progress: Progress
+    folder: Path, grid: SedGrid, population: list[Star], nights: list[list[Visit]], seed: int, progress: Progress
 ) -> None:
-    nights = [_visits(star, i, visits, seed) for i, star in enumerate(population)]
+    """nights: the visits of each star."""
     total, done = sum(map(len, nights)), 0
 
     def write(i: int, k: int, flux: np.ndarray) -> None:
@@ -208,16 +230,18 @@ def _write_spectra(
         write_phase3(folder / f"{visit.dp_id}.fits", visit, wave_aa, adu, order_snr)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(population), BATCH):
-            fluxes = _stellar_fluxes(grid, population, first, seed)
-            tasks = [(first + j, k, flux) for j, flux in enumerate(fluxes) for k in range(len(nights[first + j]))]
+        observed = [i for i, visits in enumerate(nights) if visits]
+        for first in range(0, len(observed), BATCH):
+            batch = observed[first : first + BATCH]
+            fluxes = _stellar_fluxes(grid, population, batch, seed)
+            tasks = [(i, k, flux) for i, flux in zip(batch, fluxes, strict=True) for k in range(len(nights[i]))]
             for _ in pool.map(write, *zip(*tasks, strict=True)):
                 done += 1
                 progress("spectra", done, total)
 
 
-def _stellar_fluxes(grid: SedGrid, population: list[Star], first: int, seed: int) -> np.ndarray:
-    """Surface flux at rest of a batch of stars, (star, pixels) float32, with what labels do not tell."""
+def _stellar_fluxes(grid: SedGrid, population: list[Star], numbers: list[int], seed: int) -> np.ndarray:
+    """Surface flux at rest of the numbered stars, (star, pixels) float32, with what labels do not tell."""
     import torch
 
     from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
@@ -225,8 +249,8 @@ def _stellar_fluxes(grid: SedGrid, population: list[Star], first: int, seed: int
     lattice = Grid("sed", round((grid.wave_aa[0] - ORIGIN_AA) / STEP_AA), grid.wave_aa.size)
     line_knots = round(lattice.length * STEP_AA / 0.5)
     line_list_error = 0.20 * np.random.default_rng(LINE_LIST_SEED).uniform(-1, 1, line_knots)
-    batch = population[first : first + BATCH]
-    rngs = [np.random.default_rng([seed, 4, first + j]) for j in range(len(batch))]
+    batch = [population[i] for i in numbers]
+    rngs = [np.random.default_rng([seed, 4, i]) for i in numbers]
     sigma_kms = torch.tensor([rng.uniform(0, 8) for rng in rngs], dtype=torch.float32)
     own_error = np.stack([0.05 * rng.uniform(-1, 1, line_knots) for rng in rngs])
     wiggles = np.stack([0.02 * rng.standard_normal(12) for rng in rngs])

@@ -27,8 +27,9 @@ from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken, standardise
 from preprocessing.archive import ROWS_PER_SHARD, Archive
-from preprocessing.catalog import Catalog, resolve_target
+from preprocessing.catalog import Catalog, resolve_target, telling_names
 from preprocessing.etc import EtcRecord, read_etc
+from preprocessing.identity import KnownStars, KnownVersions
 from preprocessing.readers import find_spectra, read_spectrum
 from preprocessing.records import Reason, Refusal, SpectrumRecord
 from preprocessing.sed import SedRecord, read_sed
@@ -99,17 +100,19 @@ def ingest_spectra(
 ) -> IngestReport:
     """Add ADP and s1d files below a folder (or one file) to the archive's `real` group.
 
-    A file whose relative name is in the archive already is left alone. workers: processes that read files. wanted:
-    which of the files, by relative name.
+    A file that is in the archive already, by its relative name, size and time, is left alone; a data product that comes
+    again is taken where a newer version of the pipeline made it. Stars are known again by `KnownStars`. workers:
+    processes that read files. wanted: which of the files, by relative name.
     """
     report = IngestReport()
     root = spectra if spectra.is_dir() else spectra.parent
     with Archive.writing(archive, grid) as writer, _mapper(workers) as mapper:
         quarantine = Quarantine(archive)
-        known = dict(zip(writer.column("real", "source"), writer.column("real", "key"), strict=True))
-        keys = {key: source for source, key in known.items()}
+        there = writer.rows("real")
+        stamps = {row["source"]: row["stamp"] for row in there}
+        versions, stars = KnownVersions(there), KnownStars(there)
         paths = [path for path in find_spectra(spectra) if wanted(str(path.relative_to(root)))]
-        todo = [path for path in paths if str(path.relative_to(root)) not in known]
+        todo = [path for path in paths if stamps.get(str(path.relative_to(root))) != _stamp(path)]
         report.already = len(paths) - len(todo)
         progress(report.already, len(paths))
         for block in blocks(todo, ROWS_PER_SHARD * workers):
@@ -120,20 +123,32 @@ def ingest_spectra(
                     refused.append(replace(found, source=source))
                     continue
                 record, flux, flag = found
-                if record.dp_id in keys:
-                    detail = f"data product {record.dp_id} is in the archive already, from {keys[record.dp_id]}"
-                    refused.append(Refusal(source, Reason.DUPLICATE, detail))
+                if versions.is_there(record.dp_id, record.pipeline, source):
+                    report.already += 1
                     continue
-                keys[record.dp_id] = source
+                if objection := versions.objection(record.dp_id, record.pipeline):
+                    refused.append(Refusal(source, Reason.DUPLICATE, objection))
+                    continue
                 columns = _real_columns(record, source, catalog, report.counts)
+                columns = stars.settle(columns | {"stamp": _stamp(path), "flag": flag})
+                versions.add(columns)
                 report.counts[flag] += bool(flag)
-                rows.append((columns | {"flag": flag}, flux))
+                rows.append((columns, flux))
             quarantine.update(refused, [columns["source"] for columns, _ in rows])
             writer.append("real", rows)
             report.added += len(rows)
             report.refused += refused
             progress(report.already + report.added + len(report.refused), len(paths))
     return report
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of a file, '' where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _read_real(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] | Refusal:
@@ -167,7 +182,9 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None, 
         "source": source,
         "product": record.product,
         "object": record.object,
+        "names": telling_names(record),
         "target": resolve_target(record, match),
+        "catalogue_id": match.target_id if match else "",
         "matched_by": match.by if match else "",
         "prog_id": record.prog_id,
         "pipeline": record.pipeline,

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
-from preprocessing.archive import ROWS_PER_SHARD, SCHEMAS, Archive
+from preprocessing.archive import DATA, ROWS_PER_SHARD, Archive
+from preprocessing.identity import KnownStars, KnownVersions
 from preprocessing.ingest import IngestReport, Progress, Quarantine, blocks
 from preprocessing.records import Reason, Refusal
 
@@ -65,7 +66,7 @@ def merge(whole: Path, of: int, progress: Progress = lambda done, total: None) -
     with Archive.writing(whole, parts[0].grid) as writer:
         quarantine = Quarantine(whole)
         quarantine.update([refusal for path in paths for refusal in Quarantine(path).refused])
-        for group in SCHEMAS:
+        for group in DATA:
             _merge_group(group, parts, writer, quarantine, report, progress)
     return report
 
@@ -78,24 +79,30 @@ def _merge_group(
     report: IngestReport,
     progress: Progress,
 ) -> None:
-    columns = [{name: part.column(group, name) for name in SCHEMAS[group]} for part in parts]
-    rows = [(source, part, row) for part, found in enumerate(columns) for row, source in enumerate(found["source"])]
-    known = set(writer.column(group, "source"))
-    keys = dict(zip(writer.column(group, "key"), writer.column(group, "source"), strict=True))
-    todo = sorted(row for row in rows if row[0] not in known)
+    rows = [
+        (columns["source"], number, row, columns)
+        for number, part in enumerate(parts)
+        for row, columns in enumerate(part.rows(group))
+    ]
+    there = writer.rows(group)
+    known = {(columns["source"], columns.get("stamp")) for columns in there}
+    todo = sorted((row for row in rows if (row[0], row[3].get("stamp")) not in known), key=lambda row: row[:3])
+    versions = KnownVersions(there if group == "real" else [columns | {"pipeline": ""} for columns in there])
+    stars = KnownStars(there if group == "real" else [])
     report.already += len(rows) - len(todo)
     for block in blocks(todo, ROWS_PER_SHARD):
         fresh, refused = [], []
-        for source, part, row in block:
-            key = columns[part]["key"][row]
-            if key in keys:
-                detail = f"data product {key} is in the archive already, from {keys[key]}"
-                refused.append(Refusal(source, Reason.DUPLICATE, detail))
+        for source, number, row, columns in block:
+            pipeline = columns.get("pipeline", "")
+            if versions.is_there(columns["key"], pipeline, source):
+                report.already += 1
                 continue
-            keys[key] = source
-            values = {name: columns[part][name][row] for name in SCHEMAS[group]}
-            fresh.append((values, parts[part].data(group, row)))
-        quarantine.update(refused, [values["source"] for values, _ in fresh])
+            if objection := versions.objection(columns["key"], pipeline):
+                refused.append(Refusal(source, Reason.DUPLICATE, objection))
+                continue
+            versions.add(columns | {"pipeline": pipeline})
+            fresh.append((stars.settle(columns) if group == "real" else columns, parts[number].data(group, row)))
+        quarantine.update(refused, [columns["source"] for columns, _ in fresh])
         writer.append(group, fresh)
         report.added += len(fresh)
         report.refused += refused

@@ -6,10 +6,15 @@ import hashlib
 import io
 import json
 import math
+import os
+import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from harps_dist.data.codec import STEP
 from harps_dist.data.keyed import permutation
@@ -21,12 +26,15 @@ from harps_dist.data.manifest import (
     Codec,
     CodecName,
     GridSpec,
+    Index,
     Kind,
     LabelStatistics,
     Manifest,
+    Shard,
 )
+from harps_dist.data.reader import Release
 from harps_dist.data.split import PAPER_FRACTIONS
-from harps_dist.errors import ArchiveError
+from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.files import publish_folder
 from harps_dist.spectra.labels import NAMES
 from preprocessing.archive import Archive
@@ -35,6 +43,7 @@ from preprocessing.samples import (
     Encoded,
     Row,
     Sample,
+    Wanted,
     basis_samples,
     generative_samples,
     real_samples,
@@ -42,49 +51,133 @@ from preprocessing.samples import (
     simulated_samples,
 )
 from preprocessing.shards import ShardWriter
+from preprocessing.verify import shard_problems
+from preprocessing.withdraw import standing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHARD_BYTES = 256 * 2**20
+KINDS_WITH_LABELS: tuple[Kind, ...] = ("real", "simulated")
+
+Progress = Callable[[int, int], None]
+
+
+class Settings(NamedTuple):
+    """How a release is made of an archive.
+
+    fractions: of stars in train, validation and test. keep_out_of_range: keep spectra with a label outside the
+    paper's ranges, which are left out and counted otherwise, as are flagged ones always. genuine: False where no
+    telescope was involved, which every report then says. codec: of real spectra. bound: largest error of a sample in
+    standard deviations of its own photon noise; what exceeds it is left out and counted.
+    """
+
+    fractions: tuple[float, float, float] = PAPER_FRACTIONS
+    keep_out_of_range: bool = False
+    description: str = ""
+    genuine: bool = True
+    codec: CodecName = "noise"
+    bound: float = BOUND
+
+
+class Contents(NamedTuple):
+    """What an archive offers a release: samples by kind, a count of what is left out and why; `Manifest` says more."""
+
+    samples: dict[Kind, list[Sample]]
+    left_out: Counter[str]
+    withdrawn: dict[str, str]
+    source: str
+
+
+class Taken(NamedTuple):
+    """What a release takes over from the one it grows from: rows of its index, the shards that these lie in, the number
+    of blocks before; the digests of its ancestors and of itself."""
+
+    folder: Path
+    rows: pa.Table
+    shards: tuple[Shard, ...]
+    blocks: int
+    lineage: tuple[str, ...]
 
 
 def pack(
     archive_path: Path,
     release: Path,
-    fractions: tuple[float, float, float] = PAPER_FRACTIONS,
-    keep_out_of_range: bool = False,
-    description: str = "",
-    genuine: bool = True,
-    real_codec: CodecName = "noise",
-    bound: float = BOUND,
-    parent: str | None = None,
+    settings: Settings = Settings(),  # noqa: B008
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Manifest:
     """Write a release of everything in the archive that may be trained on.
 
-    fractions: of stars in train, validation and test. keep_out_of_range: keep spectra with a label outside the
-    paper's ranges, which are left out and counted otherwise, as are flagged ones always. genuine: False
-    where no telescope was involved, which every report then says. real_codec: of real spectra. bound: largest error
-    of a sample in standard deviations of its own photon noise; what exceeds it is left out and counted. parent: digest
-    of the release before. workers: threads that encode. progress is told (samples done, samples in all).
-    The folder appears when it is whole; a release that stood there is replaced. Raises ArchiveError where the
-    archive has nothing to pack.
+    workers: threads that encode. progress is told (samples done, samples in all). The folder appears when it is whole;
+    a release that stood there is replaced, unless it is the very same. Raises ArchiveError where there is nothing to
+    pack.
     """
     archive = Archive(archive_path)
+    rows, withdrawn = standing(archive)
+    source = source_digest(archive, rows, withdrawn)
+    if (there := same_release(release, settings, source, ())) is not None:
+        return there
     left_out: Counter[str] = Counter()
-    coding = Coding.of(archive, real_codec)
+    coding = Coding.of(archive, settings.codec)
+    wanted = Wanted(settings.fractions, settings.keep_out_of_range, rows)
     samples: dict[Kind, list[Sample]] = {
-        "real": list(real_samples(coding, fractions, keep_out_of_range, left_out)),
-        "simulated": list(simulated_samples(coding, fractions)),
+        "real": list(real_samples(coding, wanted, left_out)),
+        "simulated": list(simulated_samples(coding, settings.fractions)),
         "basis": list(basis_samples(coding)),
         "response": list(response_samples(coding)),
         "generative": list(generative_samples(coding)),
     }
-    done, total = 0, sum(map(len, samples.values()))
-    if not total:
+    if not any(samples.values()):
         raise ArchiveError(
             f"{archive_path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first."
         )
+    contents = Contents(samples, left_out, withdrawn, source)
+    return write_release(release, coding, contents, settings, None, workers, shard_bytes, progress)
+
+
+def source_digest(archive: Archive, rows: np.ndarray, withdrawn: dict[str, str]) -> str:
+    """sha256 of which spectra, in which version, SEDs and ETC runs of an archive a release is made of."""
+    columns = {name: archive.column("real", name)[rows] for name in ("key", "pipeline", "flag")}
+    held = {group: sorted(archive.column(group, "key")) for group in ("sed", "response", "generative")}
+    content = [sorted(zip(*columns.values(), strict=True)), held, withdrawn]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def same_release(release: Path, settings: Settings, source: str, lineage: tuple[str, ...]) -> Manifest | None:
+    """The manifest of the release that stands there, if it is what would be written, and its shards are whole."""
+    if not (release / MANIFEST).exists():
+        return None
+    try:
+        there = Release(release).manifest
+    except ReleaseError:
+        return None
+    made = Settings(
+        there.split_fractions, there.keep_out_of_range, there.description, there.genuine, there.codec.real,
+        there.codec.bound,
+    )  # fmt: skip
+    if (made, there.source, there.ancestors) != (settings, source, lineage):
+        return None
+    return None if any(shard_problems(release, there)) else there
+
+
+def write_release(
+    release: Path,
+    coding: Coding,
+    contents: Contents,
+    settings: Settings,
+    taken: Taken | None,
+    workers: int,
+    shard_bytes: int,
+    progress: Progress,
+) -> Manifest:
+    """Write a release of what an archive offers, besides what it takes over from another; arguments as for `pack`."""
+    import pyarrow as pa
+
+    archive, (samples, left_out, withdrawn, source) = coding.archive, contents
+    done, total = 0, sum(map(len, samples.values()))
+    before, blocks, lineage = (taken.shards, taken.blocks, taken.lineage) if taken else ((), 0, ())
     release.parent.mkdir(parents=True, exist_ok=True)
     with publish_folder(release) as aside:
         index: list[Row] = []
@@ -92,45 +185,70 @@ def pack(
         for kind, of_kind in samples.items():
             shuffled = [of_kind[number] for number in permutation(len(of_kind), "pack", kind)]
             for sample, (tail, content, rows) in zip(shuffled, _encoded(shuffled, workers), strict=True):
-                kept = [row for row in rows if not row["error"] > bound]
+                kept = [row | {"generation": row.get("generation", len(lineage))} for row in rows]
+                kept = [row for row in kept if not row["error"] > settings.bound]
                 if len(kept) < len(rows):
-                    left_out[f"{kind} with an error above {bound:g} of its noise"] += len(rows) - len(kept)
+                    left_out[f"{kind} with an error above {settings.bound:g} of its noise"] += len(rows) - len(kept)
                 done += 1
                 progress(done, total)
                 if not kept:
                     continue
                 if not writers or writers[-1].kind != kind or writers[-1].size > shard_bytes:
-                    writers.append(ShardWriter(aside, kind, len(writers), writers[-1].blocks if writers else 0))
+                    number = len(before) + len(writers)
+                    writers.append(ShardWriter(aside, kind, number, writers[-1].blocks if writers else blocks))
                 where = writers[-1].add(sample.key, {"key": sample.key, "samples": kept}, tail, content)
                 index += [{"kind": kind, "shard": len(writers) - 1} | where | row for row in kept]
         shards = [writer.close() for writer in writers]
         for row in index:
             row["shard"] = shards[row["shard"]].name
         table = _index_table(index)
+        if taken:
+            _link_shards(taken, aside)
+            table = pa.concat_tables([taken.rows, table.cast(taken.rows.schema)])
+        content = _parquet(table)
+        columns = Index(table)
         manifest = Manifest(
-            description=description,
-            genuine=genuine,
-            parent=parent,
+            description=settings.description,
+            genuine=settings.genuine,
+            ancestors=lineage,
+            source=source,
+            keep_out_of_range=settings.keep_out_of_range,
             grid=GridSpec(name=archive.grid.name, start=archive.grid.start, length=archive.grid.length),
             source_margin=archive.grid.start - archive.source_grid.start,
-            split_fractions=fractions,
-            label_statistics=_label_statistics(index),
+            split_fractions=settings.fractions,
+            label_statistics=_label_statistics(columns),
             codec=Codec(
-                real=real_codec,
+                real=settings.codec,
                 step=STEP,
-                bound=bound,
-                largest=_largest_errors(index),
+                bound=settings.bound,
+                largest=_largest_errors(columns),
                 response_terms=coding.basis.counts,
+                response_pixels=tuple(int(pixel) for term in coding.basis.terms for pixel in term.pixels),
             ),
-            counts=dict(Counter(row["kind"] for row in index if row["kind"] != "basis")),
+            counts=dict(Counter(kind for kind in columns["kind"].tolist() if kind != "basis")),
             left_out=dict(sorted(left_out.items())),
-            shards=tuple(shards),
-            index_sha256=hashlib.sha256(table).hexdigest(),
+            withdrawn=dict(sorted(withdrawn.items())),
+            shards=(*before, *shards),
+            index_sha256=hashlib.sha256(content).hexdigest(),
         )
-        (aside / INDEX).write_bytes(table)
+        (aside / INDEX).write_bytes(content)
         content_of = {"digest": manifest.digest, **manifest.model_dump(mode="json")}
         (aside / MANIFEST).write_text(json.dumps(content_of, indent=1))
     return manifest
+
+
+def _link_shards(taken: Taken, aside: Path) -> None:
+    """Put the shards of another release beside the new ones, sharing its bytes where the file system can."""
+    for shard in taken.shards:
+        for name in (shard.name, str(Path(shard.name).with_suffix(".idx"))):
+            try:
+                os.link(taken.folder / name, aside / name)
+            except FileNotFoundError:
+                raise ReleaseError(
+                    f"{taken.folder / name} is missing, so nothing can grow from this release. Restore it from a copy."
+                ) from None
+            except OSError:  # another file system, or one without links
+                shutil.copy2(taken.folder / name, aside / name)
 
 
 def _encoded(samples: Sequence[Sample], workers: int) -> Iterator[Encoded]:
@@ -144,24 +262,22 @@ def _encoded(samples: Sequence[Sample], workers: int) -> Iterator[Encoded]:
         yield from (future.result() for future in ahead)
 
 
-def _largest_errors(index: list[Row]) -> dict[str, float]:
-    largest: dict[str, float] = {}
-    for row in index:
-        if row["error"] == row["error"]:
-            largest[row["kind"]] = max(largest.get(row["kind"], 0.0), row["error"])
-    return largest
+def _largest_errors(index: Index) -> dict[str, float]:
+    known = ~np.isnan(index["error"])
+    kinds = sorted(set(index["kind"][known].tolist()))
+    return {kind: float(index["error"][known & (index["kind"] == kind)].max()) for kind in kinds}
 
 
-def _label_statistics(index: list[Row]) -> dict[str, LabelStatistics]:
+def _label_statistics(index: Index) -> dict[str, LabelStatistics]:
     """Mean and deviation per label over the training split: real spectra's where they have it, else simulated.
 
     Sums are rounded once, so that they are the same on every machine.
     """
     statistics = {}
-    for name in NAMES:
-        for kind in ("real", "simulated"):
-            rows = (row for row in index if row["kind"] == kind and row["split"] == "train")
-            values = [float(row[name]) for row in rows if row[name] == row[name]]
+    for column, name in enumerate(NAMES):
+        for kind in KINDS_WITH_LABELS:
+            labels = index.labels[index.rows(kind, "train"), column]
+            values = labels[~np.isnan(labels)].tolist()
             if len(values) > 1:
                 mean = math.fsum(values) / len(values)
                 variance = math.fsum((value - mean) ** 2 for value in values) / len(values)
@@ -170,12 +286,17 @@ def _label_statistics(index: list[Row]) -> dict[str, LabelStatistics]:
     return statistics
 
 
-def _index_table(index: list[Row]) -> bytes:
+def _index_table(index: list[Row]) -> pa.Table:
     import pyarrow as pa
+
+    columns = {name: [row[name] for row in index] for name in INDEX_COLUMNS}
+    columns["coefficients"] = pa.array(columns["coefficients"], pa.list_(pa.float32()))
+    return pa.table(columns)
+
+
+def _parquet(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     stream = io.BytesIO()
-    columns = {name: [row[name] for row in index] for name in INDEX_COLUMNS}
-    columns["coefficients"] = pa.array(columns["coefficients"], pa.list_(pa.float32()))
-    pq.write_table(pa.table(columns), stream)
+    pq.write_table(table, stream)
     return stream.getvalue()

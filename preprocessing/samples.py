@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from preprocessing.archive import Archive
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
 
 BASIS = "response-basis"
+REAL = "real-"
 SED_TAIL = "sed.npy"
+OBSERVED = ("mjd", "ra", "dec", "pipeline", "catalogue_id")
 
 Row = dict[str, Any]  # of the index
 Encoded = tuple[str, bytes | None, list[Row]]  # tail and content of a member, rows of the index that it serves
@@ -51,13 +54,9 @@ class Coding(NamedTuple):
     response: Callable[[int], Stored]
 
     @classmethod
-    def of(cls, archive: Archive, real_codec: CodecName) -> Coding:
-        """Find the basis of the archive's responses, from runs that lie far apart in what was asked of them."""
-        names = ("airmass", "pwv", "mag", "exptime", "snr")
-        asked = np.stack([archive.column("response", name) for name in names], axis=1)
-        chosen = spread_out(asked, TRAINING_RUNS).tolist() if len(asked) else []
-        runs = [terms_of(archive.data("response", number)) for number in chosen]
-        basis = fit_basis(runs or [Terms(np.zeros((3, archive.source_grid.length)), 1.0)])
+    def of(cls, archive: Archive, real_codec: CodecName, basis: ResponseBasis | None = None) -> Coding:
+        """With the basis of a release before, else one from runs that lie far apart in what was asked of them."""
+        basis = basis or cls._fitted(archive)
 
         @lru_cache(16)
         def response(number: int) -> Stored:
@@ -71,32 +70,53 @@ class Coding(NamedTuple):
 
         return cls(archive, codec_of(real_codec), basis, response)
 
+    @staticmethod
+    def _fitted(archive: Archive) -> ResponseBasis:
+        names = ("airmass", "pwv", "mag", "exptime", "snr")
+        asked = np.stack([archive.column("response", name) for name in names], axis=1)
+        chosen = spread_out(asked, TRAINING_RUNS).tolist() if len(asked) else []
+        runs = [terms_of(archive.data("response", number)) for number in chosen]
+        return fit_basis(runs or [Terms(np.zeros((3, archive.source_grid.length)), 1.0)])
 
-def real_samples(
-    coding: Coding, fractions: tuple[float, float, float], keep_out_of_range: bool, left_out: Counter[str]
-) -> Iterator[Sample]:
+
+class Wanted(NamedTuple):
+    """What of the archive's real spectra goes into a release.
+
+    fractions: of stars in train, validation and test. keep_out_of_range: those with a label outside the paper's ranges
+    too. rows (n,): of the archive; those that stand and are not in the release before.
+    """
+
+    fractions: tuple[float, float, float]
+    keep_out_of_range: bool
+    rows: np.ndarray
+
+
+def real_samples(coding: Coding, wanted: Wanted, left_out: Counter[str]) -> Iterator[Sample]:
     """Spectra of stars; those that are flagged, or have a label out of range, are counted in left_out."""
     names = ("key", "target", "object", "flag", "snr", "berv", "airmass", "rv", "teff", "mh", "logg")
-    for number, values in enumerate(_columns(coding.archive, "real", *names)):
+    columns = {name: coding.archive.column("real", name)[wanted.rows] for name in (*names, *OBSERVED)}
+    for number, row_values in zip(wanted.rows, zip(*columns.values(), strict=True), strict=True):
+        values = dict(zip(columns, row_values, strict=True))
         if values["flag"]:
             left_out[values["flag"]] += 1
             continue
         outside = [name for name in ("teff", "mh", "logg") if _outside(name, values[name])]
-        if outside and not keep_out_of_range:
+        if outside and not wanted.keep_out_of_range:
             left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
             continue
         labels = {name: values.get(name, np.nan) for name in NAMES}
         if _outside("airmass", labels["airmass"]):
             labels["airmass"] = np.nan
         row = _row(
-            key=f"real-{values['key']}",
+            key=f"{REAL}{values['key']}",
             star=values["target"],
-            split=split_of(values["target"], fractions),
+            split=split_of(values["target"], wanted.fractions),
             object=values["object"],
             snr=values["snr"],
+            **{name: values[name] for name in OBSERVED},
             **labels,
         )
-        yield Sample(row["key"], partial(_encode_real, coding, number, row))
+        yield Sample(row["key"], partial(_encode_real, coding, int(number), row))
 
 
 def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
@@ -109,8 +129,16 @@ def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
     return coding.codec.tail, content, [row | {"median": median, "error": error}]
 
 
-def simulated_samples(coding: Coding, fractions: tuple[float, float, float]) -> Iterator[Sample]:
-    """Every SED through each ETC run of its own; without one, through one chosen by the hash of its id."""
+def simulated_samples(
+    coding: Coding,
+    fractions: tuple[float, float, float],
+    known: AbstractSet[str] = frozenset(),
+    known_seds: AbstractSet[str] = frozenset(),
+) -> Iterator[Sample]:
+    """Every SED through each ETC run of its own; without one, through one chosen by the hash of its id.
+
+    known: keys of samples that a release before has, and known_seds, stars that it has them of: these need no run.
+    """
     names = ("key", "sed", "airmass", "pwv", "snr")
     runs = [run | {"number": number} for number, run in enumerate(_columns(coding.archive, "response", *names))]
     runs.sort(key=lambda run: run["key"])
@@ -120,8 +148,11 @@ def simulated_samples(coding: Coding, fractions: tuple[float, float, float]) -> 
     for run in runs:
         own.setdefault(run["sed"], []).append(run)
     for number, values in enumerate(_columns(coding.archive, "sed", "key", "teff", "mh", "logg")):
-        seen_through = own.get(values["key"]) or [runs[key_of("response of", values["key"]) % len(runs)]]
         star = f"sed-{values['key']}"
+        by_hash = [] if star in known_seds else [runs[key_of("response of", values["key"]) % len(runs)]]
+        seen_through = [run for run in own.get(values["key"]) or by_hash if f"{star}@{run['key']}" not in known]
+        if not seen_through:
+            continue
         rows = [
             _row(
                 key=f"{star}@{run['key']}",
@@ -206,8 +237,8 @@ def _encode_response(coding: Coding, number: int, row: Row) -> Encoded:
 
 def _row(**columns: Any) -> Row:
     """A row of the index, without where its bytes lie; what is not given is '' or missing."""
-    texts = dict.fromkeys(("key", "star", "split", "object", "response", "varied"), "")
-    numbers = dict.fromkeys(("scale", "zero", "snr", "median", "error", *NAMES), np.nan)
+    texts = dict.fromkeys(("key", "star", "split", "object", "response", "varied", "pipeline", "catalogue_id"), "")
+    numbers = dict.fromkeys(("scale", "zero", "snr", "median", "error", "mjd", "ra", "dec", *NAMES), np.nan)
     return texts | numbers | {"coefficients": []} | columns
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from harps_dist.data.manifest import MANIFEST
+from harps_dist.data.manifest import MANIFEST, Manifest
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
 from preprocessing.archive import DATA, SCHEMAS, Archive
@@ -38,10 +39,10 @@ def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
         columns = {name: archive.column(group, name) for name in SCHEMAS[group]}
         for name, values in columns.items():
             if len(values) != rows:
-                yield f"column {group}/{name} has {len(values)} rows, {DATA[group]} has {rows}."
-        keys, times = np.unique(columns["key"].astype(str), return_counts=True)
-        yield from (f"{group} holds {key} {n} times." for key, n in zip(keys, times, strict=True) if n > 1)
-        for row in range(rows):
+                yield f"column {group}/{name} has {len(values)} rows, {group}/key has {rows}."
+        versions = zip(columns["key"], columns.get("pipeline", columns["key"]), strict=False)
+        yield from (f"{group} holds {key} {n} times." for (key, _), n in Counter(versions).items() if n > 1)
+        for row in range(rows) if group in DATA else ():
             try:
                 if not np.isfinite(archive.data(group, row)).any():
                     yield f"row {row} of {group} ({columns['key'][row]}) has no finite value: its chunk is missing."
@@ -54,6 +55,29 @@ def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
 def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
     release = Release(path)
     index, manifest = release.index, release.manifest
+    yield from shard_problems(path, manifest)
+    keys = set(index["key"])
+    if len(keys) != len(index):
+        yield "a key occurs more than once in the index."
+    for key in manifest.withdrawn:
+        if f"real-{key}" in keys:
+            yield f"sample real-{key} is in the index, though it is withdrawn."
+    splits: dict[str, str] = {}
+    for star, split in zip(index["star"], index["split"], strict=True):
+        if star and splits.setdefault(star, split) != split:
+            yield f"star {star} lies in splits {splits[star]} and {split}."
+    for row in range(len(index)):
+        try:
+            if not np.isfinite(release.array(row)).all():
+                yield f"sample {index['key'][row]} has values that are not finite."
+        except ReleaseError as error:
+            yield str(error)
+        progress(row + 1, len(index))
+    release.close()
+
+
+def shard_problems(path: Path, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the shards of a release, and with what lists their members."""
     for shard in manifest.shards:
         try:
             with (path / shard.name).open("rb") as file:
@@ -67,17 +91,3 @@ def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
         listed = hashlib.sha256(beside.read_bytes()).hexdigest() if beside.exists() else "none"
         if listed != shard.index_sha256:
             yield f"{beside} has sha256 {listed[:12]}, the manifest says {shard.index_sha256[:12]}."
-    if len(set(index["key"])) != len(index):
-        yield "a key occurs more than once in the index."
-    splits: dict[str, str] = {}
-    for star, split in zip(index["star"], index["split"], strict=True):
-        if star and splits.setdefault(star, split) != split:
-            yield f"star {star} lies in splits {splits[star]} and {split}."
-    for row in range(len(index)):
-        try:
-            if not np.isfinite(release.array(row)).all():
-                yield f"sample {index['key'][row]} has values that are not finite."
-        except ReleaseError as error:
-            yield str(error)
-        progress(row + 1, len(index))
-    release.close()

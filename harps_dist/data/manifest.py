@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from harps_dist.data.stores import Store
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
@@ -45,6 +45,7 @@ Kind = Literal["real", "simulated", "response", "generative", "basis"]
 INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32c"),
     *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),
+    *("mjd", "ra", "dec", "pipeline", "catalogue_id", "generation"),
 )
 
 
@@ -65,6 +66,7 @@ class Codec(Frozen):
     real: "noise", "u16" or "lossless". step: of "noise", in standard deviations of the photon noise. bound: no sample
     is off by more, as root mean square over its valid pixels in standard deviations of its own photon noise; largest:
     by how much the worst of each kind is. response_terms: vectors of the basis for log R, log R2 / R and log V0.
+    response_pixels: where each of these vectors is met exactly.
     """
 
     real: CodecName
@@ -72,6 +74,7 @@ class Codec(Frozen):
     bound: float
     largest: dict[str, float]
     response_terms: tuple[int, int, int]
+    response_pixels: tuple[int, ...]
 
 
 class Shard(Frozen):
@@ -95,14 +98,18 @@ class LabelStatistics(Frozen):
 class Manifest(Frozen):
     """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data.
 
-    genuine: whether the samples called real came from a telescope; the demo's did not. parent: digest of the release
-    that this one grew from. counts: samples of each kind.
+    genuine: whether the samples called real came from a telescope; the demo's did not. ancestors: digests of the
+    releases that this one grew from, the first one first. source: digest of what the archive held. withdrawn: data
+    products that no release takes any more, and why; their bytes may still lie in shards of older generations, as those
+    of superseded versions do, but no row of the index leads there. counts: samples of each kind.
     """
 
     schema_version: int = SCHEMA
     description: str
     genuine: bool
-    parent: str | None = None
+    ancestors: tuple[str, ...] = ()
+    source: str
+    keep_out_of_range: bool = False
     grid: GridSpec
     source_margin: int
     split_fractions: tuple[float, float, float] = PAPER_FRACTIONS
@@ -111,8 +118,19 @@ class Manifest(Frozen):
     codec: Codec
     counts: dict[str, int]
     left_out: dict[str, int]
+    withdrawn: dict[str, str]
     shards: tuple[Shard, ...]
     index_sha256: str
+
+    @property
+    def parent(self) -> str | None:
+        """Digest of the release that this one grew from, None for one that was packed from an archive alone."""
+        return self.ancestors[-1] if self.ancestors else None
+
+    @property
+    def generation(self) -> int:
+        """How often it grew: the generation of what came last."""
+        return len(self.ancestors)
 
     @property
     def digest(self) -> str:
@@ -182,6 +200,11 @@ class Index:
 
 def read_index(store: Store, manifest: Manifest) -> Index:
     """Read and check the index; raises ReleaseError where its sha256 is not the manifest's."""
+    return Index(read_index_table(store, manifest))
+
+
+def read_index_table(store: Store, manifest: Manifest) -> pa.Table:
+    """The index as it is stored; raises ReleaseError where its sha256 is not the manifest's."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -193,4 +216,4 @@ def read_index(store: Store, manifest: Manifest) -> Index:
             f"Pack the release again or copy it anew."
         )
     file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
-    return Index(file.read(use_threads=False))  # Arrow's threads may abort a process that ends soon after
+    return file.read(use_threads=False)  # Arrow's threads may abort a process that ends soon after

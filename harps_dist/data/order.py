@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harps_dist.data.keyed import key_of, permutation, raw_bits, uniforms
 from harps_dist.data.manifest import Index
@@ -30,6 +30,8 @@ class Mix(Frozen):
     the release was packed) in random order, and shuffles the samples of so many of them that they fill a pool: reads
     stay nearly sequential, as long as a pool's blocks (2.7 GB of SEDs) stay in the page cache. With at least as many
     as the release has samples, the shuffle is complete.
+    replay: of the real samples, the share that is drawn from what the release held in its generation `known` already;
+    the rest is drawn from what came since. Without it all are drawn alike.
     """
 
     real: float = 1.0
@@ -37,6 +39,14 @@ class Mix(Frozen):
     star_weighting: bool = True
     sequential: bool = False
     pool: int = Field(4096, ge=1)
+    replay: float | None = Field(None, ge=0, le=1)
+    known: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _replay_is_weighted(self) -> Mix:
+        if self.replay is not None and not self.star_weighting:
+            raise ValueError("replay draws real spectra by weight; leave data.mix.star_weighting on.")
+        return self
 
 
 class GlobalBatch(NamedTuple):
@@ -90,9 +100,24 @@ class Order:
             raise ConfigError("the mix leaves out both real and simulated samples. Give one a positive share.")
         if mix.star_weighting and len(self._real):
             _, star, visits = np.unique(index["star"][self._real], return_inverse=True, return_counts=True)
-            weight = np.cumsum(1 / visits[star])
+            weight = np.cumsum(self._replayed(1 / visits[star]))
             self._cumulative = weight / weight[-1]
         self._last: tuple[int, np.ndarray] | None = None
+
+    def _replayed(self, weight: np.ndarray) -> np.ndarray:
+        """The weights (real sample,) with those of the known ones adding up to the share that is replayed."""
+        replay = self._mix.replay
+        if replay is None:
+            return weight
+        known = self._index["generation"][self._real] <= self._mix.known
+        if known.all() or not known.any():
+            raise ConfigError(
+                f"the mix replays {replay:g} of what was known in generation {self._mix.known} beside what came since, "
+                f"but the training split of the release has {int(known.sum())} real spectra of the one and "
+                f"{int((~known).sum())} of the other. Leave out --data.mix.replay, or take a release that grew since."
+            )
+        share = np.where(known, replay / weight[known].sum(), (1 - replay) / weight[~known].sum())
+        return weight * share
 
     @property
     def rows(self) -> np.ndarray:

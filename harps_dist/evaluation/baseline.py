@@ -130,7 +130,7 @@ def ridge_instead_of(
     console: Console,
 ) -> None:
     """Write and print the reports of ridge regression for every kind of spectrum that a run is evaluated on."""
-    name, recipe, _ = read_run(run)
+    name, recipe, *_ = read_run(run)
     kinds: tuple[Spectra, ...] = ("real", "simulated")
     for kind in kinds:
         tried = kind == "simulated" or recipe.data.mix.real > 0

@@ -14,6 +14,7 @@ from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
+from harps_dist.models.rescale import in_scale
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import keyed_normals
 
@@ -75,9 +76,10 @@ class SpectrumModel(nn.Module):
     def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
         """Take over weights of another model that this one has under the same name and shape; returns their names.
 
-        An encoder so goes on inside an autoencoder. labels: those of the other model. The label scale stays.
+        An encoder so goes on inside an autoencoder. labels: those of the other model. The label scale stays, and what
+        is taken over is expressed in it, so that predictions do not jump where the other's was another.
         """
-        own = self.state_dict()
+        own, weights = self.state_dict(), self._placed(self._in_own_scale(weights, labels), labels)
         fitting = {
             name: tensor
             for name, tensor in weights.items()
@@ -85,6 +87,14 @@ class SpectrumModel(nn.Module):
         }
         self.load_state_dict(fitting, strict=False)
         return sorted(fitting)
+
+    def _in_own_scale(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> dict[str, Tensor]:
+        scale = zip(self.label_mean.tolist(), self.label_std.tolist(), strict=True)
+        return in_scale(weights, labels, dict(zip(self.labels, scale, strict=True)))
+
+    def _placed(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> dict[str, Tensor]:
+        """Another model's weights under the names that they have in this one."""
+        return weights
 
     def forward(self, batch: Batch) -> Output:
         raise NotImplementedError(f"{type(self).__name__} says nothing of a batch; give it a forward.")
@@ -177,22 +187,22 @@ class SemiSupervised(SpectrumModel):
         labels = nodes[:, : len(self.labels)] if self.labels else None
         return Output(labels, self.decode(nodes), nodes, latent if self.variational else None, prior)
 
-    def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
-        """As for any model; a decoder pretrained alone keeps its first layer, each column under its own label (the
-        public code loses that layer).
+    def _placed(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> dict[str, Tensor]:
+        """A decoder pretrained alone keeps its first layer, each column under its own label (the public code loses that
+        layer).
 
         Nodes that the other decoder did not have start without effect, so the first spectra are the ones it drew.
         """
         seed = "network.seed.weight"
-        if seed in weights:
-            weights = {f"network.decoder.{name.removeprefix('network.')}": value for name, value in weights.items()}
-            name = f"network.decoder.{seed.removeprefix('network.')}"
-            columns = torch.zeros(len(weights[name]), self.network.mean_head.out_features)
-            for node, label in enumerate(self.labels):
-                if label in labels:
-                    columns[:, node] = weights[name][:, labels.index(label)]
-            weights[name] = columns
-        return super().adopt(weights, labels)
+        if seed not in weights:
+            return weights
+        weights = {f"network.decoder.{name.removeprefix('network.')}": value for name, value in weights.items()}
+        name = f"network.decoder.{seed.removeprefix('network.')}"
+        columns = weights[name].new_zeros(len(weights[name]), self.network.mean_head.out_features)
+        for node, label in enumerate(self.labels):
+            if label in labels:
+                columns[:, node] = weights[name][:, labels.index(label)]
+        return weights | {name: columns}
 
     @staticmethod
     def _normal_draws(key: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

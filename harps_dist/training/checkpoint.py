@@ -53,6 +53,14 @@ class Checkpoint:
         """Lend the weights that fit to a model of another kind; returns their names there."""
         return model.adopt(load_file(self.path / MODEL), tuple(self.state["labels"]))
 
+    def lend_label_scale(self, model: SpectrumModel) -> None:
+        """Give a model the label scale that this one was trained under, for the labels that both have."""
+        labels, own = self.state["labels"], zip(model.label_mean.tolist(), model.label_std.tolist(), strict=True)
+        scale = dict(zip(model.labels, own, strict=True))
+        lent = zip(labels, zip(self.state["label_mean"], self.state["label_std"], strict=True), strict=True)
+        scale |= {name: pair for name, pair in lent if name in scale}
+        model.set_label_scale({name: m for name, (m, _) in scale.items()}, {name: s for name, (_, s) in scale.items()})
+
     def moments(self) -> Moments:
         """What the optimiser remembers of every parameter, by the parameter's name."""
         found: Moments = {}

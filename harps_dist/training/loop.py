@@ -167,6 +167,8 @@ class Trainer:
         if checkpoint is None:
             reasons = " ".join(passed_over) or "none was written."
             raise ResumeError(f"cannot start from {run}: it has no whole checkpoint: {reasons} Train it first.")
+        if self.recipe.training.label_scale == "kept":
+            checkpoint.lend_label_scale(model)
         taken = checkpoint.lend(model)
         if not taken:
             raise ResumeError(

@@ -58,6 +58,7 @@ def save_recipe(run: Path, recipe: Recipe, manifest: Manifest, name: str, start_
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,
+        "split": [list(manifest.split_fractions), manifest.split_salt],
         "grid": manifest.grid.model_dump(),
         "git": _git_revision(),
         "python": platform.python_version(),
@@ -74,6 +75,8 @@ class SavedRun(NamedTuple):
     name: str
     recipe: Recipe
     grid: GridSpec
+    release_digest: str
+    split: tuple[tuple[float, float, float], str]  # fractions and salt of the stars' split
 
 
 def read_run(run: Path) -> SavedRun:
@@ -83,7 +86,10 @@ def read_run(run: Path) -> SavedRun:
     except FileNotFoundError:
         raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
     recipe, grid = Recipe.model_validate(content["recipe"]), GridSpec.model_validate(content["grid"])
-    return SavedRun(content["name"], recipe, grid)
+    first, second, third = content["split"][0]
+    return SavedRun(
+        content["name"], recipe, grid, content["release_digest"], ((first, second, third), content["split"][1])
+    )
 
 
 def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[str]]:
@@ -93,7 +99,7 @@ def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[st
 
 def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[str, Recipe, SpectrumModel, int]:
     """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest or best whole checkpoint."""
-    name, recipe, grid = read_run(run)
+    name, recipe, grid, *_ = read_run(run)
     if grid != manifest.grid:
         raise ConfigError(
             f"run {run} was trained on grid {grid.name}, but the release is on grid {manifest.grid.name}. "

@@ -17,7 +17,7 @@ from preprocessing.atmosphere import Atmosphere
 from preprocessing.catalog import Catalog
 from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.instrument import observe
-from preprocessing.pack import pack
+from preprocessing.pack import Settings, pack
 from preprocessing.sed import read_sed
 from preprocessing.simulator_files import EtcSettings, write_etc
 from tests.commands import command, run
@@ -48,7 +48,7 @@ def release(genuine_data, tmp_path_factory):
     assert ingest_spectra(folder / "spectra", archive, HARPS, catalog).added == 3
     report = ingest_etc(folder / "etc", archive, HARPS, folder / "sed")
     assert report.refused == []
-    pack(archive, folder / "release", (1.0, 0.0, 0.0))
+    pack(archive, folder / "release", Settings((1.0, 0.0, 0.0)))
     return Release(folder / "release")
 
 

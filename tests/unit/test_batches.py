@@ -26,7 +26,7 @@ from harps_dist.errors import ConfigError, ReleaseError
 from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift
 from harps_dist.spectra.grid import GRIDS
 from harps_dist.spectra.labels import NAMES
-from preprocessing.pack import pack
+from preprocessing.pack import Settings, pack
 
 CPU = torch.device("cpu")
 EVERYTHING = Augment(rv_kms=70, berv_kms=30, nuisance=Nuisance(broadening_kms=5, line_error=0.2, continuum=0.02))
@@ -322,7 +322,7 @@ def test_idx_says_where_every_member_lies(release):
 def test_what_the_basis_misses_is_added_again(tiny_demo, release, tmp_path, monkeypatch, augment):
     """With vectors from one ETC run alone the others need residuals, and the spectra are the same."""
     monkeypatch.setattr("preprocessing.samples.TRAINING_RUNS", 1)
-    pack(tiny_demo / "archive.zarr", tmp_path / "release", (0.6, 0.2, 0.2))
+    pack(tiny_demo / "archive.zarr", tmp_path / "release", Settings((0.6, 0.2, 0.2)))
     poor = Release(tmp_path / "release")
     responses = poor.index.rows("response")
     assert 0 < (poor.index["bytes"][responses] > 0).sum() < len(responses)

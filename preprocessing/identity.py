@@ -1,0 +1,133 @@
+"""Which star a spectrum is of, and which version of it stands: what an archive remembers while it grows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from preprocessing.catalog import unit_vectors
+
+RADIUS_ARCSEC = 5.0
+_CHORD = 2 * np.sin(np.radians(RADIUS_ARCSEC / 3600) / 2)
+_NEIGHBOURS = tuple(product((-1, 0, 1), repeat=3))
+
+Columns = Mapping[str, Any]  # one row of the archive's group `real`
+
+
+class KnownStars:
+    """The stars of an archive's spectra, each under the id that it came in with.
+
+    A star is known again by its id in a catalogue, else by a name of its headers that no other star has, else by its
+    place within 5 arcsec, unless a catalogue tells the two apart. So a catalogue that learns of a star, or an observer
+    who calls it otherwise, gives it no second id, by which it would have a second split. rows: what the archive holds.
+    """
+
+    def __init__(self, rows: Sequence[Columns]):
+        self._by_id: dict[str, str] = {}
+        self._by_name: dict[str, dict[str, str]] = {}  # to ids of stars, and those in a catalogue
+        self._by_cell: dict[tuple[int, ...], list[tuple[np.ndarray, str, str]]] = {}
+        for row in rows:
+            self._remember(row)
+
+    def settle(self, row: Columns) -> dict[str, Any]:
+        """The row with the id that its star has in the archive; the star is remembered."""
+        settled = {**row, "target": self._known(row) or row["target"]}
+        self._remember(settled)
+        return settled
+
+    def _known(self, row: Columns) -> str | None:
+        catalogued = row["catalogue_id"]
+        if found := self._by_id.get(catalogued or row["target"]):
+            return found
+        for name in _names(row):
+            named = [t for t, other in self._by_name.get(name, {}).items() if not (catalogued and other)]
+            if len(named) == 1:
+                return named[0]
+        place = _place(row)
+        if place is None:
+            return None
+        near = [
+            (float(np.linalg.norm(place - other)), target)
+            for cell in _cells(place, _NEIGHBOURS)
+            for other, target, other_catalogued in self._by_cell.get(cell, ())
+            if not (catalogued and other_catalogued)
+        ]
+        distance, target = min(near, default=(np.inf, None))
+        return target if distance <= _CHORD else None
+
+    def _remember(self, row: Columns) -> None:
+        target, catalogued = row["target"], row["catalogue_id"]
+        self._by_id.setdefault(target, target)
+        if catalogued:
+            self._by_id.setdefault(catalogued, target)
+        for name in _names(row):
+            self._by_name.setdefault(name, {}).setdefault(target, catalogued)
+        if (place := _place(row)) is not None:
+            (cell,) = _cells(place, ((0, 0, 0),))
+            there = self._by_cell.setdefault(cell, [])
+            if not any(target == other and catalogued == known for _, other, known in there):
+                there.append((place, target, catalogued))
+
+
+class KnownVersions:
+    """Which data products an archive holds, and by which version of the pipeline they were made.
+
+    A product may come again, reprocessed: the newer version supersedes the older one, which stays in the archive.
+    """
+
+    def __init__(self, rows: Sequence[Columns]):
+        self._newest: dict[str, tuple[str, str]] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Columns) -> None:
+        self._newest[row["key"]] = row["pipeline"], row["source"]
+
+    def objection(self, key: str, pipeline: str) -> str | None:
+        """Why a product is not wanted; None where it is new, or newer than what is there."""
+        if key not in self._newest:
+            return None
+        there, source = self._newest[key]
+        if version_order(pipeline) > version_order(there):
+            return None
+        made = "the same" if pipeline == there else "an older"
+        return f"data product {key} is in the archive already, from {source}; this is {made} version ({pipeline})"
+
+    def is_there(self, key: str, pipeline: str, source: str) -> bool:
+        """Whether just this version came from just this file."""
+        return self._newest.get(key) == (pipeline, source)
+
+
+def version_order(pipeline: str) -> tuple[tuple[int, ...], str]:
+    """What versions of a pipeline are ordered by: 'HARPS_3.10' is newer than 'HARPS_3.8'."""
+    return tuple(map(int, re.findall(r"\d+", pipeline))), pipeline
+
+
+def newest_versions(keys: np.ndarray, pipelines: np.ndarray) -> np.ndarray:
+    """Rows (n,) int64 of the newest version of every data product, in the order of rows."""
+    newest: dict[str, int] = {}
+    for row, (key, pipeline) in enumerate(zip(keys, pipelines, strict=True)):
+        there = newest.get(key)
+        if there is None or version_order(pipeline) >= version_order(pipelines[there]):
+            newest[key] = row
+    return np.array(sorted(newest.values()), np.int64)
+
+
+def _names(row: Columns) -> list[str]:
+    return [name for name in row["names"].split(";") if name]
+
+
+def _place(row: Columns) -> np.ndarray | None:
+    """(3,) unit vector to where the spectrum was taken; None where that is not known."""
+    known = np.isfinite([row["ra"], row["dec"]]).all()
+    return unit_vectors(row["ra"], row["dec"]) if known else None
+
+
+def _cells(place: np.ndarray, neighbours: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """Cells as wide as the radius, in which what is within the radius is the same or a neighbour."""
+    cell = np.floor(place / _CHORD).astype(int)
+    return [tuple(int(part) for part in cell + step) for step in np.array(neighbours)]
