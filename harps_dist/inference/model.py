@@ -316,7 +316,7 @@ def build(description: Description, weights: dict[str, Tensor], folder: Path) ->
     """The network that the description names, with the weights. No memory is taken before all shapes fit."""
     fields, grid = dict(description.model), description.grid
     names = tuple(label.name for label in description.labels)
-    kind = fields.get("kind")
+    kind = str(fields.get("kind"))
     if (
         kind not in KINDS
         or fields.get("labels") != list(names)
