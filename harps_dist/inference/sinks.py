@@ -122,12 +122,13 @@ class ZarrGroup(Sink):
     def write(self, block: int, simulated: Simulated) -> None:
         import zarr
 
+        shard = self._group / "flux" / "c" / str(block) / "0"
+        shard.unlink(missing_ok=True)  # half of it, of a process that was killed
         flux = zarr.open_group(self._group, mode="r+")["flux"]
         assert isinstance(flux, zarr.Array)
         flux[self.rows(block)] = simulated.flux
-        for path in (self._group / "flux").rglob(f"c/{block}/*"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        with shard.open("rb") as file:
+            os.fsync(file.fileno())
         with atomic_write(self._file(block)) as aside:
             aside.touch()
 

@@ -457,6 +457,20 @@ def test_interrupted_anywhere_it_goes_on_with_what_is_missing(form, tmp_path, mo
     np.testing.assert_array_equal(flux_of(tmp_path / form), flux_of(whole))
 
 
+def test_half_a_shard_is_written_anew(tmp_path, monkeypatch):
+    """A process killed while Zarr wrote: bytes are there, but no mark that they are whole."""
+    simulate_many(simulator(), some_request(), tmp_path / "whole.zarr", WORLD, **BLOCK)
+    monkeypatch.setattr(many.ZarrGroup, "finish", lambda self: None)
+    simulate_many(simulator(), some_request(), tmp_path / "s.zarr", WORLD, **BLOCK)
+    monkeypatch.undo()
+    for block in (1, 2):  # the last one is shorter
+        shard = tmp_path / f"s.zarr.parts/group/flux/c/{block}/0"
+        shard.write_bytes(shard.read_bytes()[:100])
+        (tmp_path / f"s.zarr.parts/done/{block:06d}").unlink()
+    simulate_many(simulator(), some_request(), tmp_path / "s.zarr", WORLD, **BLOCK)
+    np.testing.assert_array_equal(flux_of(tmp_path / "s.zarr"), flux_of(tmp_path / "whole.zarr"))
+
+
 def test_asked_to_stop_it_says_how_far_it_is(tmp_path):
     class StopAfterTwo:
         looked = 0
