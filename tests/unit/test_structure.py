@@ -61,7 +61,7 @@ def test_imports_point_one_way(room):
     assert files
     for path in files:
         for module in imported_modules(path):
-            if room == "inference" and module in FORMS:
+            if module == "harps_dist" or (room == "inference" and module in FORMS):  # its version; files
                 continue
             assert module.startswith("harps_dist."), f"{path} imports {module}"
             assert module.split(".")[1] in allowed, f"{path} imports {module}"
