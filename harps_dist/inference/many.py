@@ -1,6 +1,6 @@
 """Many simulated spectra: block by block into a folder or one file, in bounded memory, resumable.
 
-OUT.zarr      group: flux (n, pixel), one chunk a block; wave_aa; a column for every label; opens in xarray
+OUT.zarr      group: flux (n, pixel), one shard a block; wave_aa; a column for every label; opens in xarray
 OUT.parquet   one row a spectrum: labels, flux as a list; one row group a block
 OUT.fits      image (n, pixel) with a linear wavelength axis, and a table of the labels
 OUT           folder: one ESO Phase 3 file a spectrum, 000000.fits, and labels.ecsv
@@ -24,7 +24,7 @@ from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import atomic_write, exclusive
 from harps_dist.inference.simulated import Request
 from harps_dist.inference.simulator import BATCH, RvBy, Simulator
-from harps_dist.inference.sinks import IDENTITY, FitsFolder, FitsImage, ParquetRows, Sink, ZarrGroup
+from harps_dist.inference.sinks import IDENTITY, FitsFolder, FitsImage, ParquetRows, Sink, ZarrGroup, rows_within
 from harps_dist.inference.spectrum_files import ascii_text
 from harps_dist.training.distributed import World
 
@@ -55,7 +55,7 @@ def simulate_many(
         raise ConfigError(f"expected a name that ends in {names}, or the name of a folder, got {out.name!r}.")
     if not len(request):
         raise ConfigError("there is nothing to simulate: the request has no rows.")
-    rows = max(1, min(MOST_ROWS, block_bytes // (4 * simulator.grid.length)))
+    rows = min(MOST_ROWS, rows_within(block_bytes, simulator.grid))
     identity = identity_of(simulator, request, rv_by, rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     sink = SINKS[out.suffix.lower()](out, simulator, request, identity, rows)

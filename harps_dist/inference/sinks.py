@@ -16,7 +16,7 @@ from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Request, Simulated
 from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectrum_files import ascii_text, write_fits
-from harps_dist.spectra.grid import STEP_AA
+from harps_dist.spectra.grid import STEP_AA, Grid
 from harps_dist.spectra.labels import LABEL
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 IDENTITY = "simulation.json"
 LABELS = "labels.ecsv"
+CHUNK_BYTES = 2**20  # what is read for one spectrum, at least
 THREADS = 4  # flushing a file to disk takes as long as making its content
 
 
@@ -77,7 +78,7 @@ class Sink:
 
 
 class ZarrGroup(Sink):
-    """A Zarr v3 group: flux in chunks of one spectrum, a shard a block."""
+    """A Zarr v3 group: flux in chunks of a megabyte, a shard a block."""
 
     @property
     def _group(self) -> Path:
@@ -97,7 +98,7 @@ class ZarrGroup(Sink):
         root.create_array(
             "flux",
             shape=shape,
-            chunks=(1, shape[1]),
+            chunks=(min(self._rows, rows_within(CHUNK_BYTES, self.simulator.grid)), shape[1]),
             shards=(self._rows, shape[1]),
             dtype="f4",
             fill_value=np.nan,
@@ -121,12 +122,13 @@ class ZarrGroup(Sink):
     def write(self, block: int, simulated: Simulated) -> None:
         import zarr
 
+        shard = self._group / "flux" / "c" / str(block) / "0"
+        shard.unlink(missing_ok=True)  # half of it, of a process that was killed
         flux = zarr.open_group(self._group, mode="r+")["flux"]
         assert isinstance(flux, zarr.Array)
         flux[self.rows(block)] = simulated.flux
-        for path in (self._group / "flux").rglob(f"c/{block}/*"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        with shard.open("rb") as file:
+            os.fsync(file.fileno())
         with atomic_write(self._file(block)) as aside:
             aside.touch()
 
@@ -254,6 +256,11 @@ class FitsFolder(Sink):
 
     def identity_of_result(self) -> dict[str, Any] | None:
         return super().identity_of_result() if (self.out / LABELS).exists() else None
+
+
+def rows_within(size: int, grid: Grid) -> int:
+    """How many spectra so many bytes hold: a power of two, so that chunks fill a block, and one at least."""
+    return 2 ** (max(1, size // (4 * grid.length)).bit_length() - 1)
 
 
 def columns_of(request: Request, simulator: Simulator) -> dict[str, np.ndarray]:

@@ -20,11 +20,9 @@ ROOMS = {  # room: rooms of harps_dist it may import from, besides itself
     "evaluation": {"spectra", "data", "models", "training"},
     "inference": {"spectra", "data", "models", "training", "evaluation"},
 }
-# what a spectrum on disk is, is known in one place, whether it goes into an archive or into a model
-INFERENCE_READS = {
-    f"preprocessing.{name}" for name in ("archive", "phase3", "progress", "readers", "records", "tables")
-}
 COMMON = {"errors", "files", "frozen", "console"}
+# What inference knows of preprocessing: forms of files that it reads and writes, which stand there once.
+FORMS = {f"preprocessing.{name}" for name in ("archive", "phase3", "progress", "readers", "records", "tables")}
 PREPROCESSING = {
     "spectra",
     "data.manifest",
@@ -63,7 +61,7 @@ def test_imports_point_one_way(room):
     assert files
     for path in files:
         for module in imported_modules(path):
-            if module == "harps_dist" or (room == "inference" and module in INFERENCE_READS):
+            if module == "harps_dist" or (room == "inference" and module in FORMS):  # its version; files
                 continue
             assert module.startswith("harps_dist."), f"{path} imports {module}"
             assert module.split(".")[1] in allowed, f"{path} imports {module}"
