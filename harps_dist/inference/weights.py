@@ -47,7 +47,9 @@ def read_safetensors(content: bytes, name: str) -> dict[str, Tensor]:
     data, tensors, places = memoryview(content)[_LENGTH + length :], {}, []
     for key, entry in header.items():
         require(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}, f"{key} is no tensor")
-        require(entry["dtype"] in list(DTYPES), f"{key} has type {entry['dtype']!r}, expected one of {', '.join(DTYPES)}")
+        require(
+            entry["dtype"] in list(DTYPES), f"{key} has type {entry['dtype']!r}, expected one of {', '.join(DTYPES)}"
+        )
         shape, offsets, dtype = entry["shape"], entry["data_offsets"], DTYPES[entry["dtype"]]
         require(_are_counts(shape) and _are_counts(offsets) and len(offsets) == 2, f"{key} has no shape or place")
         whole = len(shape) <= _MAX_AXES and max(shape, default=0) <= len(data)
