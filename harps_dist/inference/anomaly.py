@@ -1,4 +1,4 @@
-"""How unlike what a model was trained on a spectrum is: its misfit order by order, and its place in the latent space.
+"""How unlike what a model was trained on a spectrum is: its misfit order by order, and its place among the features.
 
 Both are plain numbers of arrays; what counts as too much is calibrated where a model is exported.
 """
@@ -87,7 +87,7 @@ def leading_axes(spectra: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class LatentGaussian:
-    """The latent vectors of the training split as a Gaussian.
+    """Vectors of the training split, such as pooled features of an encoder, as a Gaussian.
 
     mean (d,), axes (d, d) orthonormal columns by falling variance, variance (d,) along them, float64. Some leading
     axes have a variance of their own (`leading_axes`); the others share their mean (probabilistic principal

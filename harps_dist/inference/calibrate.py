@@ -39,7 +39,7 @@ def stars_needed(level: float) -> int:
 
 
 class Tried(NamedTuple):
-    """What a model says of one kind and split. Arrays of NumPy, but for latent (n, d) and misfit.
+    """What a model says of one kind and split. Arrays of NumPy, but for features (n, d) and misfit.
 
     truth, labels, sigma: (n, K) physical, truth NaN where missing, sigma without columns where the model has none.
     """
@@ -51,7 +51,7 @@ class Tried(NamedTuple):
     truth: np.ndarray
     labels: np.ndarray
     sigma: np.ndarray
-    latent: Tensor
+    features: Tensor
     misfit: Misfit | None
 
     def of_label(self, column: int, scale: float) -> LabelPredictions:
@@ -114,7 +114,7 @@ class Trial:
             return None
         augment, valid = self.recipe.data.augment, release.grid.valid
         batches = EvaluationBatches(release, in_batches(rows, BATCH), augment, self.recipe.training.seed)
-        found, latents, misfits, truth, order = [], [], [], [], []
+        found, features, misfits, truth, order = [], [], [], [], []
         what = f"{origin_of(kind, release)} spectra, {split} split"
         self.progress(what, 0, len(batches))
         for number, raw in enumerate(load(batches, range(len(batches)), 0, exported.device)):
@@ -125,7 +125,7 @@ class Trial:
             said = exported.raw(batch.flux, noise)
             sigma = np.empty((len(batch.rows), 0)) if said.sigma is None else said.sigma.cpu().numpy()
             found.append((said.labels.double().cpu().numpy(), sigma))
-            latents.append(said.latent)
+            features.append(said.features)
             misfits.append(said.misfit)
             truth.append(batch.labels.cpu().numpy()[:, exported.model.columns])
             order.append(batch.rows.cpu().numpy())
@@ -141,7 +141,7 @@ class Trial:
             truth=np.concatenate(truth),
             labels=labels,
             sigma=sigma,
-            latent=torch.cat(latents),
+            features=torch.cat(features),
             misfit=Misfit(*(torch.cat(parts) for parts in zip(*measured, strict=True))) if measured else None,
         )
 
@@ -188,19 +188,20 @@ def calibrated_labels(facts: tuple[LabelFacts, ...], held: Held) -> tuple[LabelF
 
 
 def calibrated_anomaly(trial: Trial, held: Held) -> tuple[Reference, AnomalyFacts] | None:
-    """The latent Gaussian of the training split and the score's calibration; None where the split has < 2 spectra.
+    """The Gaussian of the training split's features and the score's calibration; None for fewer than two spectra.
 
+    Features, not the bottleneck's nodes: nodes keep what labels and spectra need, and what is strange is lost on them.
     Real validation spectra calibrate where there are enough stars of them, else all kinds that were trained on.
     """
     trained = [trial(kind, "train", reconstruct=False) for kind in trial.trained_on]
-    latent = torch.cat([part.latent for part in trained if part is not None] or [torch.empty(0, 1)])
+    features = torch.cat([part.features for part in trained if part is not None] or [torch.empty(0, 1)])
     parts = [part for part in held.tried if part.kind in trial.trained_on]
-    if len(latent) < 2 or not parts:
+    if len(features) < 2 or not parts:
         return None
     if len(np.unique(parts[0].stars)) >= stars_needed(1 - FALSE_ALARMS):
         parts = parts[:1]
-    gaussian = LatentGaussian.fit(latent)
-    distance = torch.cat([gaussian.distance(part.latent) for part in parts]).cpu().numpy()
+    gaussian = LatentGaussian.fit(features)
+    distance = torch.cat([gaussian.distance(part.features) for part in parts]).cpu().numpy()
     stars = np.concatenate([part.stars for part in parts])
     distance_scale, excess_scale = float(np.quantile(distance, 1 - FALSE_ALARMS)), float("nan")
     score, systematic = distance / distance_scale, torch.empty(0, dtype=torch.float64)
@@ -212,9 +213,8 @@ def calibrated_anomaly(trial: Trial, held: Held) -> tuple[Reference, AnomalyFact
         excess_scale = float(np.quantile(worst, 1 - FALSE_ALARMS))
         score = np.maximum(score, worst / excess_scale)
     facts = AnomalyFacts(
-        latent="nodes" if trial.exported.nodes else "features",
-        components=leading_axes(*latent.shape),
-        trained_on=len(latent),
+        components=leading_axes(*features.shape),
+        trained_on=len(features),
         distance_scale=distance_scale,
         orders=trial.exported.orders.numbers if misfits else (),
         excess_scale=excess_scale,

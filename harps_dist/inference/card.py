@@ -206,10 +206,9 @@ def _anomalies(description: Description) -> str:
     facts = description.anomaly
     if facts is None:
         return "This model scores no anomalies."
-    what = "bottleneck nodes" if facts.latent == "nodes" else "features of the encoder, averaged along the spectrum"
     text = (
-        f"A spectrum's score is the larger of its distance from {facts.trained_on:,} training spectra in the space of "
-        f"{what} (Mahalanobis, {facts.components} axes)"
+        f"A spectrum's score is the larger of its distance from {facts.trained_on:,} training spectra among the "
+        f"features of the encoder, averaged along the spectrum (Mahalanobis, {facts.components} axes)"
     )
     if facts.orders:
         text += (

@@ -58,13 +58,13 @@ class LabelFacts:
 class AnomalyFacts:
     """What the anomaly score is made of; see `anomaly`. Its arrays lie in reference.safetensors.
 
-    latent: whether vectors are bottleneck nodes or pooled features of the encoder. distance_scale, excess_scale: what
+    components: axes of the features' Gaussian that have a variance of their own, trained_on so many spectra.
+    distance_scale, excess_scale: what
     1 - false_alarms of the validation spectra stay below; excess_scale is NaN for a model that does not reconstruct.
     orders: numbers of the echelle orders. threshold: of the larger of distance and excess, each over its scale;
-    infinite where too few stars calibrate it. components: leading axes of the latent Gaussian with a variance each.
+    infinite where too few stars calibrate it.
     """
 
-    latent: Literal["nodes", "features"]
     components: int
     trained_on: int
     distance_scale: float

@@ -21,6 +21,7 @@ from harps_dist.errors import ConfigError, ExportError, HarpsDistError
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
 from harps_dist.inference.description import Description, from_json
 from harps_dist.inference.weights import read_safetensors
+from harps_dist.models.encoder import ConvEncoder
 from harps_dist.models.supervised import LabelPredictor, SemiSupervised, SpectrumModel, SpectrumSimulator
 from harps_dist.spectra.grid import STEP_AA, Grid
 from harps_dist.spectra.labels import LABEL
@@ -43,13 +44,15 @@ LATENT_COMPONENTS = 16  # of pooled features that are given as a latent vector, 
 class Raw(NamedTuple):
     """What the network says of a batch, on its device.
 
-    labels, sigma: (batch, K) physical, sigma None where it predicts none. latent: (batch, d) nodes or pooled features.
-    misfit: in every order, None where nothing is reconstructed.
+    labels, sigma: (batch, K) physical, sigma None where it predicts none. nodes: (batch, bottleneck), without columns
+    where there is none. features: (batch, channels) of the encoder, averaged along the spectrum. misfit: in every
+    order, None where nothing is reconstructed.
     """
 
     labels: Tensor
     sigma: Tensor | None
-    latent: Tensor
+    nodes: Tensor
+    features: Tensor
     misfit: Misfit | None
 
 
@@ -59,8 +62,9 @@ class Predicted(NamedTuple):
     labels, sigma: (n, K) in the labels' units; sigma is the model's own standard deviation. half_width: (n, K, level)
     half the calibrated central interval of every level; infinite where too few stars calibrate it. nodes: (n, d) latent
     vector: bottleneck nodes, or leading components of the encoder's features. distance: (n,) from the centre of the
-    training spectra in the latent space. chi2, excess: (n, order), see `anomaly.Misfit`. anomaly: (n,), above 1 for 1 %
-    of spectra like those that calibrated it. snr: (n,) per pixel at the median flux, from the spectrum's own noise.
+    training spectra among the encoder's features. chi2, excess: (n, order), see `anomaly.Misfit`. anomaly: (n,), above
+    1 for 1 % of spectra like those that calibrated it. snr: (n,) per pixel at the median flux, from the spectrum's own
+    noise.
     """
 
     labels: np.ndarray
@@ -190,28 +194,29 @@ class Exported:
         Raises ConfigError for a model that reads no spectra.
         """
         self.check_reads()
-        labels, scale, latent, drawn = self._read(flux, noise is not None)
+        labels, scale, nodes, features, drawn = self._read(flux, noise is not None)
         compared = None
         if drawn is not None and noise is not None:
             compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders)
         sigma = None
         if scale is not None:
             sigma = scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
-        return Raw(self.model.physical(labels), sigma, latent, compared)
+        return Raw(self.model.physical(labels), sigma, nodes, features, compared)
 
-    def _read(self, flux: Tensor, draw: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Normalised labels, the logarithm of their scales, latent vectors, and the reconstruction."""
+    def _read(self, flux: Tensor, draw: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+        """Normalised labels, the logarithm of their scales, nodes, pooled features, and the reconstruction."""
+        encoder = encoder_of(self.model)
+        features = encoder(flux)
+        pooled = encoder.pooled(features)
         if isinstance(self.model, LabelPredictor):
-            network = self.model.network
-            features = network.encoder(flux)
-            latent = features.unflatten(1, (network.encoder.channels, -1)).mean(dim=2)
-            return *self.model.read(network.head(features)), latent, None
-        found = self.model.encode(flux)
+            return *self.model.read(self.model.network.head(features)), features[:, :0], pooled, None
+        assert isinstance(self.model, SemiSupervised)  # no third kind reads spectra
+        nodes, log_variance = self.model.network.latent_of(features)
+        known = len(self.labels)
         scale = None
-        if isinstance(self.model, SemiSupervised) and self.model.variational and found.log_variance is not None:
-            scale = found.log_variance[:, : len(self.labels)] / 2
-        drawn = self.model.decode(found.mean) if draw else None
-        return found.mean[:, : len(self.labels)], scale, found.mean, drawn
+        if log_variance is not None and self.description.uncertainty == "spread":
+            scale = log_variance[:, :known] / 2
+        return nodes[:, :known], scale, nodes, pooled, self.model.decode(nodes) if draw else None
 
     def predict_flux(
         self, flux: np.ndarray, noise: np.ndarray | None = None, batch_size: int = BATCH, chi2: bool = True
@@ -241,18 +246,18 @@ class Exported:
         return Predicted(*(column[:0] for column in one))
 
     def _finished(self, raw: Raw, noise: Tensor) -> Predicted:
-        facts, count = self.description.labels, len(raw.latent)
+        facts, count = self.description.labels, len(raw.features)
         labels = self._numpy(raw.labels)
         sigma = self._numpy(raw.sigma) if raw.sigma is not None else np.tile([fact.scale for fact in facts], (count, 1))
         factors = np.array([fact.factors for fact in facts]).reshape(len(facts), len(self.description.levels))
         unknown = torch.full((count,), torch.nan, dtype=torch.float64, device=self.device)
-        distance, nodes, score, excess = unknown, raw.latent.double(), unknown, unknown[:, None][:, :0]
+        distance, nodes, score, excess = unknown, raw.nodes.double(), unknown, unknown[:, None][:, :0]
         chi2 = excess if raw.misfit is None else raw.misfit.chi2.double()
         if self.reference is not None:
             gaussian = self.reference.gaussian
-            distance = gaussian.distance(raw.latent)
+            distance = gaussian.distance(raw.features)
             if not self.nodes:
-                nodes = gaussian.components(raw.latent)[:, :LATENT_COMPONENTS]
+                nodes = gaussian.components(raw.features)[:, :LATENT_COMPONENTS]
             if raw.misfit is not None:
                 excess = raw.misfit.excess(self.reference.systematic).double()
         anomaly = self.description.anomaly
@@ -300,7 +305,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
     model = build(description, weights, folder)
     reference = None
     if description.anomaly is not None:
-        tensors, size = _checked_tensors(folder, REFERENCE, description), latent_size(model)
+        tensors = _checked_tensors(folder, REFERENCE, description)
+        size = encoder_of(model).channels
         reference = Reference.of(tensors, size, len(description.anomaly.orders), str(folder / REFERENCE))
     exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device)
     if (
@@ -342,9 +348,10 @@ def build(description: Description, weights: dict[str, Tensor], folder: Path) ->
     return model
 
 
-def latent_size(model: SpectrumModel) -> int:
-    """Length of the vectors that `Exported.raw` calls latent."""
-    return model.network.encoder.channels if isinstance(model, LabelPredictor) else model.nodes
+def encoder_of(model: SpectrumModel) -> ConvEncoder:
+    """The encoder of a model that reads spectra."""
+    assert isinstance(model, LabelPredictor | SemiSupervised)
+    return model.network.encoder
 
 
 def _checked_tensors(folder: Path, name: str, description: Description) -> dict[str, Tensor]:

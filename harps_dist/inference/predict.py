@@ -24,7 +24,7 @@ from harps_dist.evaluation.evaluations import read_columns
 from harps_dist.files import atomic_write, exclusive
 from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.model import BATCH, CONFIG, Exported, load
-from harps_dist.inference.sources import Item, Observed, find_items, read_items
+from harps_dist.inference.sources import Item, Observed, duplicate, find_items, read_items
 from harps_dist.inference.table import Columns, check_ending, columns_of, fields_of, write_table
 from harps_dist.training.distributed import World
 from harps_dist.training.run import RECIPE, Which
@@ -200,8 +200,6 @@ def _finish(
     table: Path, parts: Path, exported: Exported, items: Sequence[Item], latents: bool, failed: Sequence[Refusal]
 ) -> list[Refusal]:
     """Write the table and the list of failures; returns duplicates, which have no row either."""
-    from preprocessing.records import Reason, Refusal
-
     columns = _read_parts(parts)
     row_of = {identity: row for row, identity in enumerate(columns.pop("identity", ()))}
     rows, names, duplicates = [], [], []
@@ -212,8 +210,7 @@ def _finish(
             continue
         dp_id = columns["dp_id"][row]
         if dp_id in first:
-            detail = f"data product {dp_id} has a row already, from {first[dp_id]}"
-            duplicates.append(Refusal(item.name, Reason.DUPLICATE, detail))
+            duplicates.append(duplicate(item, dp_id, first[dp_id]))
             continue
         first[dp_id] = item.name
         rows.append(row)

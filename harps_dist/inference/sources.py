@@ -1,6 +1,6 @@
 """Where spectra to be predicted come from: FITS files, folders, patterns, an archive or a release.
 
-The one module outside preprocessing that reads what preprocessing reads and writes: FITS files and archives.
+The one module outside preprocessing that reads what preprocessing does: FITS files and archives.
 """
 
 from __future__ import annotations
@@ -122,15 +122,19 @@ def _of_folder(path: Path) -> Iterator[Item | Refusal]:
 
 
 def _of_archive(given: str) -> Iterator[Item]:
-    keys = _archive(given).column("real", "key")
-    for row, key in enumerate(keys):
-        yield Item(given, f"{os.path.realpath(given)} {key}", row)
+    from preprocessing.withdraw import standing
+
+    archive = _archive(given)
+    keys, pipelines = (archive.column("real", name) for name in ("key", "pipeline"))
+    for row in standing(archive)[0]:  # neither superseded nor withdrawn
+        yield Item(given, f"{os.path.realpath(given)} {keys[row]} {pipelines[row]}", int(row))
 
 
 def _of_release(given: str) -> Iterator[Item]:
     release = _release(given)
     for row in release.index.rows("real"):
-        yield Item(given, f"{release.digest} {release.index['key'][row]}", int(row))
+        index = release.index
+        yield Item(given, f"{os.path.abspath(given)} {index['key'][row]} {index['pipeline'][row]}", int(row))
 
 
 @lru_cache(4)
@@ -232,11 +236,19 @@ def _release_row(release: Release, row: int) -> dict[str, Any]:
     index = release.index
     columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name != "file"}
     columns |= {"dp_id": index["key"][row].removeprefix("real-"), "object": index["object"][row]}
+    columns |= {name: float(index[name][row]) for name in ("ra", "dec", "mjd")}
     return columns | {
         "snr": float(index["snr"][row]),
         "berv_header": float(index["berv"][row]),
         "airmass_header": float(index["airmass"][row]),
     }
+
+
+def duplicate(item: Item, dp_id: str, first: str) -> Refusal:
+    """Why a spectrum has no row that was met before."""
+    from preprocessing.records import Reason, Refusal
+
+    return Refusal(item.name, Reason.DUPLICATE, f"data product {dp_id} has a row already, from {first}")
 
 
 class _Items(Dataset):

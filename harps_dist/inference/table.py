@@ -69,7 +69,7 @@ def fields_of(exported: Exported) -> dict[str, Field]:
         **{f"flag_{name}": Field("", text) for name, text in FLAGS.items()},
         "fill": Field("", "share of the grid's valid pixels that carry data"),
         "anomaly": Field("", "score; above 1 for 1 % of spectra like those of the validation split"),
-        "latent_distance": Field("", "from the training spectra in the latent space, about 1 for one of them"),
+        "distance": Field("", "from the training spectra among the encoder's features, about 1 for one of them"),
         "chi2_worst": Field("", "reduced chi2 of the reconstruction in the echelle order with the largest excess"),
         "chi2_excess": Field("", "that chi2 over what noise and the model's usual misfit give"),
         "chi2_order": Field("", "number of that order, 0 where nothing is reconstructed"),
@@ -107,7 +107,7 @@ def columns_of(
     columns["snr_measured"] = found.snr
     columns["flags"] = np.array([",".join(names[list(row)]) for row in zip(*flags.values(), strict=True)], object)
     columns |= {f"flag_{name}": values for name, values in flags.items()}
-    columns |= {"fill": coverage, "anomaly": found.anomaly, "latent_distance": found.distance}
+    columns |= {"fill": coverage, "anomaly": found.anomaly, "distance": found.distance}
     columns |= _worst_order(exported, found)
     columns["model_id"] = np.full(len(found.labels), exported.id, object)
     if latents:

@@ -69,7 +69,10 @@ class Autoencoder(nn.Module):
 
     def encode(self, flux: Tensor) -> Latent:
         """(batch, length) standardised flux -> Latent; log-variance clamped to ±20."""
-        features = self.encoder(flux)
+        return self.latent_of(self.encoder(flux))
+
+    def latent_of(self, features: Tensor) -> Latent:
+        """(batch, features) of the encoder -> Latent."""
         if self.log_variance_head is None:
             return Latent(self.mean_head(features), None)
         log_variance = self.log_variance_head(features).clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)

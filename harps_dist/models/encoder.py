@@ -63,6 +63,10 @@ class ConvEncoder(nn.Module):
         self.channels = channels[-1]
         self.features = self.channels * (length >> stages)
 
+    def pooled(self, features: Tensor) -> Tensor:
+        """(batch, features) -> (batch, channels): the output averaged along the spectrum."""
+        return features.unflatten(1, (self.channels, -1)).mean(dim=2)
+
     def forward(self, flux: Tensor) -> Tensor:
         """(batch, length) standardised flux -> (batch, features).
 

@@ -128,7 +128,7 @@ def tried(stars: int, visits: int, seed: int, kind: str = "real", spread: float 
 
 
 def trial_of(parts: dict[str, Tried]) -> SimpleNamespace:
-    exported = SimpleNamespace(nodes=4, orders=SimpleNamespace(numbers=(3, 2, 1)))
+    exported = SimpleNamespace(orders=SimpleNamespace(numbers=(3, 2, 1)))
     manifest = SimpleNamespace(genuine=True)
 
     class Trial(SimpleNamespace):
@@ -146,7 +146,7 @@ def test_one_per_cent_of_spectra_of_new_stars_are_flagged():
         reference, facts = calibrated_anomaly(trial, Held(trial.release, (tried(300, 3, seed),)))
         fresh = tried(300, 3, 2000 + seed)
         excess = fresh.misfit.excess(reference.systematic).amax(dim=1) / facts.excess_scale
-        distance = reference.gaussian.distance(fresh.latent) / facts.distance_scale
+        distance = reference.gaussian.distance(fresh.features) / facts.distance_scale
         shares.append((torch.maximum(excess, distance) > facts.threshold).double().mean())
     assert (facts.stars, facts.spectra, facts.calibrated_on) == (300, 900, "real")
     error = np.std(shares) / len(shares) ** 0.5

@@ -20,7 +20,7 @@ from harps_dist.inference.description import (
 )
 
 LABEL = LabelFacts("teff", "K", 5500.0, 700.0, 4000.0, 8000.0, math.inf, (1.0, 2.5, math.inf), "demo", 18, 40)
-ANOMALY = AnomalyFacts("nodes", 9, 500, 1.7, (102, 101), 2.5, math.inf, 0.01, "demo and simulated", 30, 60)
+ANOMALY = AnomalyFacts(9, 500, 1.7, (102, 101), 2.5, math.inf, 0.01, "demo and simulated", 30, 60)
 WHOLE = Description(
     format=FORMAT,
     name="ae",
