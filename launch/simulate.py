@@ -19,9 +19,10 @@ def main() -> int:
     from harps_dist.console import console_for
     from harps_dist.inference.options import carry_out
     from harps_dist.training.distributed import join_world
+    from preprocessing.progress import progress_bars
 
-    with join_world(options.max_minutes) as world:
-        carry_out(options, world, console_for(quiet=not world.is_main))
+    with join_world(options.max_minutes) as world, progress_bars(quiet=not world.is_main) as progress:
+        carry_out(options, world, console_for(quiet=not world.is_main), progress)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,43 +18,59 @@ if TYPE_CHECKING:
     from harps_dist.inference.simulator import Simulator
     from harps_dist.training.distributed import World
 
+Progress = Callable[[str, int, int], None]  # what is being done, done, in all
+
 
 @dataclass
 class Options:
-    """model: folder of a run or an export. out: what is written, in the form that its ending says.
-
-    teff … pwv: labels in K, dex, km/s and mm; one that is not given is the training mean. u: unknown factors: zero,
-    drawn from the prior, or numbers with commas between. snr: photon noise, per pixel at the median flux; without,
-    there is none. seed: of what is drawn; rows of a table count up from it. name: of the object. rv_by: set the
-    velocity's node, or shift what is decoded, exactly. extrapolate: also beyond what training saw. labels: table, one
-    spectrum a row. traverse: node to vary: a label, or u1, u2, …; points: values; span: least and largest, default what
-    training saw; spectrum: a HARPS file whose nodes are held, instead of labels. checkpoint: of a run. batch_size:
-    spectra decoded at once. max_minutes: stop after so long, to be continued.
-    """
+    """The command line."""
 
     model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run or an export."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """What is written, in the form that its ending says."""
     teff: float | None = None
+    """Effective temperature [K]. A label that is not given is the training mean."""
     logg: float | None = None
+    """Surface gravity [dex]."""
     mh: float | None = None
+    """Metallicity [dex]."""
     rv: float | None = None
+    """Radial velocity of the star [km/s], barycentric."""
     berv: float | None = None
+    """Barycentric velocity of the Earth [km/s]."""
     airmass: float | None = None
+    """Airmass."""
     pwv: float | None = None
+    """Precipitable water vapour [mm]."""
     u: str = "zero"
+    """Unknown factors: zero, prior (drawn; variational models have one), or numbers with commas between."""
     snr: float | None = None
+    """Photon noise: S/N per pixel at the median flux. Without it there is none."""
     seed: int = 0
+    """Of what is drawn; rows of a table count up from it."""
     name: str = ""
+    """Of the object."""
     rv_by: Literal["node", "shift"] = "node"
+    """Set the velocity's node, or shift what is decoded, exactly, tellurics too."""
     extrapolate: bool = False
+    """Take labels beyond what training saw, too."""
     labels: Path | None = None
+    """Table, one spectrum a row: columns of labels, u1, u2, …, snr, seed, object; CSV, ECSV, FITS, VOTable, Parquet."""
     traverse: str | None = None
+    """Node to vary: a label, or u1, u2, …"""
     points: int = 7
+    """Values of a traversal."""
     span: tuple[float, float] | None = None
+    """Least and largest value of a traversal; default is what training saw."""
     spectrum: Path | None = None
+    """A HARPS file whose nodes a traversal holds, instead of labels: an intervention on it."""
     checkpoint: Literal["best", "newest"] = "best"
+    """Of a run."""
     batch_size: int = 16
+    """Spectra decoded at once."""
     max_minutes: float | None = None
+    """Stop after so long, to be continued."""
 
     @property
     def given(self) -> dict[str, float]:
@@ -71,7 +88,9 @@ class Options:
             raise ConfigError(f"--u takes zero, prior or numbers with commas between, got {self.u!r}.") from None
 
 
-def carry_out(options: Options, world: World, console: Console) -> None:
+def carry_out(
+    options: Options, world: World, console: Console, progress: Progress = lambda what, done, total: None
+) -> None:
     """Simulate what is asked for, and say what was assumed and written."""
     from harps_dist.inference.simulator import Simulator
 
@@ -81,7 +100,7 @@ def carry_out(options: Options, world: World, console: Console) -> None:
         raise ConfigError("--spectrum gives the nodes that --traverse holds; say which node is to vary.")
     simulator = Simulator.load(options.model, options.checkpoint, world.device)
     if options.labels:
-        _simulate_table(options, options.labels, simulator, world, console)
+        _simulate_table(options, options.labels, simulator, world, console, progress)
     elif world.is_main:
         work = _traverse if options.traverse else _simulate_one
         console.print(f"{work(options, simulator, console)}", soft_wrap=True)
@@ -124,18 +143,18 @@ def _traverse(options: Options, simulator: Simulator, console: Console) -> str:
     return f"{found.headline}\n{out}, {table}"
 
 
-def _simulate_table(options: Options, labels: Path, simulator: Simulator, world: World, console: Console) -> None:
+def _simulate_table(
+    options: Options, labels: Path, simulator: Simulator, world: World, console: Console, progress: Progress
+) -> None:
     from harps_dist.inference.label_table import read_request
     from harps_dist.inference.many import lost_in_fits, simulate_many
-    from preprocessing.progress import progress_bars
 
     out = options.out or Path("simulated.zarr")
     request = read_request(
         labels, simulator, options.given, options.unknown, options.snr, options.seed, options.extrapolate
     )
     _say((*request.notes, *lost_in_fits(request, out)), console)
-    with progress_bars(quiet=not world.is_main) as progress:
-        written = simulate_many(simulator, request, out, world, options.rv_by, progress, options.batch_size)
+    written = simulate_many(simulator, request, out, world, options.rv_by, progress, options.batch_size)
     console.print(f"{len(request)} spectra {'are in' if written else 'were there already:'} {out}", soft_wrap=True)
 
 

@@ -151,7 +151,10 @@ class Simulator:
 
         rv_by: "node" sets the model's node for the radial velocity. "shift" leaves it at the training mean and shifts
         what is decoded: exact for stellar lines, but tellurics and the response of the instrument move along, and the
-        pixels that nothing moves into are NaN. Raises ConfigError for a model without that label.
+        pixels that nothing moves into are NaN. Of a briefly trained demo-ae-mix the shift came nearer to the noise-free
+        simulator: mean error 0.0422 of the median flux against 0.0431, and of the change that 10 km/s should make it
+        made 6 % against 3 %, both little, for it draws blurred lines.
+        Raises ConfigError for a model without that label.
         """
         parts = [self._draw(request.rows(slice(k, k + batch_size)), rv_by) for k in range(0, len(request), batch_size)]
         flux, sigma = (np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
