@@ -15,7 +15,7 @@ from harps_dist.evaluation.registry import Registry
 from preprocessing.demo import DemoSize, build_delivery
 from tests.commands import ROOT, TINY, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = ("--training.steps", "3")
 GATE = "least_stars: 1\nslower: null\nlines:\n- {measure: labels, relative: 9.0, least_stars: 1, judge_by: mean}\n"
 MORE = {  # what makes a command small, by its first words
