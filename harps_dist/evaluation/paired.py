@@ -51,7 +51,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     the bootstrap nothing to draw from: five values hold the truth of a normal distribution between their least and
     largest 94 times in a hundred. There it is Student's.
     """
-    from scipy.stats import bootstrap, ttest_1samp
+    from scipy.stats import bootstrap, sem, t
 
     count = len(values)
     if count < FEWEST_STARS:
@@ -59,9 +59,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     if count < BCA_STARS[0]:
-        found = ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+        low, high = t.interval(CONFIDENCE, count - 1, values.mean(), sem(values))
     else:
-        found = bootstrap(
+        low, high = bootstrap(
             (values,),
             np.mean,
             n_resamples=RESAMPLES,
@@ -70,7 +70,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
             method="BCa" if count <= BCA_STARS[1] else "percentile",
             random_state=np.random.default_rng(SEED),
         ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(low), float(high)
 
 
 def p_value(change: np.ndarray) -> float:
