@@ -182,6 +182,31 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
     return 0
 
 
+def predict(
+    model: tyro.conf.Positional[Path],
+    inputs: tyro.conf.Positional[tuple[str, ...]],
+    batch: int = 16,
+    json: Path | None = None,
+) -> int:
+    """From files to labels on one core, files a second, beside what the network alone takes.
+
+    Args:
+        model: Folder that export.py wrote.
+        inputs: FITS files, folders, an archive or a release.
+        batch: Spectra that are predicted at once.
+        json: File for the figures.
+    """
+    import harps_dist
+    from harps_dist.console import console_for
+    from harps_dist.inference.predict_speed import predict_speed, speed_table, write_speed
+
+    found = predict_speed(harps_dist.load(model), inputs, batch)
+    console_for().print(speed_table(found))
+    if json:
+        write_speed(found, json)
+    return 0
+
+
 def ridge(
     run: tyro.conf.Positional[Path],
     release: str | None = None,
@@ -229,7 +254,7 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
-        made.__name__: made for made in (models, speed, data, step, ranks, batches, growth, ridge, curves)
+        made.__name__: made for made in (models, speed, data, step, ranks, batches, growth, predict, ridge, curves)
     }
     return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
 

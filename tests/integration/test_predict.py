@@ -215,6 +215,15 @@ def test_from_python_a_spectrum_gives_a_row(exported, spectra):
     assert float(table["teff"][0].value) == pytest.approx(float(again["teff"][0].value))
 
 
+def test_speed_is_measured_beside_the_network_alone(exported, spectra, tmp_path):
+    words = ("predict", exported / "model", spectra, "--json", tmp_path / "speed.json")
+    assert "files a second and core" in run(command("launch/benchmark.py", *words), tmp_path)
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["files"] == 6
+    assert 0 < found["network_ms"] <= 1.5 * found["predict_ms"]
+    assert found["files_per_s"] == pytest.approx(1e3 / (found["read_ms"] + found["predict_ms"]))
+
+
 def test_wrong_calls_say_what_to_do(exported, tmp_path):
     for words, message in (
         (("nowhere", "-o", "t.csv"), "there is nothing at nowhere"),

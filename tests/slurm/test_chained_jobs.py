@@ -107,6 +107,7 @@ def test_the_chain_retrains_compares_and_promotes_and_again_does_nothing(slurm, 
     assert "is the current model" in said(world, "chain")
 
 
+@pytest.mark.timeout(1800)
 def test_the_chain_killed_in_each_of_its_jobs_ends_the_same(slurm, world):
     folder = world / "chain"
     killed = []
