@@ -443,12 +443,15 @@ def test_interrupted_anywhere_it_goes_on_with_what_is_missing(form, tmp_path, mo
     def killed_at_the_end(self):
         raise _KilledError
 
+    left = (tmp_path / form if form == "s" else tmp_path / f"{form}.parts") / ".000004.0123abcd.tmp"
+    left.write_bytes(b"half of it")
     monkeypatch.setattr(kind, "write", write)
     monkeypatch.setattr(kind, "finish", killed_at_the_end)
     resumed = simulator()
     with pytest.raises(_KilledError):
         simulate_many(resumed, request, tmp_path / form, WORLD, **BLOCK)
     assert sum(resumed.model.calls) == 7  # the first four were there
+    assert not left.exists()
     assert not (tmp_path / form / "labels.ecsv").exists() if form == "s" else not (tmp_path / form).exists()
     monkeypatch.setattr(kind, "finish", finish)
     last = simulator()
