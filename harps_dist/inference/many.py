@@ -143,6 +143,8 @@ def _prepare(sink: Sink, identity: dict[str, Any]) -> list[int] | None:
         sink.parts.mkdir(exist_ok=True)
         with atomic_write(note) as aside:
             aside.write_text(json.dumps(identity, indent=1, ensure_ascii=False))
+    for left in sink.parts.rglob(".*.tmp"):  # of a process that was killed while it wrote
+        left.unlink()
     sink.begin()
     return [block for block in range(sink.blocks) if not sink.has(block)]
 

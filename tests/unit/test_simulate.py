@@ -443,12 +443,15 @@ def test_interrupted_anywhere_it_goes_on_with_what_is_missing(form, tmp_path, mo
     def killed_at_the_end(self):
         raise _KilledError
 
+    left = (tmp_path / form if form == "s" else tmp_path / f"{form}.parts") / ".000004.0123abcd.tmp"
+    left.write_bytes(b"half of it")
     monkeypatch.setattr(kind, "write", write)
     monkeypatch.setattr(kind, "finish", killed_at_the_end)
     resumed = simulator()
     with pytest.raises(_KilledError):
         simulate_many(resumed, request, tmp_path / form, WORLD, **BLOCK)
     assert sum(resumed.model.calls) == 7  # the first four were there
+    assert not left.exists()
     assert not (tmp_path / form / "labels.ecsv").exists() if form == "s" else not (tmp_path / form).exists()
     monkeypatch.setattr(kind, "finish", finish)
     last = simulator()
@@ -515,7 +518,7 @@ def test_two_at_once_and_wrong_names_are_refused(tmp_path):
 
 @pytest.mark.parametrize("form", ["s.zarr", "s.parquet", "s.fits"])
 def test_a_hundred_thousand_rows_take_bounded_memory(form, tmp_path):
-    """As a table, the labels among them: 51 MB of flux, of which no more than a few blocks are held at a time."""
+    """51 MB of flux, of which a few blocks are held at a time; the labels are held as a whole, some 200 bytes a row."""
     few, count = Grid("few", 231_000, 128), 100_000
     path = tmp_path / "labels.csv"
     teff = np.linspace(4000, 7000, count)
@@ -526,8 +529,9 @@ def test_a_hundred_thousand_rows_take_bounded_memory(form, tmp_path):
     request = read_request(path, drawing)
     tracemalloc.start()
     simulate_many(drawing, request, tmp_path / form, WORLD, batch_size=1024, block_bytes=2**18)
-    held, _ = tracemalloc.get_traced_memory()[1], tracemalloc.stop()
-    assert held < 25e6
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 40e6
     found = flux_of(tmp_path / form) if form != "s.parquet" else None
     if found is None:
         table = pq.read_table(tmp_path / form)
