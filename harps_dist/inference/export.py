@@ -20,7 +20,7 @@ import yaml
 
 from harps_dist.config import Recipe
 from harps_dist.data.reader import Release
-from harps_dist.errors import ExportError, ResumeError
+from harps_dist.errors import ConfigError, ExportError, ResumeError
 from harps_dist.evaluation.calibration import LEVELS
 from harps_dist.files import exclusive, publish_folder
 from harps_dist.inference.calibrate import KINDS, Held, Progress, Trial, calibrated_anomaly, calibrated_labels
@@ -30,7 +30,7 @@ from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exporte
 from harps_dist.models.supervised import SemiSupervised, SpectrumModel, SpectrumSimulator
 from harps_dist.spectra.grid import STEP_AA
 from harps_dist.training.checkpoint import MODEL, Checkpoint
-from harps_dist.training.run import RECIPE, Which, find_checkpoint, load_run
+from harps_dist.training.run import RECIPE, Which, find_checkpoint, load_run, read_run
 
 SPECTRA = 2048  # of a kind and split that calibrate, at most
 EXPORT = "export"  # folder in a run
@@ -48,11 +48,17 @@ def export_run(
     """Export a run's best or newest checkpoint; returns the folder, which appears when it is whole.
 
     release: what calibrates it, and gives the card its scores; usually the one it was trained on. spectra: of a kind
-    and split that are tried, at most. Raises ConfigError for a release on another grid, ResumeError where the run has
-    no such checkpoint, ExportError where the folder holds something else than an export.
+    and split that are tried, at most. Raises ConfigError for a release on another grid or with another split,
+    ResumeError where the run has no such checkpoint, ExportError where the folder holds something else than an export.
     """
     if folder.exists() and not (folder / CONFIG).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is there and is no export, so it is not replaced. Give a new folder.")
+    split = release.manifest.split_fractions, release.manifest.split_salt
+    if read_run(run).split != split:
+        raise ConfigError(
+            f"run {run} was trained on stars split as {read_run(run).split}, but the release splits them as {split}, so "
+            f"that stars it has seen would calibrate it. Give a release that is split as the one it was trained on."
+        )
     checkpoint = _checkpoint(run, which)
     name, recipe, model, _ = load_run(run, release.manifest, which)
     checkpoint.load_model(model)  # a training that goes on may have written another meanwhile
