@@ -183,24 +183,14 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
 
 
 def predict(
-    model: tyro.conf.Positional[Path],
-    inputs: tyro.conf.Positional[tuple[str, ...]],
-    batch: int = 16,
-    json: Path | None = None,
+    model: tyro.conf.Positional[Path], inputs: tyro.conf.Positional[tuple[str, ...]], json: Path | None = None
 ) -> int:
-    """From files to labels on one core, files a second, beside what the network alone takes.
-
-    Args:
-        model: Folder that export.py wrote.
-        inputs: FITS files, folders, an archive or a release.
-        batch: Spectra that are predicted at once.
-        json: File for the figures.
-    """
+    """From files to labels on one core, files a second, beside what the network of an export takes alone."""
     import harps_dist
     from harps_dist.console import console_for
     from harps_dist.inference.predict_speed import predict_speed, speed_table, write_speed
 
-    found = predict_speed(harps_dist.load(model), inputs, batch)
+    found = predict_speed(harps_dist.load(model), inputs)
     console_for().print(speed_table(found))
     if json:
         write_speed(found, json)
