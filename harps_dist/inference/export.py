@@ -56,8 +56,8 @@ def export_run(
     split = release.manifest.split_fractions, release.manifest.split_salt
     if read_run(run).split != split:
         raise ConfigError(
-            f"run {run} was trained on stars split as {read_run(run).split}, but the release splits them as {split}, so "
-            f"that stars it has seen would calibrate it. Give a release that is split as the one it was trained on."
+            f"run {run} was trained on stars split as {read_run(run).split}, but the release splits them as {split}, "
+            f"so that stars it has seen would calibrate it. Give a release that is split as the one it was trained on."
         )
     checkpoint = _checkpoint(run, which)
     name, recipe, model, _ = load_run(run, release.manifest, which)
