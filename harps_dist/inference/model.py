@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from harps_dist.errors import ConfigError, ExportError, HarpsDistError
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
@@ -318,6 +319,17 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
     return exported
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves tensors as they are where `torch.nn.init` would fill them: a file does, and on the meta device a draw
+    would import torch's compiler, for seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def build(description: Description, weights: dict[str, Tensor], folder: Path) -> SpectrumModel:
     """The network that the description names, with the weights. No memory is taken before all shapes fit."""
     fields, grid = dict(description.model), description.grid
@@ -337,8 +349,9 @@ def build(description: Description, weights: dict[str, Tensor], folder: Path) ->
         name: tensor if name in ("label_mean", "label_std") else tensor.float() for name, tensor in weights.items()
     }
     try:
-        with torch.device("meta"):
-            model = KINDS[kind](SimpleNamespace(**fields | {"labels": names}), Grid(grid.name, grid.start, grid.length))
+        with torch.device("meta"), _NothingDrawn():
+            plain = SimpleNamespace(**fields | {"labels": names, "init": "paper"})  # which computes nothing
+            model = KINDS[kind](plain, Grid(grid.name, grid.start, grid.length))
         model.load_state_dict(weights, assign=True)
     except (HarpsDistError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:400]
