@@ -49,8 +49,13 @@ class Item(NamedTuple):
     @property
     def name(self) -> str:
         """For people; bytes of a path that are no UTF-8 as escapes."""
-        where = os.fsencode(self.where).decode("utf-8", "backslashreplace")
+        where = as_text(self.where)
         return where if self.row is None else f"{where}, row {self.row}"
+
+
+def as_text(name: str) -> str:
+    """A name that any file can hold: bytes of it that are no UTF-8 become backslash escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class Observed(NamedTuple):
@@ -114,11 +119,11 @@ def _of_folder(path: Path) -> Iterator[Item | Refusal]:
             version = f"{state.st_size} {state.st_mtime_ns}"
         except OSError:  # a link that leads nowhere or in a circle: reading it says so
             version = "unreadable"
-        yield Item(str(file), f"{os.path.realpath(file)} {version}")
+        yield Item(str(file), f"{as_text(os.path.realpath(file))} {version}")
     misnamed = [Path(top, name) for top, names, _ in os.walk(path) for name in names if name.lower().endswith(SUFFIXES)]
     for folder in [path, *misnamed] if path.name.lower().endswith(SUFFIXES) and path.is_dir() else misnamed:
         if not any(folder in file.parents for file in found):
-            yield Refusal(str(folder), Reason.NOT_FITS, "expected a file, got a directory")
+            yield Refusal(as_text(str(folder)), Reason.NOT_FITS, "expected a file, got a directory")
 
 
 def _of_archive(given: str) -> Iterator[Item]:
@@ -210,7 +215,7 @@ def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray]:
     except OSError as error:
         raise _RefusedError(Refusal(item.name, Reason.UNREADABLE, f"expected a readable file, got {error}")) from None
     columns = {
-        "dp_id": record.dp_id,
+        "dp_id": as_text(record.dp_id),  # of a file's name, where the header has none
         "object": record.object,
         "ra": record.ra_deg,
         "dec": record.dec_deg,
