@@ -33,7 +33,7 @@ def predict(
     """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
 
     spectrum: a specutils Spectrum; or barycentric wavelengths (sample,) [Å] with `flux` (sample,) or (n, sample) in any
-    unit, NaN where missing; or, alone, flux (pixel,) or (n, pixel) on the model's grid.
+    unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or (n, pixel) on the model's grid.
     medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium is
     given; then it is brought to air. latents: with the latent vectors.
     Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be standardised.
@@ -61,6 +61,8 @@ def _arrays(
     if medium not in (None, "air", "vacuum"):
         raise ConfigError(f"unknown medium {medium!r}; wavelengths are in air or in vacuum.")
     wave_aa = None
+    if flux is None and isinstance(spectrum, tuple) and len(spectrum) == 2:
+        spectrum, flux = spectrum
     if hasattr(spectrum, "spectral_axis") and hasattr(spectrum, "flux"):
         from astropy import units
 
