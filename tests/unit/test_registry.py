@@ -171,6 +171,10 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(registry, runs, tmp_path
     path.write_bytes(content)
     with pytest.raises(ResumeError, match="is damaged"):
         registry.promote(runs[1], compared, GATE)
+    shutil.copytree(path.parent, path.parents[1] / "step-00000020")  # an older, whole one does not take its place
+    path.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+    with pytest.raises(ResumeError, match="newest checkpoint"):
+        registry.promote(runs[1], compared, GATE)
     assert linked(registry) == identify(runs[0])[0].folder_name
 
 

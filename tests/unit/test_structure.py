@@ -85,7 +85,9 @@ def test_preprocessing_knows_only_spectra_and_the_release_format():
                 assert module.startswith("preprocessing"), f"{path} imports {module}"
 
 
-@pytest.mark.parametrize("module", ["harps_dist.recipes", "preprocessing.demo", "harps_dist.data.manifest"])
+@pytest.mark.parametrize(
+    "module", ["harps_dist.recipes", "preprocessing.demo", "harps_dist.data.manifest", "harps_dist.evaluation.registry"]
+)
 def test_configuration_imports_nothing_heavy(module):
     heavy = ("torch", "astropy", "matplotlib", "zarr", "scipy", "pyarrow", "wandb")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
