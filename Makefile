@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-mix
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -170,7 +170,7 @@ def _checked_header(hdus: Any, index: int, n_bytes: int) -> Any:
 
 
 def _end_of(hdus: Any, index: int) -> int:
-    place = hdus.fileinfo(index)
+    place = hdus[index].fileinfo()  # that of the list would write all headers out first
     return place["datLoc"] + place["datSpan"]
 
 

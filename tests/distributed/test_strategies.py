@@ -54,6 +54,7 @@ def test_parts_of_a_batch_learn_what_the_whole_learns(tiny_release, tmp_path, cl
         np.testing.assert_allclose(last_weights(parts)[name], value, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_four_two_three_ranks_in_float64(tiny_release, tmp_path):
     """The curve of one rank within 1e-6, the ledger exact, the number of ranks changed twice on the way."""
     exact = (

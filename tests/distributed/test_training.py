@@ -64,6 +64,7 @@ def test_four_two_three_one_ranks_see_every_sample_exactly_once(tiny_release, tm
     assert "seen 2 times, expected 1" in ledger.differences(order, steps * 10)[0]
 
 
+@pytest.mark.slow
 def test_ranks_may_change_whenever_a_run_is_killed(tiny_release, tmp_path):
     """Training itself on 4, 2, 3 and 1 ranks, killed without warning each time; the ledger of what it saw is exact."""
     arguments = (
@@ -111,7 +112,7 @@ def test_two_ranks_learn_what_one_learns(tiny_release, tmp_path, recipe):
         np.testing.assert_allclose(value, weights[1][name], atol=1.5e-5, err_msg=name)  # 6 steps of Adam
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_resumed_ends_with_the_same_bits(tiny_release, tmp_path, ranks):
     arguments = (
         "demo-ae-mix", "--data.release", tiny_release, "--training.steps", 40, "--log.save-every", 4, *TINY

@@ -349,6 +349,7 @@ def test_wrong_commands_say_what_is_wrong(tmp_path, arguments, message):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_no_argument_builds_the_demo_once_and_trains_the_default(tmp_path, monkeypatch):
     """As documented, on four ranks; only shortened. The first rank builds, the others wait."""
     monkeypatch.setenv("HARPS_DIST_DEMO", str(tmp_path / "demo"))

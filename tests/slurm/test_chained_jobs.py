@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -108,7 +107,6 @@ def test_the_chain_retrains_compares_and_promotes_and_again_does_nothing(slurm, 
     assert "is the current model" in said(world, "chain")
 
 
-@pytest.mark.skipif("HARPS_DIST_LONG" not in os.environ, reason="takes ten minutes; set HARPS_DIST_LONG to run it")
 @pytest.mark.timeout(1800)
 def test_the_chain_killed_in_each_of_its_jobs_ends_the_same(slurm, world):
     folder = world / "chain"

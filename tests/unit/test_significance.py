@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from statsmodels.stats.multitest import multipletests
@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from harps_dist.evaluation.significance import compare, holm, mean_by_star
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_statsmodels(p_values):
     expected = multipletests(p_values, method="holm")[1]
