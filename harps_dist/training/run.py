@@ -103,14 +103,26 @@ class SavedRun(NamedTuple):
 def read_run(run: Path) -> SavedRun:
     """Name, resolved recipe and grid of a run; raises ConfigError where the folder is not a run."""
     try:
-        content = yaml.safe_load((run / RECIPE).read_text())
+        text = (run / RECIPE).read_text()
     except FileNotFoundError:
         raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
-    recipe, grid = Recipe.model_validate(content["recipe"]), GridSpec.model_validate(content["grid"])
-    first, second, third = content["split"][0]
-    ranges = {key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()}
-    split = ((first, second, third), content["split"][1])
-    return SavedRun(content["name"], recipe, grid, content["release_digest"], split, ranges)
+    try:
+        content = yaml.safe_load(text)
+        first, second, third = content["split"][0]
+        return SavedRun(
+            content["name"],
+            Recipe.model_validate(content["recipe"]),
+            GridSpec.model_validate(content["grid"]),
+            content["release_digest"],
+            ((first, second, third), content["split"][1]),
+            {key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()},
+        )
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:  # pydantic's are ValueErrors
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"{run / RECIPE} is not what this version writes: {what}. An older version's run cannot be read; train it "
+            f"again, or restore the file if it was edited."
+        ) from None
 
 
 def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[str]]:
