@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from preprocessing.ingest import ingest_etc, ingest_spectra, quarantine_path
 from preprocessing.pack import pack
 from preprocessing.verify import verify
 from preprocessing.withdraw import withdraw_spectra
-from tests.commands import command, kill_when, run
+from tests.commands import TINY as SMALL
+from tests.commands import command, environment, kill_when, run
 
 TINY = GRIDS["tiny"]
 PREPROCESSING = "preprocessing/__main__.py"
@@ -221,10 +223,6 @@ def test_a_growth_killed_anywhere_ends_the_same(tiny_demo, grown, whole):
 
 def test_packing_while_ingesting_sees_whole_commits(tiny_demo, tmp_path):
     """Packed again and again while another process ingests: every release is whole."""
-    import subprocess
-
-    from tests.commands import environment
-
     archive, files = tmp_path / "archive.zarr", tiny_demo / "files"
     ingest = command(
         PREPROCESSING, "ingest", "--spectra", files / "spectra", "--catalog", files / "catalog.csv", "--archive",
@@ -244,6 +242,35 @@ def test_packing_while_ingesting_sees_whole_commits(tiny_demo, tmp_path):
     assert sizes == sorted(sizes)
     second = run(ingest, tmp_path)
     assert "added 0" in second
+
+
+def test_a_training_learns_the_same_while_the_archive_and_the_release_grow(tiny_demo, delivery, tmp_path):
+    """Its release never changes; that a night is ingested, a spectrum withdrawn and a release grown changes no bit."""
+    shutil.copytree(tiny_demo / "archive.zarr", tmp_path / "archive.zarr")
+    shutil.copytree(tiny_demo / "release", tmp_path / "release")
+    options = ("--data.release", tmp_path / "release", "--training.steps", 12, "--log.save-every", 4)
+    alone, beside = (command("launch/train.py", "demo-cnn-mix", "--out", out, *options, *SMALL) for out in "ab")
+    run(alone, tmp_path)
+    process = subprocess.Popen(beside, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    while not (tmp_path / "b/recipe.yaml").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    archive, nights = tmp_path / "archive.zarr", 0
+    while process.poll() is None:
+        night = tmp_path / f"night{nights}"
+        night.mkdir()
+        for path in sorted((delivery / "spectra").glob("*.fits")):
+            reprocessed(path, night / path.name, f"HARPS_{nights}")
+        ingest_spectra(night, archive, TINY, Catalog.read(delivery / "catalog.csv"))
+        if not nights:
+            withdraw_spectra(archive, [Archive(archive).column("real", "key")[0]], "cloud")
+        grow(archive, tmp_path / "release", tmp_path / f"grown{nights}", genuine=False)
+        nights += 1
+    assert process.returncode == 0
+    assert nights
+    weights = [tmp_path / out / "checkpoints/step-00000012/model.safetensors" for out in "ab"]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert verify(tmp_path / f"grown{nights - 1}") == []
 
 
 def test_a_second_ingest_waits_its_turn(tiny_demo, tmp_path):
