@@ -5,10 +5,8 @@ The command line overrides any field, unknown keys are refused, and the resolved
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +14,7 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.order import Mix
 from harps_dist.data.stores import Cache
 from harps_dist.frozen import Frozen
+from harps_dist.sealed import digest_of
 from harps_dist.spectra.labels import LABEL, SEVEN
 
 if TYPE_CHECKING:
@@ -213,6 +212,21 @@ class Engine(Frozen):
     profile: int = Field(0, ge=0)
 
 
+_NOT_LEARNED = ("workers", "release", "cache", "resident")  # fields of `data`
+
+
+def recipe_digest(content: Mapping[str, Any]) -> str:
+    """`Recipe.digest` of a recipe as JSON, which another version may have written.
+
+    Raises ValueError where it has no `data`.
+    """
+    if not isinstance(content.get("data"), Mapping):
+        raise ValueError("the recipe has no data")
+    data = {name: value for name, value in content["data"].items() if name not in _NOT_LEARNED}
+    learned = {name: value for name, value in content.items() if name != "log"} | {"data": data}
+    return digest_of(learned)
+
+
 class Recipe(Frozen):
     """One row of the paper's tables, or a variation of it.
 
@@ -229,10 +243,7 @@ class Recipe(Frozen):
     @property
     def digest(self) -> str:
         """sha256 of everything that changes what is learned: all but `log` and how data are read."""
-        content = self.model_dump(
-            mode="json", exclude={"log": True, "data": {"workers", "release", "cache", "resident"}}
-        )
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return recipe_digest(self.model_dump(mode="json"))
 
     def changed(self, **parts: Mapping[str, object]) -> Recipe:
         """The same recipe with some fields of its parts replaced: changed(training={"steps": 5})."""

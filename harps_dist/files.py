@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from harps_dist.errors import DiskFullError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, name: Callable[[Path, Path], Path] = lambda path, aside: path) -> Iterator[Path]:
     """Write a file aside, then put it in place in one step.
+
+    name: what the file is called, from `path` and where it was written; `path` itself by default.
 
     Yields a path in the same folder (it must exist) for the caller to write to. When the block ends, file
     and folder are flushed to disk and the file takes the name `path`. When the block raises, what was
@@ -28,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield aside
         _flush(aside)
-        os.replace(aside, path)
+        os.replace(aside, name(path, aside))
         _flush(path.parent)
     except BaseException as error:
         aside.unlink(missing_ok=True)

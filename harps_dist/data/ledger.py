@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from harps_dist.data.order import Order
+from harps_dist.errors import ResumeError
 from harps_dist.files import atomic_write
+from harps_dist.sealed import read_lines, sealed_line
 
 
 class Ledger:
@@ -47,31 +49,40 @@ class LedgerFile:
     """A ledger as JSON lines, one a step: {"step", "rows", "epochs"} of the global batch.
 
     step: where the run goes on; later lines, of a run that was killed behind its checkpoint, are cut off.
+    Raises ResumeError where a line was changed since it was written.
     """
 
     def __init__(self, path: Path, step: int):
         self._path = path
-        kept = [line for line in _lines(path) if json.loads(line)["step"] < step]
+        kept = [sealed_line(entry) for entry in _entries(path) if entry["step"] < step]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as aside:
-            aside.write_text("".join(kept))
+            aside.write_text("".join(kept), encoding="utf-8")
 
-    def write(self, lines: Iterable[dict]) -> None:
-        with self._path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    def write(self, entries: Iterable[dict]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(map(sealed_line, entries))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_ledger(path: Path, rows: int) -> Ledger:
-    """The ledger of a run on a release whose index has so many rows."""
+    """The ledger of a run on a release whose index has so many rows.
+
+    Raises ResumeError where a line was changed since it was written.
+    """
     ledger = Ledger(rows)
-    for line in _lines(path):
-        entry = json.loads(line)
+    for entry in _entries(path):
         ledger.add(entry["rows"], entry["epochs"])
     return ledger
 
 
-def _lines(path: Path) -> list[str]:
+def _entries(path: Path) -> list[dict]:
     """Whole lines; the last one of a killed writer may lack its end."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines, damage = read_lines(path)
+    if damage:
+        raise ResumeError(
+            f"{'; '.join(damage)}: it proves nothing any more. Restore it from a copy, or remove it and train without "
+            f"--log.ledger."
+        )
+    return lines

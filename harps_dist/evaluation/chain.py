@@ -7,6 +7,7 @@ so that a chain that is submitted twice, or was killed while it was being submit
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.submit import sbatch
 from harps_dist.files import atomic_write, exclusive
 from harps_dist.frozen import Frozen
+from harps_dist.sealed import sealed, unsealed
 from harps_dist.training.retrain import Policy
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def settle(folder: Path, chain: Chain) -> Chain:
     model = chain.model or chain.registry / "current"
     path = folder / SETTINGS
     if path.exists():
-        begun = Chain.model_validate_json(path.read_text())
+        begun = _read_chain(path)
         asked = chain.model_copy(update={"model": begun.model if chain.model is None else model.resolve()})
         if (found := _absolute(asked)) != begun:
             different = [name for name in Chain.model_fields if getattr(found, name) != getattr(begun, name)]
@@ -82,6 +84,14 @@ def settle(folder: Path, chain: Chain) -> Chain:
         if not there.exists():
             raise ConfigError(f"there is no {there}, where the chain expects {what}. Check the path.")
     return _absolute(chain.model_copy(update={"model": model}))
+
+
+def _read_chain(path: Path) -> Chain:
+    """What a chain was begun with; raises ConfigError where chain.json is damaged."""
+    try:
+        return Chain.model_validate(unsealed(json.loads(path.read_text(encoding="utf-8")), required=False))
+    except ValueError as error:  # pydantic's is one
+        raise ConfigError(f"{path} is damaged: {error}. Restore it from a copy, or begin in another folder.") from None
 
 
 def _absolute(chain: Chain) -> Chain:
@@ -137,7 +147,7 @@ def submit_chain(folder: Path, chain: Chain, stages: Sequence[Stage]) -> dict[st
         if not free:
             raise ConfigError(f"another process submits the chain of {folder}. Look at the queue: squeue --me.")
         with atomic_write(folder / SETTINGS) as aside:
-            aside.write_text(chain.model_dump_json(indent=1) + "\n")
+            aside.write_text(json.dumps(sealed(chain.model_dump(mode="json")), indent=1) + "\n", encoding="utf-8")
         queued, jobs, last = _queued(), {}, ""
         for stage in stages:
             name = job_name(folder, stage)

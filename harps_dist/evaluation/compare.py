@@ -27,6 +27,7 @@ from harps_dist.evaluation.evaluations import read_columns
 from harps_dist.evaluation.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
 from harps_dist.evaluation.speed import speed_ratio
 from harps_dist.frozen import Frozen
+from harps_dist.sealed import find_sealed, sealed_write
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.distributed import World
 from harps_dist.training.run import Which, git_revision, load_run, read_run
@@ -144,13 +145,14 @@ class Tried:
         content = json.dumps([release.digest, self.conditions.model_dump(mode="json")], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH]
         path = self.folder / f"{self.identity.id}-{digest}-{what}.parquet"
-        if not evaluator.world.gather(path.exists())[0]:
+        kept = evaluator.world.of_main(lambda: find_sealed(path))
+        if kept is None:
             found = predict()
             if evaluator.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_predictions(path, release, found)
-            evaluator.world.barrier()
-        return read_columns(path) or {}
+                write_predictions(path, release, found, sealed_write)
+            kept = evaluator.world.of_main(lambda: find_sealed(path))
+        return (read_columns(kept) if kept else None) or {}
 
     def surprises(self) -> list[Surprise]:
         """How this model, the old one, fares on what has arrived since it was trained. All ranks take part."""

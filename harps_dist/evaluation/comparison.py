@@ -7,18 +7,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator
 
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.evaluations import number
 from harps_dist.evaluation.identity import ReleaseIdentity, TrainedModel
 from harps_dist.evaluation.metrics import NAN
-from harps_dist.evaluation.report import strict_json
+from harps_dist.evaluation.report import sealed_json
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
+from harps_dist.sealed import unsealed
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 
-FORMAT = 1
+FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 COMPARISON = "comparison.json"
 FIBRE_CHANGE_MJD = 57171.0  # 2015-05-29, when the fibres of HARPS were changed
 EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, dex, per pixel, d
@@ -166,7 +167,7 @@ class Comparison(Frozen):
     def write(self, folder: Path) -> None:
         """Write comparison.json, whole or not at all."""
         with atomic_write(folder / COMPARISON) as aside:
-            aside.write_text(strict_json(self.model_dump()), encoding="utf-8")
+            aside.write_text(sealed_json(self.model_dump()), encoding="utf-8")
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -174,15 +175,15 @@ def read_comparison(folder: Path) -> Comparison:
     path = folder / COMPARISON
     again = "Compare the models again with launch/compare.py."
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{folder} is no comparison: it has no {COMPARISON}. {again}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}. {again}") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found not in FORMATS:
         raise ConfigError(f"{path} has format {found}, this code knows {FORMAT}. {again}")
     try:
-        return Comparison.model_validate(content)
-    except ValidationError as error:
+        return Comparison.model_validate(unsealed(content, required=found > 1))
+    except ValueError as error:  # pydantic's is one
         raise ConfigError(f"{path} is damaged: {error}. {again}") from None

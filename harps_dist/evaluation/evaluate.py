@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,7 @@ from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches, loa
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
+from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate, calibration_figure
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
@@ -31,6 +34,7 @@ from harps_dist.evaluation.paper import PAPER_ROWS
 from harps_dist.evaluation.report import Measure, Origin, Report
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
 from harps_dist.training.distributed import World
 from harps_dist.training.run import Which, find_checkpoint, label_scale, load_run
@@ -250,16 +254,22 @@ def evaluate_run(
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / f"{split}.json") as aside:
-            aside.write_text(json.dumps({"step": step, "release_digest": release.digest}) + "\n")
+            aside.write_text(json.dumps(sealed({"step": step, "release_digest": release.digest})) + "\n")
     return {folder: report for folder, report in reports.items() if report}
 
 
 def is_evaluated(run: Path, release: Release, split: SplitName | Literal["all"]) -> bool:
-    """Whether a run's newest checkpoint has been evaluated on every kind of spectrum of this release."""
-    path, (checkpoint, _) = run / EVALUATION / f"{split}.json", find_checkpoint(run, "newest")
-    if checkpoint is None or not path.exists():
+    """Whether a run's newest checkpoint has been evaluated on every kind of spectrum of this release.
+
+    A run without a checkpoint that is whole has not: it is trained on first.
+    """
+    path = run / EVALUATION / f"{split}.json"
+    try:
+        checkpoint = find_checkpoint(run, "newest")
+        found = unsealed(json.loads(path.read_text(encoding="utf-8")), required=False)
+    except (ConfigError, ResumeError, OSError, ValueError):
         return False
-    return json.loads(path.read_text()) == {"step": checkpoint.step, "release_digest": release.digest}
+    return found == {"step": checkpoint.step, "release_digest": release.digest}
 
 
 def evaluate(
@@ -356,18 +366,21 @@ def _measures(found: Predictions, varied: np.ndarray, stars: np.ndarray, valid: 
     return measures
 
 
-def write_predictions(path: Path, release: Release, found: Predictions) -> None:
+Writing = Callable[[Path], AbstractContextManager[Path]]  # such as `atomic_write`
+
+
+def write_predictions(path: Path, release: Release, found: Predictions, writing: Writing = atomic_write) -> None:
     """One row a sample: key, object, star, split, S/N, true and predicted labels, scores."""
     index = release.index
     columns = {name: index[name][found.rows] for name in ("key", "object", "star", "split", "snr", "varied")}
     columns |= {f"{name}_true": found.truth[:, number] for number, name in enumerate(NAMES)}
     columns |= {name: found.labels[:, number] for number, name in enumerate(NAMES)}
-    _write_table(path, columns | found.scores)
+    _write_table(path, columns | found.scores, writing)
 
 
-def _write_table(path: Path, columns: dict[str, np.ndarray]) -> None:
+def _write_table(path: Path, columns: dict[str, np.ndarray], writing: Writing = atomic_write) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with atomic_write(path) as aside:
+    with writing(path) as aside:
         pq.write_table(pa.table(columns), aside)

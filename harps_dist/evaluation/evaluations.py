@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harps_dist.errors import ConfigError
 from harps_dist.evaluation.metrics import NAN
+from harps_dist.evaluation.report import FORMAT, FORMATS
+from harps_dist.sealed import sha256_of, unsealed
 
 if TYPE_CHECKING:
     from harps_dist.data.split import SplitName
@@ -41,14 +44,35 @@ class Evaluations:
         path = self.folder(recipe, kind) / "scores.json"
         if not path.exists():
             return None
-        scores = json.loads(path.read_text())
+        try:
+            scores = json.loads(path.read_text(encoding="utf-8"))
+            form = scores.get("format", 1)
+            if form not in FORMATS:
+                raise ValueError(f"format {form!r}, this code knows {FORMAT}")
+            scores = unsealed(scores, required=form > 1)
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"{path} is damaged: {error}. Evaluate the run again.") from None
         return scores if self.release_digest in (None, scores.get("release_digest")) else None
 
     def _predictions(self, recipe: str, kind: Spectra) -> dict[str, np.ndarray] | None:
         """Columns of predictions.parquet, one value a spectrum."""
-        if self.scores(recipe, kind) is None:
+        return self.table(recipe, kind, "predictions.parquet")
+
+    def table(self, recipe: str, kind: Spectra, name: str) -> dict[str, np.ndarray] | None:
+        """Columns of a table that lies beside scores.json, checked against the sha256 there; None where there is none.
+
+        Raises ConfigError where it is damaged.
+        """
+        scores, path = self.scores(recipe, kind), self.folder(recipe, kind) / name
+        if scores is None or not path.exists():
             return None
-        return read_columns(self.folder(recipe, kind) / "predictions.parquet")
+        stated, found = scores.get("sha256", {}), sha256_of(path)
+        if "sha256" in scores and stated.get(name) != found:
+            raise ConfigError(
+                f"{path} is damaged: sha256 {found[:12]}, scores.json says {str(stated.get(name))[:12]}. Evaluate the "
+                f"run again."
+            )
+        return read_columns(path)
 
     def column(self, recipe: str, kind: Spectra, name: str) -> np.ndarray:
         """One column of the predictions, empty where there is none."""

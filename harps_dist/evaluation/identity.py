@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.frozen import Frozen
+from harps_dist.sealed import digest_of
 
 if TYPE_CHECKING:
     from harps_dist.data.manifest import Manifest
@@ -59,37 +57,24 @@ class ReleaseIdentity(Frozen):
 
 
 def identify(run: Path, which: Literal["newest", "best"] = "newest") -> tuple[TrainedModel, Checkpoint]:
-    """A run's newest or best whole checkpoint, every byte of it checked, and what it is.
+    """A run's newest or best checkpoint, every byte of it checked, and what it is.
 
-    Raises ConfigError where the folder is no run, ResumeError where it has no whole checkpoint.
+    Raises ConfigError where the folder is no run, ResumeError where it has no such checkpoint or it is damaged.
     """
-    import yaml
-
     from harps_dist.training.checkpoint import MODEL
-    from harps_dist.training.run import RECIPE, find_checkpoint, read_run
+    from harps_dist.training.run import find_checkpoint, read_run
 
-    name = read_run(run).name
-    saved = yaml.safe_load((run / RECIPE).read_text())
-    checkpoint, passed_over = find_checkpoint(run, which)
-    if checkpoint is None:
-        reasons = " ".join(passed_over) or "none was written yet, or none was validated."
-        raise ResumeError(f"run {run} has no whole checkpoint that is its {which}: {reasons} Train it first.")
-    if passed_over:
-        raise ResumeError(f"the {which} checkpoint of {run} is damaged: {' '.join(passed_over)}")
+    saved, checkpoint = read_run(run), find_checkpoint(run, which)
     weights = checkpoint.state["sha256"][MODEL]
-    content = json.dumps([weights, saved["recipe"]], sort_keys=True)
-    try:
-        model = TrainedModel(
-            name=name,
-            id=hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH],
-            run=str(run),
-            checkpoint=which,
-            step=checkpoint.step,
-            weights_sha256=weights,
-            recipe_digest=saved["recipe_digest"],
-            release_digest=saved["release_digest"],
-            git=saved["git"],
-        )
-    except KeyError as error:
-        raise ConfigError(f"{run / RECIPE} lacks {error}. Give a folder that train.py wrote.") from None
+    model = TrainedModel(
+        name=saved.name,
+        id=digest_of([weights, saved.written])[:ID_LENGTH],
+        run=str(run),
+        checkpoint=which,
+        step=checkpoint.step,
+        weights_sha256=weights,
+        recipe_digest=saved.recipe_digest,
+        release_digest=saved.release_digest,
+        git=saved.git,
+    )
     return model, checkpoint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harps_dist.evaluation.evaluations import Evaluations, read_columns
+from harps_dist.evaluation.evaluations import Evaluations
 from harps_dist.evaluation.figures import (
     BLACK,
     BLUE,
@@ -117,7 +117,7 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             path,
         )
     drawn = [name for name in TABLE_7 if found.scores(name, "simulated")]
-    spectra = {name: read_columns(found.folder(name, "simulated") / "spectrum.parquet") for name in drawn}
+    spectra = {name: found.table(name, "simulated", "spectrum.parquet") for name in drawn}
     decoded = {name: columns for name, columns in spectra.items() if columns}
     if decoded:
         path = folder / "fig5.png"

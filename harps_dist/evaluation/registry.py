@@ -22,22 +22,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import ValidationError
-
 from harps_dist.errors import ConfigError, PromotionError, ResumeError
 from harps_dist.evaluation.comparison import COMPARISON, read_comparison
 from harps_dist.evaluation.gate import Gate, Verdict, say
 from harps_dist.evaluation.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
-from harps_dist.evaluation.report import strict_json
+from harps_dist.evaluation.report import sealed_json, strict_json
 from harps_dist.files import atomic_link, atomic_write, exclusive, publish_folder
 from harps_dist.frozen import Frozen
+from harps_dist.sealed import unsealed
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from harps_dist.evaluation.comparison import Comparison
 
-FORMAT = 1
+FORMAT, FORMATS = 2, (1, 2)  # of index.json; the first carries no digest of its content
 INDEX, CURRENT, LOCK, VERDICT = "index.json", "current", ".lock", "verdict.json"
 PATIENCE_S = 60.0
 
@@ -72,13 +71,16 @@ class Registry:
         """Everything that was done, oldest first; raises ConfigError where the index is damaged."""
         path = self.folder / INDEX
         try:
-            content = json.loads(path.read_text())
-            if content["format"] != FORMAT:
-                raise ConfigError(f"{path} has format {content['format']}, this code knows {FORMAT}. Update it.")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if (form := content["format"]) not in FORMATS:
+                raise ConfigError(
+                    f"{path} has format {form}, this code knows {FORMAT}. Update it, or restore the file."
+                )
+            content = unsealed(content, required=form > 1)
             return [Event.model_validate(event) for event in content["events"]]
         except FileNotFoundError:
             return []
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
+        except (ValueError, KeyError, TypeError) as error:  # pydantic's are ValueErrors
             raise ConfigError(f"{path} is damaged: {error!r}. Restore it from a backup.") from None
 
     def promoted(self) -> list[TrainedModel]:
@@ -237,7 +239,7 @@ class Registry:
     def _append(self, events: list[Event], event: Event) -> None:
         content = {"format": FORMAT, "events": [known.model_dump() for known in (*events, event)]}
         with atomic_write(self.folder / INDEX) as aside:
-            aside.write_text(strict_json(content), encoding="utf-8")
+            aside.write_text(sealed_json(content), encoding="utf-8")
 
     def _point(self, events: list[Event]) -> None:
         """Let the link lead where the index says."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, clustered_error, mean_with_error
 from harps_dist.evaluation.paper import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
+from harps_dist.sealed import sealed, sha256_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from harps_dist.evaluation.calibration import Calibration
 
+FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
 Origin = Literal["real", "demo", "simulated", "generative", "mixed"]
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
@@ -121,11 +123,13 @@ class Report:
             aside.write_text(self.json(folder), encoding="utf-8")
 
     def json(self, folder: Path) -> str:
-        """The report as strict JSON: NaN becomes null, figure paths are relative to `folder`."""
-        content = asdict(self) | {"figures": self._figure_links(folder)}
+        """The report as strict JSON: NaN becomes null, figure paths are relative to `folder`; with sha256 of the tables
+        there, and a digest of all of it."""
+        content = asdict(self) | {"format": FORMAT, "figures": self._figure_links(folder)}
+        content["sha256"] = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("*.parquet"))}
         if self.paper:
             content["paper"] = self.paper._asdict()
-        return strict_json(content)
+        return sealed_json(content)
 
     def markdown(self, folder: Path) -> str:
         """The report as Markdown; figure links are relative to `folder`."""
@@ -294,6 +298,12 @@ def _measure_row(measure: Measure) -> list[str]:
 def strict_json(content: object) -> str:
     """Indented JSON in which NaN and infinities are null."""
     return json.dumps(_nan_to_none(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """As `strict_json`, with a digest of the content in it."""
+    plain = json.loads(strict_json(content))
+    return json.dumps(sealed(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _nan_to_none(content: object) -> object:

@@ -20,6 +20,7 @@ from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.paper import LEGENDS, TABLE_9
 from harps_dist.files import atomic_write
 from harps_dist.recipes import find_recipe
+from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.grid import Grid, named_grid
 
 if TYPE_CHECKING:
@@ -201,12 +202,16 @@ def write_speeds(speeds: Iterable[InferenceSpeed], path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or choose another.")
     content = {"convention": CONVENTION, "speeds": [asdict(speed) for speed in speeds]}
     with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n")
+        aside.write_text(json.dumps(sealed(content), indent=2) + "\n")
 
 
 def read_speeds(path: Path) -> list[InferenceSpeed]:
-    """What `write_speeds` wrote."""
-    return [InferenceSpeed(**speed) for speed in json.loads(path.read_text())["speeds"]]
+    """What `write_speeds` wrote; raises ConfigError where it was changed since."""
+    try:
+        content = unsealed(json.loads(path.read_text(encoding="utf-8")), required=False)
+        return [InferenceSpeed(**speed) for speed in content["speeds"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error!r}. Measure again with launch/benchmark.py speed.") from None
 
 
 def speed_table(speeds: Sequence[InferenceSpeed]) -> Table:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harps_dist.errors import ExportError
+from harps_dist.sealed import sealed, unsealed
 
-FORMAT = 1
+FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 Uncertainty = Literal["head", "spread", "residuals", "none"]
 _NAN = float("nan")
 
@@ -106,8 +107,9 @@ class Description:
 
 
 def to_json(description: Description) -> str:
-    """As config.json has it."""
-    return json.dumps(_strict(asdict(description)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """As config.json has it, with a digest of all of it."""
+    content = sealed(_strict(asdict(description)))
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def from_json(text: str, name: str) -> Description:
@@ -117,10 +119,14 @@ def from_json(text: str, name: str) -> Description:
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{name} is damaged: {error}. Export the run again.") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found not in FORMATS:
         raise ExportError(
             f"{name} has format {found!r}, this code knows {FORMAT}. Export the run again, or update harps_dist."
         )
+    try:
+        content = unsealed(content, required=found > 1)
+    except ValueError as error:
+        raise ExportError(f"{name} was edited or damaged: {error}. Export the run again.") from None
     return _checked(Description, content, name)
 
 

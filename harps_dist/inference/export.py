@@ -10,27 +10,23 @@ DIR/
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
-from harps_dist.config import Recipe
 from harps_dist.data.reader import Release
-from harps_dist.errors import ConfigError, ExportError, ResumeError
+from harps_dist.errors import ConfigError, ExportError
 from harps_dist.evaluation.calibration import LEVELS
 from harps_dist.files import exclusive, publish_folder
 from harps_dist.inference.calibrate import KINDS, Held, Progress, Trial, calibrated_anomaly, calibrated_labels
 from harps_dist.inference.card import model_card
 from harps_dist.inference.description import FORMAT, Description, GridFacts, Uncertainty, to_json
-from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load
+from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load, read_description
 from harps_dist.models.supervised import SemiSupervised, SpectrumModel, SpectrumSimulator
 from harps_dist.spectra.grid import STEP_AA
 from harps_dist.training.checkpoint import MODEL, Checkpoint
-from harps_dist.training.run import RECIPE, Which, find_checkpoint, load_run, read_run
+from harps_dist.training.run import SavedRun, Which, find_checkpoint, load_run, read_run
 
 SPECTRA = 2048  # of a kind and split that calibrate, at most
 EXPORT = "export"  # folder in a run
@@ -54,17 +50,17 @@ def export_run(
     if folder.exists() and not (folder / CONFIG).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is there and is no export, so it is not replaced. Give a new folder.")
     split = release.manifest.split_fractions, release.manifest.split_salt
-    if read_run(run).split != split:
+    saved = read_run(run)
+    if saved.split != split:
         raise ConfigError(
-            f"run {run} was trained on stars split as {read_run(run).split}, but the release splits them as {split}, "
+            f"run {run} was trained on stars split as {saved.split}, but the release splits them as {split}, "
             f"so that stars it has seen would calibrate it. Give a release that is split as the one it was trained on."
         )
-    checkpoint = _checkpoint(run, which)
-    name, recipe, model, _ = load_run(run, release.manifest, which)
+    checkpoint = find_checkpoint(run, which)
+    _, recipe, model, _ = load_run(run, release.manifest, which)
     checkpoint.load_model(model)  # a training that goes on may have written another meanwhile
-    saved = yaml.safe_load((run / RECIPE).read_text())
     weights = (checkpoint.path / MODEL).read_bytes()
-    found = _describe(name, recipe, model, release, saved, checkpoint, hashlib.sha256(weights).hexdigest())
+    found = _describe(saved, model, release, checkpoint, hashlib.sha256(weights).hexdigest())
     trial = Trial(Exported(found, model, device=device), recipe, release, spectra, progress)
     found = replace(found, labels=trial.label_facts(), snr_low=trial.low_snr())
     files, tests = {WEIGHTS: weights}, []
@@ -101,7 +97,7 @@ def exported_run(
 
     release: None takes what is there. Raises ExportError where another process is making it.
     """
-    folder, checkpoint = run / EXPORT, _checkpoint(run, which)
+    folder, checkpoint = run / EXPORT, find_checkpoint(run, which)
     with exclusive(run / ".export.lock") as free:
         if not free:
             raise ExportError(f"another process is exporting {run}. Wait until it has ended.")
@@ -112,31 +108,22 @@ def exported_run(
 
 def is_exported(run: Path, which: Which = "best") -> bool:
     """Whether RUN/export is there, and of this checkpoint."""
-    return _is_of(run / EXPORT, _checkpoint(run, which))
+    return _is_of(run / EXPORT, find_checkpoint(run, which))
 
 
 def _is_of(folder: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a folder is an export of these weights that can be opened; what else it holds is checked by `load`."""
     try:
-        found = json.loads((folder / CONFIG).read_text())
-        return found["format"] == FORMAT and found["sha256"][WEIGHTS] == checkpoint.state["sha256"][MODEL]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_description(folder / CONFIG)
+    except ExportError:
         return False
-
-
-def _checkpoint(run: Path, which: Which) -> Checkpoint:
-    checkpoint, passed_over = find_checkpoint(run, which)
-    if checkpoint is None:
-        reasons = " ".join(passed_over) or f"it has no {which} checkpoint."
-        raise ResumeError(f"run {run} cannot be exported: {reasons} Train it first, or take --checkpoint newest.")
-    return checkpoint
+    return found.sha256.get(WEIGHTS) == checkpoint.state["sha256"][MODEL]
 
 
 def _describe(
-    name: str,
-    recipe: Recipe,
+    saved: SavedRun,
     model: SpectrumModel,
     release: Release,
-    saved: dict[str, Any],
     checkpoint: Checkpoint,
     weights_sha256: str,
 ) -> Description:
@@ -151,9 +138,9 @@ def _describe(
         uncertainty = "spread"
     return Description(
         format=FORMAT,
-        name=name,
+        name=saved.name,
         step=checkpoint.step,
-        model=recipe.model.model_dump(mode="json"),
+        model=saved.recipe.model.model_dump(mode="json"),
         grid=GridFacts(grid.name, grid.start, grid.length, grid.wave0_aa, STEP_AA, "air", "barycentric"),
         labels=(),
         levels=LEVELS,
@@ -161,14 +148,14 @@ def _describe(
         likelihood="laplace" if model.uncertainty == "laplace" else "gaussian",
         anomaly=None,
         snr_low=float("nan"),
-        recipe_digest=recipe.digest,
-        release_digest=saved["release_digest"],
+        recipe_digest=saved.recipe_digest,
+        release_digest=saved.release_digest,
         calibrated_on=release.digest,
         provenance={
-            "git": saved.get("git"),
-            "python": saved.get("python"),
-            "versions": saved.get("versions"),
-            "start_from": saved.get("start_from"),
+            "git": saved.git,
+            "python": saved.python,
+            "versions": saved.versions,
+            "start_from": saved.start_from,
             "validation_loss": checkpoint.validation_loss,
             "release": release.manifest.description,
             "genuine": release.manifest.genuine,

@@ -26,6 +26,7 @@ from harps_dist.inference.simulated import Request
 from harps_dist.inference.simulator import BATCH, RvBy, Simulator
 from harps_dist.inference.sinks import IDENTITY, FitsFolder, FitsImage, ParquetRows, Sink, ZarrGroup, rows_within
 from harps_dist.inference.spectrum_files import ascii_text
+from harps_dist.sealed import sealed, unsealed
 from harps_dist.training.distributed import World
 
 BLOCK_BYTES = 64 * 2**20  # of flux; what is held at a time is a few times that
@@ -136,17 +137,27 @@ def _prepare(sink: Sink, identity: dict[str, Any]) -> list[int] | None:
         return None
     note = sink.parts / IDENTITY
     if note.exists():
-        _same(json.loads(note.read_text()), identity, sink.parts)
+        _same(_read_identity(note), identity, sink.parts)
     else:
         if sink.parts.exists() and any(not path.name.startswith(".") for path in sink.parts.iterdir()):
             raise ConfigError(f"{sink.parts} is there and holds something else. Choose another name for the result.")
         sink.parts.mkdir(exist_ok=True)
         with atomic_write(note) as aside:
-            aside.write_text(json.dumps(identity, indent=1, ensure_ascii=False))
+            aside.write_text(json.dumps(sealed(identity), indent=1, ensure_ascii=False), encoding="utf-8")
     for left in sink.parts.rglob(".*.tmp"):  # of a process that was killed while it wrote
         left.unlink()
     sink.begin()
     return [block for block in range(sink.blocks) if not sink.has(block)]
+
+
+def _read_identity(note: Path) -> dict[str, Any]:
+    """What simulation.json says; raises ConfigError where it is damaged."""
+    try:
+        return unsealed(json.loads(note.read_text(encoding="utf-8")), required=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"{note} is damaged: {error}. Remove {note.parent}, or choose another name for the result."
+        ) from None
 
 
 def _same(found: dict[str, Any], identity: dict[str, Any], where: Path) -> None:

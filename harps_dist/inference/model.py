@@ -297,11 +297,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
     """
     folder = Path(folder)
     content = _content(folder / CONFIG)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{folder / CONFIG} is damaged: {error}. Export the run again.") from None
-    description = from_json(text, str(folder / CONFIG))
+    description = read_description(folder / CONFIG, content)
     weights = _checked_tensors(folder, WEIGHTS, description)
     model = build(description, weights, folder)
     reference = None
@@ -317,6 +313,15 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
     ):
         raise ExportError(f"{folder / CONFIG} counts other echelle orders than this code. Export the run again.")
     return exported
+
+
+def read_description(path: Path, content: bytes | None = None) -> Description:
+    """What an export's config.json says; raises ExportError where it is missing, damaged or of another version."""
+    try:
+        text = (_content(path) if content is None else content).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path} is damaged: {error}. Export the run again.") from None
+    return from_json(text, str(path))
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -26,6 +26,7 @@ from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.model import BATCH, CONFIG, Exported, load
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, read_items
 from harps_dist.inference.table import Columns, check_ending, columns_of, fields_of, write_table
+from harps_dist.sealed import is_whole, sealed_write
 from harps_dist.training.distributed import World
 from harps_dist.training.run import RECIPE, Which
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 BLOCK = 64  # rows that are kept together
-PARTS_FORMAT = 1
+PARTS_FORMAT = 2
 
 
 @dataclass
@@ -177,21 +178,16 @@ def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Obse
     columns |= columns_of(exported, predicted, np.array([found.coverage for _, found in good]), flux)
     name = hashlib.sha256("\n".join(columns["identity"]).encode()).hexdigest()[:32]
     parts.mkdir(parents=True, exist_ok=True)
-    with atomic_write(parts / f"{name}.parquet") as aside:
+    with sealed_write(parts / f"{name}.parquet") as aside:
         rows = {key: list(values) if getattr(values, "ndim", 1) > 1 else values for key, values in columns.items()}
         pq.write_table(pa.table(rows), aside)
 
 
 def _read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
-    """Columns of all parts, one after the other; a part that is damaged is left out, and its rows are made again."""
-    import pyarrow as pa
-
+    """Columns of all parts, one after the other; one that is damaged is told of, and its rows are made again."""
     found: list[Columns] = []
-    for path in sorted(parts.glob("*.parquet")):
-        try:
-            columns = read_columns(path) or {}
-        except (pa.ArrowInvalid, OSError):
-            continue
+    for path in filter(is_whole, sorted(parts.glob("*.parquet"))):
+        columns = read_columns(path) or {}
         found.append({name: columns[name] for name in names or columns})
     return {name: np.concatenate([part[name] for part in found]) for name in (found[0] if found else ())}
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Request, Simulated
 from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectrum_files import ascii_text, write_fits
+from harps_dist.sealed import find_sealed, sealed_write, unsealed
 from harps_dist.spectra.grid import STEP_AA, Grid
 from harps_dist.spectra.labels import LABEL
 
@@ -61,7 +63,8 @@ class Sink:
         """Make what blocks are written into; again, where it was killed meanwhile."""
 
     def has(self, block: int) -> bool:
-        return self._file(block).exists()
+        """Whether a block is there and whole; one that is damaged is told of, and made again."""
+        return find_sealed(self._file(block)) is not None
 
     def write(self, block: int, simulated: Simulated) -> None:
         raise NotImplementedError(f"{type(self).__name__} writes no blocks; give it a write.")
@@ -71,7 +74,15 @@ class Sink:
         raise NotImplementedError(f"{type(self).__name__} puts nothing together; give it a finish.")
 
     def _file(self, block: int) -> Path:
+        """What a block is written to, under the sealed name of its content."""
         return self.parts / f"{block:06d}"
+
+    def _block(self, block: int) -> Path:
+        """The file of a block, checked again; raises ConfigError where it was changed since it was written."""
+        found = find_sealed(self._file(block))
+        if found is None:
+            raise ConfigError(f"block {block} in {self.parts} was damaged meanwhile. Give the same command again.")
+        return found
 
     def _read_identity(self) -> dict[str, Any]:
         raise NotImplementedError(f"{type(self).__name__} has no identity; give it one.")
@@ -132,6 +143,9 @@ class ZarrGroup(Sink):
         with atomic_write(self._file(block)) as aside:
             aside.touch()
 
+    def has(self, block: int) -> bool:
+        return self._file(block).exists()  # its shard has a checksum
+
     def finish(self) -> None:
         os.replace(self._group, self.out)
         shutil.rmtree(self.parts)
@@ -157,19 +171,19 @@ class ParquetRows(Sink):
         columns: dict[str, Any] = dict(columns_of(simulated.request, self.simulator))
         flat = pa.array(simulated.flux.ravel())
         columns["flux"] = pa.FixedSizeListArray.from_arrays(flat, simulated.flux.shape[1])
-        with atomic_write(self._file(block)) as aside:
+        with sealed_write(self._file(block)) as aside:
             pq.write_table(pa.table(columns), aside, row_group_size=len(simulated), compression="zstd")
 
     def finish(self) -> None:
         import pyarrow.parquet as pq
 
-        schema: pa.Schema = pq.read_schema(self._file(0))
+        schema: pa.Schema = pq.read_schema(self._block(0))
         grid = self.simulator.grid
         notes = self.identity | {"wave0_aa": round(grid.wave0_aa, 2), "step_aa": STEP_AA}
         schema = schema.with_metadata({"harps_dist": json.dumps(notes, ensure_ascii=False).encode()})
         with atomic_write(self.out) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
             for block in range(self.blocks):
-                part = pq.ParquetFile(self._file(block), pre_buffer=False).read(use_threads=False)
+                part = pq.ParquetFile(self._block(block), pre_buffer=False).read(use_threads=False)
                 writer.write_table(part.cast(schema), row_group_size=len(part))
         shutil.rmtree(self.parts)
 
@@ -186,7 +200,7 @@ class FitsImage(Sink):
     """A FITS file: an image of one row a spectrum with a wavelength axis in air, and a table of the labels."""
 
     def write(self, block: int, simulated: Simulated) -> None:
-        with atomic_write(self._file(block)) as aside, aside.open("wb") as file:
+        with sealed_write(self._file(block)) as aside, aside.open("wb") as file:
             np.save(file, simulated.flux)
 
     def finish(self) -> None:
@@ -204,7 +218,7 @@ class FitsImage(Sink):
         with atomic_write(self.out) as aside:
             image = fits.StreamingHDU(str(aside), header)
             for block in range(self.blocks):
-                image.write(np.load(self._file(block), allow_pickle=False))
+                image.write(np.load(self._block(block), allow_pickle=False))
             image.close()
             with fits.open(aside, mode="append") as hdus:
                 hdus.append(fits.table_to_hdu(labels_table(self.request, self.simulator, ascii_only=True)))
@@ -252,7 +266,7 @@ class FitsFolder(Sink):
         return f"{row:06d}.fits"
 
     def _read_identity(self) -> dict[str, Any]:
-        return json.loads((self.out / IDENTITY).read_text())
+        return unsealed(json.loads((self.out / IDENTITY).read_text(encoding="utf-8")), required=False)
 
     def identity_of_result(self) -> dict[str, Any] | None:
         return super().identity_of_result() if (self.out / LABELS).exists() else None

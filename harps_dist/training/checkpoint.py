@@ -3,30 +3,31 @@
 checkpoints/step-00000500/
   model.safetensors       weights and label scale
   optimizer.safetensors   one tensor per parameter and moment, by the parameter's name
-  state.json              step, order, recipe and its digest, release, losses, sha256 of the two files
+  state.json              step, order, recipe and its digest, release, losses, sha256 of the two files, its own digest
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harps_dist.errors import ResumeError
 from harps_dist.files import atomic_write, publish_folder
+from harps_dist.sealed import sealed, sha256_of, unsealed
 from harps_dist.training.strategy import Moments, Snapshot
 
 if TYPE_CHECKING:
     from harps_dist.models.supervised import SpectrumModel
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # what can be read; the first carries no digest
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -75,7 +76,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, state: dict, keep: int) ->
 
     Then drop all but the newest `keep` and the one with the least validation loss.
     """
-    path = folder / f"step-{state['step']:08d}"
+    path = folder / _name(state["step"])
     folder.mkdir(parents=True, exist_ok=True)
     with publish_folder(path) as aside:
         save_file(snapshot.weights, aside / MODEL)
@@ -84,11 +85,11 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, state: dict, keep: int) ->
         state = {
             **state,
             "format": FORMAT,
-            "sha256": {name: _sha256(aside / name) for name in (MODEL, OPTIMIZER)},
+            "sha256": {name: sha256_of(aside / name) for name in (MODEL, OPTIMIZER)},
         }
         with atomic_write(aside / STATE) as file:
-            file.write_text(json.dumps(state, indent=1, sort_keys=True))
-    kept = {found.path for found in _by_validation_loss(folder)[:1]}
+            file.write_text(json.dumps(sealed(state), indent=1, sort_keys=True))
+    kept = {found.path for found in _by_validation_loss(folder)[0][:1]}
     for old in sorted(folder.glob("step-*"))[:-keep]:
         if old not in kept:
             shutil.rmtree(old)
@@ -122,19 +123,38 @@ class CheckpointWriter:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Open one checkpoint and check every byte; raises ResumeError saying what is wrong with it."""
-    try:
-        state = json.loads((path / STATE).read_text())
-        if state["format"] > FORMAT:
-            raise ResumeError(f"checkpoint {path} has format {state['format']}, this code knows {FORMAT}; update it.")
-        for name, expected in state["sha256"].items():
-            if (found := _sha256(path / name)) != expected:
-                raise ResumeError(
-                    f"{path / name} is damaged: sha256 {found[:12]}, {STATE} says {expected[:12]}. "
-                    f"Resume from an older checkpoint, or remove this one."
-                )
-    except (OSError, ValueError, KeyError) as error:
-        raise ResumeError(f"checkpoint {path} is not whole: {error!r}. Remove it.") from None
+    state = _read_state(path)
+    for name in (MODEL, OPTIMIZER):
+        try:
+            found, expected = sha256_of(path / name), state["sha256"][name]
+        except OSError as error:
+            raise ResumeError(f"checkpoint {path} is not whole: {error!r}.") from None
+        if found != expected:
+            raise ResumeError(f"{path / name} is damaged: sha256 {found[:12]}, {STATE} says {expected[:12]}.")
     return Checkpoint(path, state)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What state.json says, checked against its digest and the folder's name; raises ResumeError."""
+    try:
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        form = content["format"]
+        if type(form) is int and form > max(FORMATS):
+            raise ResumeError(f"checkpoint {path} has format {form}, this code knows {FORMAT}; update it.")
+        if form not in FORMATS:
+            raise ValueError(f"format {form!r}")
+        state = unsealed(content, required=form > 1)
+        if path.name != _name(state["step"]):
+            raise ValueError(f"it is of step {state['step']}")
+        if not all(isinstance(state["sha256"][name], str) for name in (MODEL, OPTIMIZER)):
+            raise ValueError("it does not say what its files hold")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResumeError(f"{path / STATE} is damaged or not whole: {error!r}.") from None
+    return state
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -144,41 +164,44 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return read_checkpoint(path), passed_over
         except ResumeError as error:
-            passed_over.append(str(error))
+            if path.exists():  # else a training that goes on has removed it
+                passed_over.append(str(error))
     return None, passed_over
 
 
 def best_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The whole checkpoint with the least validation loss, None where there is none, and why better ones were passed
-    over."""
-    passed_over: list[str] = []
-    for found in _by_validation_loss(folder):
+    """The whole checkpoint with the least validation loss, None where there is none, and why others were passed over.
+
+    One whose state.json is damaged may have been the best, so it is among these.
+    """
+    validated, passed_over = _by_validation_loss(folder)
+    for found in validated:
         try:
             return read_checkpoint(found.path), passed_over
         except ResumeError as error:
-            passed_over.append(str(error))
+            if found.path.exists():
+                passed_over.append(str(error))
     return None, passed_over
 
 
-def _by_validation_loss(folder: Path) -> list[Checkpoint]:
-    """Checkpoints that were validated, the best first, an older one before a newer one; their bytes are not checked."""
-    found = []
+def _by_validation_loss(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """Checkpoints that were validated, the best first, an older one before a newer one; and why others cannot be read.
+
+    The bytes of their tensors are not checked.
+    """
+    found, damaged = [], []
     for path in sorted(folder.glob("step-*")):
         try:
-            checkpoint = Checkpoint(path, json.loads((path / STATE).read_text()))
-        except (OSError, ValueError):  # damaged
+            checkpoint = Checkpoint(path, _read_state(path))
+        except ResumeError as error:
+            damaged += [str(error)] if path.exists() else []
             continue
         if checkpoint.validation_loss is not None:
             found.append(checkpoint)
-    return sorted(found, key=lambda checkpoint: checkpoint.validation_loss or 0.0)
+    return sorted(found, key=lambda checkpoint: checkpoint.validation_loss or 0.0), damaged
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what writers left that were killed; to be called when no other process writes there."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harps_dist.config import Log
+from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
+from harps_dist.sealed import digest_of, read_lines, sealed_line
 
 if TYPE_CHECKING:
     import wandb
     from rich.console import Console
 
 LOG = "log.jsonl"
+_ID_LENGTH = 8  # hexadecimal digits
 
 
 class RunLog:
@@ -24,9 +26,11 @@ class RunLog:
     def __init__(self, run: Path, config: Log, settings: dict, step: int, console: Console):
         self._console = console
         path = run / LOG
-        kept = [line for line in read_log(run) if line["step"] <= step]
+        lines, damage = read_lines(path)
+        for sentence in damage:
+            console.print(f"{sentence}: it is left out", soft_wrap=True)
         with atomic_write(path) as file:
-            file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            file.write_text("".join(sealed_line(line) for line in lines if line["step"] <= step), encoding="utf-8")
         self._file = path.open("a")
         self._wandb = self._start_wandb(run, config, settings) if config.wandb != "disabled" else None
 
@@ -36,11 +40,15 @@ class RunLog:
 
         identity = run / "wandb-id.txt"
         if not identity.exists():
-            identity.write_text(secrets.token_hex(4))
+            with atomic_write(identity) as aside:
+                aside.write_text(_checked_id(secrets.token_hex(4)))
+        known = identity.read_text(encoding="utf-8", errors="replace").strip()
+        if known not in (known[:_ID_LENGTH], _checked_id(known[:_ID_LENGTH])):
+            raise ConfigError(f"{identity} is damaged: {known!r} is no id that was given. Remove it for a new one.")
         return wandb.init(
             project=config.wandb_project,
             name=run.name,
-            id=identity.read_text(),
+            id=known,
             resume="allow",
             mode=config.wandb,
             dir=run,
@@ -49,7 +57,7 @@ class RunLog:
 
     def write(self, line: dict) -> None:
         """Log one step's figures, a flat dict with "step"."""
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(sealed_line(line))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._console.print(_console_line(line), highlight=False, soft_wrap=True)
@@ -63,14 +71,13 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict]:
-    """The lines of a run's log; a last line cut short by a kill is left out."""
-    lines = []
-    path = run / LOG
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    """The lines of a run's log; a last line cut short by a kill is left out.
+
+    Raises ConfigError where a line was changed since it was written.
+    """
+    lines, damage = read_lines(run / LOG)
+    if damage:
+        raise ConfigError(f"{'; '.join(damage)}. Restore the log from a copy, or remove what is damaged.")
     return lines
 
 
@@ -78,6 +85,11 @@ def lasting(run: Path) -> list[dict]:
     """The lines of a run's log without what two equal runs may differ in: times, rates and memory."""
     passing = ("ms_", "spectra_per_s", "data_wait", "peak_memory_gb", "flop_utilisation", "traffic_over_bandwidth")
     return [{key: value for key, value in line.items() if not key.startswith(passing)} for line in read_log(run)]
+
+
+def _checked_id(token: str) -> str:
+    """An id for Weights & Biases, whose last digits follow from its first ones."""
+    return token + digest_of(token)[:_ID_LENGTH]
 
 
 def _console_line(line: dict) -> str:

@@ -36,7 +36,7 @@ from harps_dist.training.distributed import World
 from harps_dist.training.learner import Learner
 from harps_dist.training.log import RunLog
 from harps_dist.training.peaks import measured_peaks
-from harps_dist.training.run import CHECKPOINTS, LEDGER, LOCK, RECIPE, read_run, save_recipe
+from harps_dist.training.run import CHECKPOINTS, LEDGER, LOCK, RECIPE, find_checkpoint, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
 from harps_dist.training.validation import validate
 
@@ -152,7 +152,13 @@ class Trainer:
         self.strategy.restore(checkpoint.moments())
         self.learner.restore(checkpoint.state)
         samples = self.order.samples_before(OrderState(**checkpoint.state["order"]))
-        self.step = samples // self.recipe.training.batch_size
+        size = self.recipe.training.batch_size
+        if samples != checkpoint.step * size:
+            raise ResumeError(
+                f"checkpoint {checkpoint.path} is damaged: it is behind {samples} samples of the order, expected "
+                f"{checkpoint.step} batches of {size}. Remove its folder, and the one before is gone on with."
+            )
+        self.step = checkpoint.step
         self._unfinished = checkpoint.state["unfinished"]
         if self.step < self.steps or self._unfinished:
             self.console.print(
@@ -163,10 +169,7 @@ class Trainer:
 
     def _start_from(self, run: Path, model: SpectrumModel) -> None:
         """Take over the weights of another run's newest checkpoint that fit the model."""
-        checkpoint, passed_over = newest_checkpoint(run / CHECKPOINTS)
-        if checkpoint is None:
-            reasons = " ".join(passed_over) or "none was written."
-            raise ResumeError(f"cannot start from {run}: it has no whole checkpoint: {reasons} Train it first.")
+        checkpoint = find_checkpoint(run, "newest")
         if self.recipe.training.label_scale == "kept":
             checkpoint.lend_label_scale(model)
         taken = checkpoint.lend(model)
@@ -189,7 +192,9 @@ class Trainer:
         settings = config.model_dump(mode="json")
         self._log = RunLog(self.run, config.log, settings, self.step, self.console) if world.is_main else None
         self._writer = CheckpointWriter(self.run / CHECKPOINTS, config.log.keep)
-        best = best_checkpoint(self.run / CHECKPOINTS)[0]
+        best, damaged = best_checkpoint(self.run / CHECKPOINTS)
+        for reason in damaged:
+            self.console.print(f"passed over for the least validation loss: {reason}", soft_wrap=True)
         self._least = self.world.gather(best.validation_loss if best else None)[0]
         self._ledger = self._open_ledger()
         try:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harps_dist.config import Recipe
 from harps_dist.data.manifest import Manifest
-from harps_dist.errors import ConfigError, ResumeError
+from harps_dist.errors import ConfigError
 from harps_dist.frozen import Frozen
 from harps_dist.training.run import find_checkpoint, read_run
 
@@ -47,11 +47,7 @@ def retraining_recipe(run: Path, release: str, manifest: Manifest, retraining: R
     recipe = saved.recipe.changed(data={"release": release})
     if retraining.policy == "scratch":
         return saved.name, recipe
-    checkpoint, passed_over = find_checkpoint(run, "newest")
-    if checkpoint is None:
-        raise ResumeError(
-            f"cannot start from {run}: {' '.join(passed_over) or 'it has no checkpoint.'} Train it first."
-        )
+    checkpoint = find_checkpoint(run, "newest")
     mix = recipe.data.mix
     if retraining.policy == "replay":
         mix = mix.model_copy(update={"replay": retraining.replay, "known": _known(run, manifest, saved.release_digest)})

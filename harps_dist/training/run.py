@@ -6,17 +6,18 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import yaml
 
-from harps_dist.config import Recipe
+from harps_dist.config import Recipe, recipe_digest
 from harps_dist.data.augment import Augment
 from harps_dist.data.manifest import GridSpec, Index, Kind, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
+from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from harps_dist.models.supervised import SpectrumModel
 
 RECIPE, CHECKPOINTS, LEDGER, LOCK = "recipe.yaml", "checkpoints", "ledger.jsonl", ".lock"
+FORMAT, FORMATS = 2, (1, 2)  # of recipe.yaml; the first carries neither its number nor a digest of the whole
 Which = Literal["newest", "best"]
 _PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "deepspeed", "harps_dist")
 
@@ -69,9 +71,10 @@ def label_ranges(index: Index, recipe: Recipe) -> dict[str, tuple[float, float]]
 
 def save_recipe(run: Path, recipe: Recipe, release: Release, name: str, start_from: Path | None = None) -> None:
     """Write the resolved recipe with its digest, the release's digest, what range of labels it holds, git revision and
-    versions."""
+    versions; and a digest of all of it."""
     manifest = release.manifest
     content = {
+        "format": FORMAT,
         "name": name,
         "start_from": str(start_from) if start_from else None,
         "recipe": recipe.model_dump(mode="json"),
@@ -86,52 +89,102 @@ def save_recipe(run: Path, recipe: Recipe, release: Release, name: str, start_fr
     }
     run.mkdir(parents=True, exist_ok=True)
     with atomic_write(run / RECIPE) as file:
-        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        file.write_text(yaml.safe_dump(sealed(content), sort_keys=False), encoding="utf-8")
 
 
 class SavedRun(NamedTuple):
-    """What a run's folder says of it. label_ranges: see there; empty for runs of versions that did not note them."""
+    """What a run's folder says of it.
+
+    written: the recipe as it stands there, which `recipe` may extend by what is newer, and recipe_digest its digest.
+    label_ranges: see there; empty for runs of versions that did not note them. start_from, git, python, versions: where
+    the run came from; None where they were not noted.
+    """
 
     name: str
     recipe: Recipe
+    written: dict[str, Any]
+    recipe_digest: str
     grid: GridSpec
     release_digest: str
     split: tuple[tuple[float, float, float], str]  # fractions and salt of the stars' split
     label_ranges: dict[str, tuple[float, float]]
+    start_from: str | None
+    git: str | None
+    python: str | None
+    versions: dict[str, str | None] | None
 
 
 def read_run(run: Path) -> SavedRun:
-    """Name, resolved recipe and grid of a run; raises ConfigError where the folder is not a run."""
+    """What a run's recipe.yaml says, checked against the digests that stand in it.
+
+    Raises ConfigError where the folder is not a run, or the file was edited, damaged or written by another version.
+    """
+    path = run / RECIPE
     try:
-        text = (run / RECIPE).read_text()
-    except FileNotFoundError:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run} is not a run: it has no {RECIPE}. Give the folder that train.py wrote.") from None
     try:
-        content = yaml.safe_load(text)
+        content = yaml.safe_load(raw.decode("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected names and values, got {type(content).__name__}")
+        form = content.get("format", 1)
+        if form not in FORMATS:
+            raise ValueError(f"it has format {form!r}, this code knows {FORMAT}")
+        content = unsealed(content, required=form > 1)
+        digest = recipe_digest(content["recipe"])
+        if (stated := content.get("recipe_digest", digest)) != digest:
+            raise ValueError(f"it states recipe_digest {str(stated)[:12]}, but its recipe has {digest[:12]}")
         first, second, third = content["split"][0]
         return SavedRun(
-            content["name"],
-            Recipe.model_validate(content["recipe"]),
-            GridSpec.model_validate(content["grid"]),
-            content["release_digest"],
-            ((first, second, third), content["split"][1]),
-            {key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()},
+            name=content["name"],
+            recipe=Recipe.model_validate(content["recipe"]),
+            written=content["recipe"],
+            recipe_digest=digest,
+            grid=GridSpec.model_validate(content["grid"]),
+            release_digest=content["release_digest"],
+            split=((first, second, third), content["split"][1]),
+            label_ranges={key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()},
+            **{key: content.get(key) for key in ("start_from", "git", "python", "versions")},
         )
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:  # pydantic's are ValueErrors
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)  # pydantic's are ValueErrors
         raise ConfigError(
-            f"{run / RECIPE} is not what this version writes: {what}. An older version's run cannot be read; train it "
-            f"again, or restore the file if it was edited."
+            f"{path} is not what this version writes: {what}. It was edited or damaged, or an older version wrote it: "
+            f"restore it from a copy, or train the run again."
         ) from None
 
 
-def find_checkpoint(run: Path, which: Which) -> tuple[Checkpoint | None, list[str]]:
-    """A run's newest whole checkpoint, or that with the least validation loss, and why others were passed over."""
-    return {"newest": newest_checkpoint, "best": best_checkpoint}[which](run / CHECKPOINTS)
+def find_checkpoint(run: Path, which: Which) -> Checkpoint:
+    """A run's newest checkpoint, or that with the least validation loss, every byte of it checked.
+
+    Raises ResumeError where there is none, where it is damaged (an older one is never taken in its place), or where it
+    was written under another recipe than the run's.
+    """
+    choose = {"newest": newest_checkpoint, "best": best_checkpoint}[which]
+    checkpoint, passed_over = choose(run / CHECKPOINTS)
+    if passed_over:
+        raise ResumeError(
+            f"the {which} checkpoint of {run} is damaged: {' '.join(passed_over)} Restore it from a copy, or remove "
+            f"its folder, and what is left is taken."
+        )
+    if checkpoint is None:
+        what = "written" if which == "newest" else "validated"
+        raise ResumeError(f"run {run} has no checkpoint that is its {which}: none was {what} yet. Train it first.")
+    saved, written = read_run(run).recipe_digest, checkpoint.state.get("recipe_digest")
+    if written != saved:
+        raise ResumeError(
+            f"checkpoint {checkpoint.path} was written for recipe {str(written)[:12]}, but {run / RECIPE} has "
+            f"{saved[:12]}: they are not of the same run. Restore the one that was replaced."
+        )
+    return checkpoint
 
 
 def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[str, Recipe, SpectrumModel, int]:
-    """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest or best whole checkpoint."""
+    """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest or best checkpoint.
+
+    Raises ConfigError for a release on another grid; otherwise as `trained_model`.
+    """
     saved = read_run(run)
     if saved.grid != manifest.grid:
         raise ConfigError(
@@ -143,13 +196,11 @@ def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[st
 
 
 def trained_model(run: Path, which: Which = "newest") -> tuple[SpectrumModel, Checkpoint]:
-    """The trained model (CPU, evaluation mode) of a run's newest or best whole checkpoint; its release is not needed,
-    for grid and label scale are saved with it. Raises ResumeError where there is none."""
-    saved = read_run(run)
-    checkpoint, passed_over = find_checkpoint(run, which)
-    if checkpoint is None:
-        reasons = " ".join(passed_over) or f"none was {'written' if which == 'newest' else 'validated'} yet."
-        raise ResumeError(f"run {run} has no whole checkpoint: {reasons} Train it first.")
+    """The trained model (CPU, evaluation mode) of a run's newest or best checkpoint.
+
+    Its release is not needed, for grid and label scale are saved with it. Raises as `read_run` and `find_checkpoint`.
+    """
+    saved, checkpoint = read_run(run), find_checkpoint(run, which)
     with torch.random.fork_rng(devices=[]):
         model: SpectrumModel = saved.recipe.model.build(saved.grid.grid())
     checkpoint.load_model(model)

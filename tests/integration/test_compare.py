@@ -180,7 +180,7 @@ def poisoned(source: Path, folder: Path) -> Path:
     """The same run, but its teff is off by 3 standard deviations: as if labels had been wrong."""
     folder.mkdir()
     shutil.copy(source / "recipe.yaml", folder)
-    checkpoint, _ = find_checkpoint(source, "newest")
+    checkpoint = find_checkpoint(source, "newest")
     weights = load_file(checkpoint.path / MODEL)
     teff = find_recipe("demo-cnn-mix-laplace").model.labels.index("teff")
     weights["label_mean"][teff] += 3 * weights["label_std"][teff]

@@ -18,6 +18,7 @@ from harps_dist.inference.description import (
     from_json,
     to_json,
 )
+from harps_dist.sealed import sealed
 
 LABEL = LabelFacts("teff", "K", 5500.0, 700.0, 4000.0, 8000.0, math.inf, (1.0, 2.5, math.inf), "demo", 18, 40)
 ANOMALY = AnomalyFacts(9, 500, 1.7, (102, 101), 2.5, math.inf, 0.01, "demo and simulated", 30, 60)
@@ -67,7 +68,18 @@ def test_what_is_written_is_read_again():
 )
 def test_what_is_wrong_is_named(change, message):
     with pytest.raises(ExportError, match=message):
-        from_json(json.dumps(json.loads(to_json(WHOLE)) | change), "x")
+        from_json(json.dumps(sealed(json.loads(to_json(WHOLE)) | change)), "x")
+
+
+def test_what_was_edited_is_refused():
+    content = json.loads(to_json(WHOLE))
+    content["labels"][0]["high"] = 9000.0
+    with pytest.raises(ExportError, match="x was edited or damaged: it states digest"):
+        from_json(json.dumps(content), "x")
+    del content["digest"]
+    with pytest.raises(ExportError, match="x was edited or damaged: it has no digest"):
+        from_json(json.dumps(content), "x")
+    assert from_json(json.dumps(content | {"format": 1}), "x").labels[0].high == 9000.0  # as version 0.1 wrote it
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1', "[" * 100_000, '"' + "9" * 10_000])

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harps_dist.config import recipe_digest
 from harps_dist.errors import ConfigError, PromotionError, ResumeError
 from harps_dist.evaluation import registry as module
 from harps_dist.evaluation.comparison import read_comparison
 from harps_dist.evaluation.gate import Gate, Line, Verdict
 from harps_dist.evaluation.identity import identify
 from harps_dist.evaluation.registry import Registry
+from harps_dist.sealed import sealed
 from harps_dist.training.checkpoint import MODEL, read_checkpoint
 from harps_dist.training.run import find_checkpoint, git_revision, read_run
 from tests.commands import command, run
@@ -60,7 +62,7 @@ def test_a_promoted_model_is_a_run_with_its_record(registry, runs):
     assert linked(registry) == folder.name
     assert registry.current() == model
     assert read_run(registry.folder / "current").name == "demo-cnn-mix"
-    copied, _ = find_checkpoint(registry.folder / "current", "newest")
+    copied = find_checkpoint(registry.folder / "current", "newest")
     assert (copied.path / MODEL).read_bytes() == (checkpoint.path / MODEL).read_bytes()
     assert identify(registry.folder / "current")[0].id == model.id
     record = registry.folder / event.record
@@ -178,12 +180,17 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(registry, runs, tmp_path
     assert linked(registry) == identify(runs[0])[0].folder_name
 
 
-def test_a_recipe_that_was_edited_is_another_model(registry, runs, tmp_path):
+def test_a_recipe_that_was_edited_is_not_promoted(registry, runs, tmp_path):
     compared = write_comparison(tmp_path / "compared", runs[0], None)
-    saved = yaml.safe_load((runs[0] / "recipe.yaml").read_text())
+    path = runs[0] / "recipe.yaml"
+    saved = yaml.safe_load(path.read_text())
     saved["recipe"]["training"]["seed"] = 5
-    (runs[0] / "recipe.yaml").write_text(yaml.safe_dump(saved))
-    with pytest.raises(PromotionError, match="the comparison is of"):
+    path.write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match="it states digest"):
+        registry.promote(runs[0], compared, GATE)
+    saved["recipe_digest"] = recipe_digest(saved["recipe"])
+    path.write_text(yaml.safe_dump(sealed(saved)))  # by someone who knows how
+    with pytest.raises(ResumeError, match="they are not of the same run"):
         registry.promote(runs[0], compared, GATE)
 
 
