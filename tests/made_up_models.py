@@ -27,7 +27,7 @@ def write_model(run: Path, seed: int, step: int = 10) -> Path:
     release = SimpleNamespace(manifest=manifest, index=index_of(10))
     save_recipe(run, find_recipe("demo-cnn-mix"), release, "demo-cnn-mix")
     snapshot = Snapshot({"w": torch.full((3,), float(seed))}, {})
-    state = {"step": step, "recipe_digest": find_recipe("demo-cnn-mix").digest}
+    state = {"step": step, "recipe_digest": find_recipe("demo-cnn-mix").digest, "release_digest": RELEASE.digest}
     save_checkpoint(run / "checkpoints", snapshot, state, keep=2)
     return run
 

@@ -56,7 +56,7 @@ def train_run(
 
     start_from: a run to begin with in the parent's place.
     """
-    begun = newest_checkpoint(run / CHECKPOINTS)[0] is not None
+    begun = any((run / CHECKPOINTS).glob("step-*"))
     if recipe.parent and not start_from and not begun:
         start_from = run.parent / recipe.parent
         parent = read_run(start_from).recipe if (start_from / RECIPE).exists() else find_recipe(recipe.parent)
@@ -126,6 +126,11 @@ class Trainer:
             remove_unfinished(folder)
         for reason in passed_over:
             self.console.print(f"passed over a checkpoint: {reason}", soft_wrap=True)
+        if checkpoint is None and passed_over:
+            raise ResumeError(
+                f"{self.run} has checkpoints, but none is whole: {' '.join(passed_over)} Restore one from a copy, or "
+                f"remove {folder} to begin anew."
+            )
         if checkpoint is None:
             return None
         if self.engine.resume == "never":

@@ -159,7 +159,7 @@ def find_checkpoint(run: Path, which: Which) -> Checkpoint:
     """A run's newest checkpoint, or that with the least validation loss, every byte of it checked.
 
     Raises ResumeError where there is none, where it is damaged (an older one is never taken in its place), or where it
-    was written under another recipe than the run's.
+    was written under another recipe or for another release than the run's.
     """
     choose = {"newest": newest_checkpoint, "best": best_checkpoint}[which]
     checkpoint, passed_over = choose(run / CHECKPOINTS)
@@ -171,12 +171,14 @@ def find_checkpoint(run: Path, which: Which) -> Checkpoint:
     if checkpoint is None:
         what = "written" if which == "newest" else "validated"
         raise ResumeError(f"run {run} has no checkpoint that is its {which}: none was {what} yet. Train it first.")
-    saved, written = read_run(run).recipe_digest, checkpoint.state.get("recipe_digest")
-    if written != saved:
-        raise ResumeError(
-            f"checkpoint {checkpoint.path} was written for recipe {str(written)[:12]}, but {run / RECIPE} has "
-            f"{saved[:12]}: they are not of the same run. Restore the one that was replaced."
-        )
+    saved = read_run(run)
+    for what, stands in (("recipe", saved.recipe_digest), ("release", saved.release_digest)):
+        written = str(checkpoint.state.get(f"{what}_digest"))
+        if written != stands:
+            raise ResumeError(
+                f"checkpoint {checkpoint.path} was written for {what} {written[:12]}, but {run / RECIPE} has "
+                f"{stands[:12]}: they are not of the same run. Restore the one that was replaced."
+            )
     return checkpoint
 
 

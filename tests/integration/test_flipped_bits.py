@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -26,6 +27,7 @@ from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
 from harps_dist.inference.simulator import Simulator
 from harps_dist.recipes import find_recipe
+from harps_dist.sealed import sealed
 from harps_dist.training.distributed import World
 from harps_dist.training.log import read_log
 from harps_dist.training.loop import train_run
@@ -206,3 +208,19 @@ def test_a_resumed_training_says_what_it_passes_over_and_learns_the_same(runs, t
     assert "step-00000004/model.safetensors is damaged" in said
     assert "line 1 of run/log.jsonl is damaged: it is left out" in said
     assert path.read_bytes() == whole
+    for file in (tmp_path / "run/checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"")
+    said = run(command("launch/train.py", *arguments, *settings), tmp_path, expect=1)
+    assert "has checkpoints, but none is whole" in said
+
+
+def test_a_recipe_of_another_run_is_noticed(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / f"demo-{NAME}", folder)
+    content = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(sealed(content | {"release_digest": "0" * 64})))
+    with pytest.raises(ResumeError, match=r"written for release .* not of the same run"):
+        trained_model(folder)
+    shutil.move(folder / "checkpoints/step-00000004", folder / "checkpoints/step-00000005")
+    with pytest.raises(ResumeError, match="it is of step 4"):
+        trained_model(folder)
