@@ -6,7 +6,7 @@ The command line overrides any field, unknown keys are refused, and the resolved
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,90 +14,12 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.order import Mix
 from harps_dist.data.stores import Cache
 from harps_dist.frozen import Frozen
+from harps_dist.models.config import Loss, Model
 from harps_dist.sealed import digest_of
-from harps_dist.spectra.labels import LABEL, SEVEN
+from harps_dist.spectra.labels import LABEL
 
 if TYPE_CHECKING:
-    from harps_dist.models.supervised import SpectrumModel
-    from harps_dist.spectra.grid import Grid
-
-Init = Literal["paper", "on_scale"]
-
-
-class Encoder(Frozen):
-    """Spectrum to labels: the encoder of Table B.1 and a linear layer.
-
-    width scales all channel numbers. init: "paper" for the framework's default, "on_scale" for weights that
-    keep the signal's scale and a head that starts at the mean label. The input is (s - input_centre)
-    input_scale; lines are small against the continuum, so centred and scaled input learns much faster.
-    uncertainty: also predict how far each label may be off, under a Gaussian or a Laplace likelihood, which then is the
-    label loss; "none" as the paper.
-    """
-
-    kind: Literal["encoder"] = "encoder"
-    uncertainty: Literal["none", "gaussian", "laplace"] = "none"
-    labels: tuple[str, ...] = SEVEN
-    width: float = Field(1.0, gt=0)
-    init: Init = "paper"
-    input_centre: float = 0.0
-    input_scale: float = 1.0
-
-    def build(self, grid: Grid) -> SpectrumModel:
-        from harps_dist.models.supervised import LabelPredictor
-
-        return LabelPredictor(self, grid)
-
-
-class Decoder(Frozen):
-    """Labels to spectrum: the CNN of Table B.2, or the ResNet of Table B.3 (block "public" has the paper's count)."""
-
-    kind: Literal["decoder"] = "decoder"
-    architecture: Literal["cnn", "resnet"] = "resnet"
-    block: Literal["public", "appendix_b"] = "public"
-    labels: tuple[str, ...] = tuple(name for name in SEVEN if name != "berv")
-    width: float = Field(1.0, gt=0)
-    init: Init = "paper"
-
-    def build(self, grid: Grid) -> SpectrumModel:
-        from harps_dist.models.supervised import SpectrumSimulator
-
-        return SpectrumSimulator(self, grid)
-
-
-class Autoencoder(Frozen):
-    """Spectrum to latent to spectrum; the first latent nodes are the labels, the others unknown factors.
-
-    width scales the encoder's channels, decoder_width the decoder's. variational: draw the nodes from a Gaussian in
-    training (beta-VAE, InfoVAE). Without labels the bottleneck is unsupervised.
-    """
-
-    kind: Literal["autoencoder"] = "autoencoder"
-    labels: tuple[str, ...] = SEVEN
-    bottleneck: int = Field(9, ge=1)
-    variational: bool = False
-    architecture: Literal["cnn", "resnet"] = "resnet"
-    block: Literal["public", "appendix_b"] = "public"
-    width: float = Field(1.0, gt=0)
-    decoder_width: float = Field(1.0, gt=0)
-    init: Init = "paper"
-    input_centre: float = 0.0
-    input_scale: float = 1.0
-
-    @model_validator(mode="after")
-    def _room_for_labels(self) -> Autoencoder:
-        if self.bottleneck < len(self.labels):
-            raise ValueError(
-                f"a bottleneck of {self.bottleneck} cannot hold {len(self.labels)} labels; give it at least as many."
-            )
-        return self
-
-    def build(self, grid: Grid) -> SpectrumModel:
-        from harps_dist.models.supervised import SemiSupervised
-
-        return SemiSupervised(self, grid)
-
-
-Model = Annotated[Encoder | Decoder | Autoencoder, Field(discriminator="kind")]
+    pass
 
 
 class Data(Frozen):
@@ -121,28 +43,6 @@ class Data(Frozen):
     cache: Cache = Cache()
     resident: Literal["no", "host", "device"] = "no"
     compile: bool = False
-
-
-class Loss(Frozen):
-    """Weights of the loss parts (Eqs. 3-11) and the shape of their errors.
-
-    unknown_penalty: weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2).
-    kl: weight of the mean over the batch of the divergence summed over nodes, so that it means the same at any batch
-    size. mmd: weight of the maximum-mean discrepancy between nodes and prior; its mean over pairs depends on the batch
-    size (at 32 it narrows 32 nodes by 0.4 of their variance), so it is made that of batches of `mmd_batch_size`.
-    label_below, reconstruction_below: the errors are absolute as in the paper, but quadratic below this, in standard
-    deviations of the label and in medians of the flux. Under the plain absolute error a decoder that draws no line
-    at all is a strong attractor, since most pixels are continuum; a quadratic error pulls it out.
-    """
-
-    label: float = Field(1.0, ge=0)
-    reconstruction: float = Field(1.0, ge=0)
-    unknown_penalty: float = Field(1.0, ge=0)
-    kl: float = Field(0.0, ge=0)
-    mmd: float = Field(0.0, ge=0)
-    mmd_batch_size: int = Field(32, ge=1)
-    label_below: float = Field(0.0, ge=0)
-    reconstruction_below: float = Field(0.0, ge=0)
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
@@ -255,9 +155,9 @@ class Recipe(Frozen):
         unknown = [name for name in self.model.labels if name not in LABEL]
         if unknown:
             raise ValueError(f"unknown labels {unknown}; known are {list(LABEL)}.")
-        if isinstance(self.model, Autoencoder) and self.model.variational and not (self.loss.kl or self.loss.mmd):
+        if self.model.variational and not (self.loss.kl or self.loss.mmd):
             raise ValueError("a variational autoencoder needs a weight for kl or mmd; set loss.kl or loss.mmd.")
-        if isinstance(self.model, Decoder) and self.data.mix.real > 0:
+        if not self.model.reads and self.data.mix.real > 0:
             raise ValueError(
                 "a decoder alone needs every label of every spectrum, which real ones do not have; set data.mix.real 0."
             )

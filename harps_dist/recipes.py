@@ -7,10 +7,11 @@ small, BERV labelled on simulated spectra too, and their nuisances simulated.
 
 from __future__ import annotations
 
-from harps_dist.config import Autoencoder, Data, Decoder, Encoder, Loss, Recipe, Training
+from harps_dist.config import Data, Recipe, Training
 from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.order import Mix
 from harps_dist.errors import ConfigError
+from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss
 from harps_dist.spectra.labels import SEVEN, SIX
 
 REAL = Data(mix=Mix(real=1, simulated=0))

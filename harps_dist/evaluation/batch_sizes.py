@@ -16,7 +16,7 @@ from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.models.losses import kl_divergence, mmd_terms
-from harps_dist.training.run import build_model
+from harps_dist.training.run import initial_model
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +76,7 @@ def batch_size_effects(recipe: Recipe, release: Release, sizes: Iterable[int], s
 def _latents(recipe: Recipe, release: Release, spectra: int) -> tuple[Tensor, Tensor]:
     """(spectrum, node) mean and log variance, float64, of the first spectra of the order; all together normal nodes."""
     cpu = torch.device("cpu")
-    model, data, seed = build_model(recipe, release.manifest), recipe.data, recipe.training.seed
+    model, data, seed = initial_model(recipe, release.manifest), recipe.data, recipe.training.seed
     observer = Observer(release.instrument, data.augment, cpu)
     order = Order(release.index, data.mix, seed, release.digest)
     batches = TrainingBatches(release, order, data, seed, _AT_A_TIME)

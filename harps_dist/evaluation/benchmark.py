@@ -14,6 +14,7 @@ from torch import nn
 
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
+from harps_dist.models.build import build_model
 from harps_dist.models.cost import forward_flops
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.grid import Grid
@@ -21,7 +22,7 @@ from harps_dist.spectra.grid import Grid
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from harps_dist.config import Model
+    from harps_dist.models.config import Model
 
 CONVENTION = (
     "forward pass of one spectrum; a multiply-add is 2 FLOPs; biases, norms and activations not counted. "
@@ -64,9 +65,9 @@ def model_cost(config: Model, grid: Grid, recipes: tuple[str, ...] = ()) -> Mode
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode(), torch.no_grad():
-        model = config.build(grid)
+        model = build_model(config, grid)
         network = model.get_submodule("network")
-        inputs = torch.zeros(1, len(config.labels) if config.kind == "decoder" else grid.length)
+        inputs = torch.zeros(1, grid.length if config.reads else len(config.labels))
         executed = forward_flops(network, inputs) / 1e9
         for module in network.modules():
             if isinstance(module, nn.ConvTranspose1d):  # undo the faster road that layers.ConvTranspose1d takes

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from harps_dist.config import Decoder
 from harps_dist.data.augment import Augment
 from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
@@ -175,7 +174,7 @@ class Tried:
 
     def _labels(self, table: Columns) -> tuple[str, ...]:
         """What the model predicts: its supervised nodes, or what could be fitted on unsupervised ones."""
-        if isinstance(self.evaluator.recipe.model, Decoder):
+        if not self.evaluator.model.reads:
             return ()
         fitted = tuple(name for name in NAMES if np.isfinite(table[name]).any())
         return fitted if self.evaluator.unsupervised else self.evaluator.model.labels

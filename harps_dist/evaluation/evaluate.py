@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from harps_dist.config import Autoencoder, Decoder, Recipe
+from harps_dist.config import Recipe
 from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches, load
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
@@ -92,9 +92,9 @@ class Evaluator:
     def kinds(self) -> tuple[Spectra, ...]:
         """What this model can be tried on: a decoder alone needs every label, which real spectra do not have; on the
         generative set labels are intervened on, which takes an encoder, a decoder and supervised nodes."""
-        if isinstance(self.recipe.model, Decoder):
+        if not self.model.reads:
             return ("simulated",)
-        generative = isinstance(self.recipe.model, Autoencoder) and bool(self.model.labels)
+        generative = self.model.draws and bool(self.model.labels)
         return ("real", "simulated", "generative") if generative else ("real", "simulated")
 
     @property

@@ -19,6 +19,7 @@ from harps_dist.evaluation.comparison import SpeedRatio
 from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.paper import LEGENDS, TABLE_9
 from harps_dist.files import atomic_write
+from harps_dist.models.build import build_model
 from harps_dist.recipes import find_recipe
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.grid import Grid, named_grid
@@ -84,7 +85,7 @@ def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     before = _resident_mib()
-    model = find_recipe(recipe).model.build(named_grid(grid)).to(device).eval()
+    model = build_model(find_recipe(recipe).model, named_grid(grid)).to(device).eval()
     infer = _inference(model, named_grid(grid), batch, torch.device(device))
     with torch.inference_mode():
         infer()
@@ -144,13 +145,11 @@ def speed_ratio(
 
 def _inference(model: SpectrumModel, grid: Grid, batch: int, device: torch.device) -> Callable[[], object]:
     """What the model is for, on one batch of random input."""
-    from harps_dist.models.supervised import SemiSupervised, SpectrumSimulator
-
-    if isinstance(model, SpectrumSimulator):
+    if not model.reads:
         labels = torch.randn(batch, len(model.labels), device=device)
         return lambda: model.decode(labels)
     flux = 1 + 0.1 * torch.randn(batch, grid.length, device=device)
-    if isinstance(model, SemiSupervised):
+    if model.draws:
         return lambda: model.decode(model.encode(flux).mean)
     network = model.get_submodule("network")
     return lambda: network(flux)

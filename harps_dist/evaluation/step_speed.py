@@ -16,6 +16,7 @@ from harps_dist.data.observer import Batch
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.speed import Device, cpu_name
 from harps_dist.files import atomic_write
+from harps_dist.models.build import build_model
 from harps_dist.models.cost import TRAINING, forward_cost
 from harps_dist.models.losses import global_loss, loss_parts
 from harps_dist.models.supervised import SpectrumModel
@@ -109,7 +110,7 @@ def _measure(
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     recipe = recipe.changed(training={"precision": precision, "batch_size": size})
-    model = recipe.model.build(grid)
+    model = build_model(recipe.model, grid)
     prepare(model, precision)
     model.to(device)
     world = World(0, 1, device)

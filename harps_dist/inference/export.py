@@ -23,7 +23,7 @@ from harps_dist.inference.calibrate import KINDS, Held, Progress, Trial, calibra
 from harps_dist.inference.card import model_card
 from harps_dist.inference.description import FORMAT, Description, GridFacts, Uncertainty, to_json
 from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load, read_description
-from harps_dist.models.supervised import SemiSupervised, SpectrumModel, SpectrumSimulator
+from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.grid import STEP_AA
 from harps_dist.training.checkpoint import MODEL, Checkpoint
 from harps_dist.training.run import SavedRun, Which, find_checkpoint, load_run, read_run
@@ -64,7 +64,7 @@ def export_run(
     trial = Trial(Exported(found, model, device=device), recipe, release, spectra, progress)
     found = replace(found, labels=trial.label_facts(), snr_low=trial.low_snr())
     files, tests = {WEIGHTS: weights}, []
-    if not isinstance(model, SpectrumSimulator):
+    if model.reads:
         held = Held(release, tuple(part for kind in KINDS if (part := trial(kind, "validation")) is not None))
         if held.tried:
             found = replace(found, labels=calibrated_labels(found.labels, held))
@@ -130,11 +130,11 @@ def _describe(
     """The description before anything is calibrated."""
     grid = release.grid
     uncertainty: Uncertainty = "residuals"
-    if isinstance(model, SpectrumSimulator):
+    if not model.reads:
         uncertainty = "none"
     elif model.uncertainty != "none":
         uncertainty = "head"
-    elif isinstance(model, SemiSupervised) and model.variational:
+    elif model.variational:
         uncertainty = "spread"
     return Description(
         format=FORMAT,

@@ -7,7 +7,7 @@ table = model.predict(spectrum)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,8 @@ from harps_dist.errors import ConfigError, ExportError, HarpsDistError
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
 from harps_dist.inference.description import Description, from_json
 from harps_dist.inference.weights import read_safetensors
-from harps_dist.models.encoder import ConvEncoder
-from harps_dist.models.supervised import LabelPredictor, SemiSupervised, SpectrumModel, SpectrumSimulator
+from harps_dist.models.build import KINDS
+from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.grid import STEP_AA, Grid
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.noise import NOISE_FLOOR, photon_noise
@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, REFERENCE, CARD = "model.safetensors", "config.json", "reference.safetensors", "README.md"
 BATCH = 16
-KINDS: dict[Any, Callable[[Any, Grid], SpectrumModel]] = {
-    "encoder": LabelPredictor,
-    "decoder": SpectrumSimulator,
-    "autoencoder": SemiSupervised,
-}
 UNIT_DEVIATION = {"gaussian": 1.0, "laplace": 2.0**0.5}  # standard deviation of a likelihood of unit scale
 LATENT_COMPONENTS = 16  # of pooled features that are given as a latent vector, where there is no bottleneck
 
@@ -152,11 +147,11 @@ class Exported:
     @property
     def reconstructs(self) -> bool:
         """Whether it gives a spectrum for a spectrum."""
-        return isinstance(self.model, SemiSupervised)
+        return self.model.reads and self.model.draws
 
     def check_reads(self) -> None:
         """Raises ConfigError for a model that reads no spectra."""
-        if isinstance(self.model, SpectrumSimulator):
+        if not self.model.reads:
             raise ConfigError(
                 f"{self.description.name} is a decoder: it draws spectra and reads none. Take an encoder or an "
                 f"autoencoder."
@@ -178,9 +173,9 @@ class Exported:
 
         Raises ConfigError for a model without a decoder, or another number of nodes.
         """
-        inputs = self.nodes or len(self.labels)
+        inputs = self.model.inputs
         nodes = np.atleast_2d(nodes)
-        if isinstance(self.model, LabelPredictor):
+        if not self.model.draws:
             raise ConfigError(f"{self.description.name} has no decoder: it only reads labels. Take an autoencoder.")
         if nodes.shape[1] != inputs:
             raise ConfigError(f"{self.description.name} decodes {inputs} nodes a spectrum and was given {nodes.shape}.")
@@ -195,29 +190,15 @@ class Exported:
         Raises ConfigError for a model that reads no spectra.
         """
         self.check_reads()
-        labels, scale, nodes, features, drawn = self._read(flux, noise is not None)
+        labels, log_scale, nodes, features = self.model.read(flux)
         compared = None
-        if drawn is not None and noise is not None:
+        if self.reconstructs and noise is not None:
+            drawn = self.model.decode(nodes)
             compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders)
         sigma = None
-        if scale is not None:
-            sigma = scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
+        if log_scale is not None:
+            sigma = log_scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
         return Raw(self.model.physical(labels), sigma, nodes, features, compared)
-
-    def _read(self, flux: Tensor, draw: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-        """Normalised labels, the logarithm of their scales, nodes, pooled features, and the reconstruction."""
-        encoder = encoder_of(self.model)
-        features = encoder(flux)
-        pooled = encoder.pooled(features)
-        if isinstance(self.model, LabelPredictor):
-            return *self.model.read(self.model.network.head(features)), features[:, :0], pooled, None
-        assert isinstance(self.model, SemiSupervised)  # no third kind reads spectra
-        nodes, log_variance = self.model.network.latent_of(features)
-        known = len(self.labels)
-        scale = None
-        if log_variance is not None and self.description.uncertainty == "spread":
-            scale = log_variance[:, :known] / 2
-        return nodes[:, :known], scale, nodes, pooled, self.model.decode(nodes) if draw else None
 
     def predict_flux(
         self, flux: np.ndarray, noise: np.ndarray | None = None, batch_size: int = BATCH, chi2: bool = True
@@ -303,7 +284,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
     reference = None
     if description.anomaly is not None:
         tensors = _checked_tensors(folder, REFERENCE, description)
-        size = encoder_of(model).channels
+        size = model.encoder.channels
         reference = Reference.of(tensors, size, len(description.anomaly.orders), str(folder / REFERENCE))
     exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device)
     if (
@@ -364,12 +345,6 @@ def build(description: Description, weights: dict[str, Tensor], folder: Path) ->
             f"{folder / WEIGHTS} does not hold the weights of the model in {CONFIG}: {reason}. Export the run again."
         ) from None
     return model
-
-
-def encoder_of(model: SpectrumModel) -> ConvEncoder:
-    """The encoder of a model that reads spectra."""
-    assert isinstance(model, LabelPredictor | SemiSupervised)
-    return model.network.encoder
 
 
 def _checked_tensors(folder: Path, name: str, description: Description) -> dict[str, Tensor]:

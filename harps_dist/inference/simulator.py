@@ -18,7 +18,7 @@ from torch import Tensor
 from harps_dist.data.keyed import key_of
 from harps_dist.errors import ConfigError
 from harps_dist.inference.simulated import Request, Simulated, noise_sigma, relative_velocity
-from harps_dist.models.supervised import LabelPredictor, SpectrumModel
+from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, resample_shifted
 from harps_dist.spectra.grid import Grid, fill_invalid
 from harps_dist.spectra.labels import LABEL
@@ -43,15 +43,15 @@ class Simulator:
     """
 
     def __init__(self, model: SpectrumModel, grid: Grid, name: str, id: str, ranges: Mapping[str, tuple[float, float]]):
-        if isinstance(model, LabelPredictor):
+        if not model.draws:
             raise ConfigError(
                 f"{name} is an encoder: it reads labels off spectra and draws none. Give an autoencoder or a decoder, "
                 f"such as the recipes ae-mix and resnet-etc."
             )
         self.model, self.grid, self.name, self.id = model, grid, name, id
         self.labels = model.labels
-        self.unknown = max(0, model.nodes - len(model.labels))
-        self.has_prior = bool(getattr(model, "variational", False))
+        self.unknown = model.inputs - len(model.labels)
+        self.has_prior = model.variational
         mean, std = model.label_mean.tolist(), model.label_std.tolist()
         self.offset = np.array(mean + [0.0] * self.unknown)
         self.scale = np.array(std + [1.0] * self.unknown)

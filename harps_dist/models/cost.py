@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
-    from harps_dist.config import Model
+    from harps_dist.models.config import Model
     from harps_dist.spectra.grid import Grid
 
 TRAINING = 3  # forward passes that a forward and a backward pass cost
@@ -43,9 +43,11 @@ def forward_cost(config: Model, grid: Grid) -> ForwardCost:
     """Build the model on fake tensors and count; takes a second or two for the full grid."""
     from torch._subclasses import FakeTensorMode
 
+    from harps_dist.models.build import build_model
+
     with FakeTensorMode(), torch.no_grad():
-        network = config.build(grid).get_submodule("network")
-        inputs = torch.zeros(1, len(config.labels) if config.kind == "decoder" else grid.length)
+        network = build_model(config, grid).get_submodule("network")
+        inputs = torch.zeros(1, grid.length if config.reads else len(config.labels))
         flops = forward_flops(network, inputs)
         with _Traffic({id(parameter) for parameter in network.parameters()}) as traffic:
             network(inputs)

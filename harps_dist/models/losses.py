@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harps_dist.config import Loss, Model
 from harps_dist.data.observer import Batch
+from harps_dist.models.config import Loss, Model
 from harps_dist.models.layers import at_least_float32
 from harps_dist.models.supervised import Output, SpectrumModel
 
@@ -80,14 +80,12 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def part_names(model: Model, config: Loss) -> tuple[str, ...]:
     """The parts that `loss_parts` finds in training, in its order."""
-    unknown = model.bottleneck - len(model.labels) if model.kind == "autoencoder" else 0
-    drawn = model.kind == "autoencoder" and model.variational
     there = {
-        "label": model.kind != "decoder" and bool(model.labels),
-        "reconstruction": model.kind != "encoder",
-        "unknown": unknown > 0 and config.unknown_penalty > 0,
-        "kl": drawn and config.kl > 0,
-        "mmd": drawn and config.mmd > 0,
+        "label": model.reads and bool(model.labels),
+        "reconstruction": model.draws,
+        "unknown": model.unknown > 0 and config.unknown_penalty > 0,
+        "kl": model.variational and config.kl > 0,
+        "mmd": model.variational and config.mmd > 0,
     }
     return tuple(name for name, is_there in there.items() if is_there)
 

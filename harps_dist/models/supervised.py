@@ -5,7 +5,7 @@ They share one interface, so that losses, the loop and the evaluation need not k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import keyed_normals
 
 if TYPE_CHECKING:
-    from harps_dist.config import Autoencoder, Decoder, Encoder
     from harps_dist.data.observer import Batch
+    from harps_dist.models.config import Autoencoder, Decoder, Encoder
     from harps_dist.spectra.grid import Grid
 
 LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
@@ -44,13 +44,35 @@ class Output(NamedTuple):
     log_scale: Tensor | None = None
 
 
+class Reading(NamedTuple):
+    """What a model reads off spectra.
+
+    labels: (batch, K) normalised. log_scale: (batch, K) natural logarithm of their scales, None where it predicts none.
+    nodes: (batch, bottleneck) latent means, without columns where there is no bottleneck. features: (batch, channel) of
+    the encoder, averaged along the spectrum.
+    """
+
+    labels: Tensor
+    log_scale: Tensor | None
+    nodes: Tensor
+    features: Tensor
+
+
 class SpectrumModel(nn.Module):
-    """A model with its labels and their scale: buffers, so that they travel with the weights (Eq. 1)."""
+    """A model with its labels and their scale: buffers, so that they travel with the weights (Eq. 1).
+
+    reads: whether it says something of a spectrum, so that `read` works. draws: whether it makes a spectrum, so that
+    `decode` works. nodes: of its bottleneck, 0 where there is none. variational: whether the nodes are drawn in
+    training.
+    """
 
     label_mean: Tensor
     label_std: Tensor
     uncertainty: Literal["none", "gaussian", "laplace"] = "none"
-    nodes: int = 0  # of the bottleneck, where there is one
+    nodes: int = 0
+    variational: bool = False
+    reads: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
 
     def __init__(self, labels: tuple[str, ...]):
         super().__init__()
@@ -58,6 +80,16 @@ class SpectrumModel(nn.Module):
         self.columns = [NAMES.index(name) for name in labels]
         self.register_buffer("label_mean", torch.zeros(len(labels), dtype=torch.float64))
         self.register_buffer("label_std", torch.ones(len(labels), dtype=torch.float64))
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers a spectrum is drawn from: bottleneck nodes, or labels where there is no bottleneck."""
+        return self.nodes or len(self.labels)
+
+    @property
+    def encoder(self) -> ConvEncoder:
+        """The encoder; raises NotImplementedError for a model that reads no spectra."""
+        raise NotImplementedError(f"{type(self).__name__} reads no spectra; use a LabelPredictor or a SemiSupervised.")
 
     def set_label_scale(self, mean: dict[str, float], std: dict[str, float]) -> None:
         self.label_mean.copy_(torch.tensor([mean[name] for name in self.labels], dtype=torch.float64))
@@ -99,6 +131,10 @@ class SpectrumModel(nn.Module):
     def forward(self, batch: Batch) -> Output:
         raise NotImplementedError(f"{type(self).__name__} says nothing of a batch; give it a forward.")
 
+    def read(self, flux: Tensor) -> Reading:
+        """What the model reads off (batch, pixel) standardised flux; raises NotImplementedError where it reads none."""
+        raise NotImplementedError(f"{type(self).__name__} reads no spectra; use a LabelPredictor or a SemiSupervised.")
+
     def encode(self, flux: Tensor) -> Latent:
         """(batch, pixel) standardised flux to the latent's mean and log-variance, (batch, bottleneck) each.
 
@@ -117,6 +153,8 @@ class SpectrumModel(nn.Module):
 class LabelPredictor(SpectrumModel):
     """Spectrum to labels (Eq. 3), with the logarithm of each one's scale where the head is heteroscedastic."""
 
+    reads = True
+
     def __init__(self, config: Encoder, grid: Grid):
         super().__init__(config.labels)
         self.uncertainty = config.uncertainty
@@ -130,10 +168,19 @@ class LabelPredictor(SpectrumModel):
         )
 
     def forward(self, batch: Batch) -> Output:
-        labels, log_scale = self.read(self.network(batch.flux))
+        labels, log_scale = self._split(self.network(batch.flux))
         return Output(labels=labels, log_scale=log_scale)
 
-    def read(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def encoder(self) -> ConvEncoder:
+        return self.network.encoder
+
+    def read(self, flux: Tensor) -> Reading:
+        features = self.encoder(flux)
+        labels, log_scale = self._split(self.network.head(features))
+        return Reading(labels, log_scale, features[:, :0], self.encoder.pooled(features))
+
+    def _split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the head says as normalised labels (batch, K) and the logarithm of their scales, if it says that."""
         if self.uncertainty == "none":
             return predicted, None
@@ -143,6 +190,8 @@ class LabelPredictor(SpectrumModel):
 
 class SpectrumSimulator(SpectrumModel):
     """Labels to spectrum (Eq. 4). A label that is missing makes the simulated spectrum NaN."""
+
+    draws = True
 
     def __init__(self, config: Decoder, grid: Grid):
         super().__init__(config.labels)
@@ -163,6 +212,8 @@ class SemiSupervised(SpectrumModel):
     where the public code draws too. A deterministic one is so as Eq. 5 says, though the public one draws; the
     log-variance head is there, as in that model and its printed count, but takes no part.
     """
+
+    reads = draws = True
 
     def __init__(self, config: Autoencoder, grid: Grid):
         super().__init__(config.labels)
@@ -209,6 +260,16 @@ class SemiSupervised(SpectrumModel):
         """Two independent (batch, nodes) standard normal draws, each sample's from its own key."""
         noise, prior = keyed_normals(key, 2 * nodes, LATENT_DRAWS).split(nodes, dim=1)
         return noise, prior
+
+    @property
+    def encoder(self) -> ConvEncoder:
+        return self.network.encoder
+
+    def read(self, flux: Tensor) -> Reading:
+        features, known = self.encoder(flux), len(self.labels)
+        mean, log_variance = self.network.latent_of(features)
+        log_scale = log_variance[:, :known] / 2 if self.variational and log_variance is not None else None
+        return Reading(mean[:, :known], log_scale, mean, self.encoder.pooled(features))
 
     def encode(self, flux: Tensor) -> Latent:
         """(batch, pixel) standardised flux to the latent's mean and log-variance, (batch, bottleneck) each."""

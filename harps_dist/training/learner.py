@@ -19,7 +19,7 @@ from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.training.clock import StepClock
 from harps_dist.training.distributed import World
 from harps_dist.training.precision import LossScale, prepare, weight_format
-from harps_dist.training.run import build_model
+from harps_dist.training.run import initial_model
 from harps_dist.training.strategy import make_strategy
 from harps_dist.training.validation import totals
 
@@ -46,7 +46,7 @@ class Learner:
         check_batch_size(recipe, world.size)
         self._recipe, self._release, self._world = recipe, release, world
         training, augment = recipe.training, recipe.data.augment
-        self.model = build_model(recipe, release.manifest)
+        self.model = initial_model(recipe, release.manifest)
         prepare(self.model, training.precision)
         if begin:
             begin(self.model)

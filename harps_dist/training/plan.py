@@ -19,7 +19,7 @@ from harps_dist.models.cost import TRAINING, forward_cost
 from harps_dist.training.distributed import World
 from harps_dist.training.learner import Learner, check_batch_size
 from harps_dist.training.peaks import Peaks, measured_peaks
-from harps_dist.training.run import build_model
+from harps_dist.training.run import initial_model
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +41,7 @@ def plan(recipe: Recipe, name: str, release: Release, world: World, engine: Engi
     step_s, memory_gb = _probe(recipe, release, order, world, engine)
     index, rows = release.index, np.unique(order.rows)
     shards = {index["shard"][row] for row in rows}
-    parameters = sum(parameter.numel() for parameter in build_model(recipe, release.manifest).parameters())
+    parameters = sum(parameter.numel() for parameter in initial_model(recipe, release.manifest).parameters())
     peaks, cost = measured_peaks(world.device, training.precision), forward_cost(recipe.model, release.grid)
     floor_s = _floor(cost.flops, cost.bytes, peaks) * training.batch_size / world.size
     train_s, steps_an_epoch = steps * step_s, order.epoch_length / training.batch_size

@@ -17,6 +17,7 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.manifest import GridSpec, Index, Kind, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
+from harps_dist.models.build import build_model
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
@@ -31,11 +32,11 @@ Which = Literal["newest", "best"]
 _PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "deepspeed", "harps_dist")
 
 
-def build_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:
+def initial_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:
     """A freshly initialised model for the recipe on the release's grid, on the CPU; seeded by the recipe."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        model: SpectrumModel = recipe.model.build(manifest.grid.grid())
+        model = build_model(recipe.model, manifest.grid.grid())
     mean, std = label_scale(manifest, recipe.data.augment)
     model.set_label_scale(mean, std)
     return model
@@ -204,7 +205,7 @@ def trained_model(run: Path, which: Which = "newest") -> tuple[SpectrumModel, Ch
     """
     saved, checkpoint = read_run(run), find_checkpoint(run, which)
     with torch.random.fork_rng(devices=[]):
-        model: SpectrumModel = saved.recipe.model.build(saved.grid.grid())
+        model = build_model(saved.recipe.model, saved.grid.grid())
     checkpoint.load_model(model)
     return model.eval(), checkpoint
 

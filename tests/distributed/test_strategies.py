@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from harps_dist.config import Engine
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, TrainingError
+from harps_dist.models.build import build_model
 from harps_dist.models.losses import loss_parts, part_names, part_terms
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.training.distributed import World
@@ -106,7 +107,7 @@ def test_a_users_deepspeed_configuration_is_merged_over_ours(tiny_release, tmp_p
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}))
     recipe, world = find_recipe(RECIPE), World(0, 1, torch.device("cpu"))
-    model = recipe.model.build(Release(tiny_release).grid)
+    model = build_model(recipe.model, Release(tiny_release).grid)
     config = deepspeed_config(model, recipe.training, Engine(deepspeed_config=str(path)), world)
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["reduce_bucket_size"] > 0
@@ -188,7 +189,7 @@ def test_parts_and_their_terms_are_known_before_the_model_has_seen_a_batch(tiny_
         if not name.startswith("demo-") or "fig" in name:
             continue
         kind = recipe.model.kind
-        model = recipe.changed(model={"width": 0.125}).model.build(release.grid)
+        model = build_model(recipe.changed(model={"width": 0.125}).model, release.grid)
         chosen = rows[3:] if kind == "decoder" else rows
         raw = EvaluationBatches(release, [chosen], recipe.data.augment, 0)[0]
         batch = Observer(release.instrument, recipe.data.augment, torch.device("cpu"))(raw)

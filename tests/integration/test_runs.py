@@ -23,7 +23,7 @@ from harps_dist.training.distributed import World
 from harps_dist.training.log import read_log
 from harps_dist.training.loop import train_run
 from harps_dist.training.precision import autocast
-from harps_dist.training.run import build_model, load_run, read_run
+from harps_dist.training.run import initial_model, load_run, read_run
 from tests.commands import TINY, command, environment, run
 
 MODEL = "checkpoints/step-00000003/model.safetensors"
@@ -149,7 +149,7 @@ def test_a_parent_is_trained_where_it_is_missing_and_found_where_it_is_not(tiny_
 def test_every_recipe_trains(name, tiny_release, tmp_path):
     """A few steps of every row, narrow: losses are finite, weights move, and the run can be loaded again."""
     recipe, release = at_tiny_scale(find_recipe(name)), Release(tiny_release)
-    before = build_model(recipe, release.manifest).state_dict()
+    before = initial_model(recipe, release.manifest).state_dict()
     train_run(recipe, name, release, tmp_path / "run", World(0, 1, torch.device("cpu")))
     line = read_log(tmp_path / "run")[-1]
     losses = {key for key in line if key.startswith("loss_")}

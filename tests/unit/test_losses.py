@@ -9,10 +9,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harps_dist.config import Autoencoder, Data, Decoder, Encoder, Loss, Recipe
+from harps_dist.config import Data, Recipe
 from harps_dist.data.observer import Batch
 from harps_dist.data.order import Mix
 from harps_dist.models.autoencoder import Latent
+from harps_dist.models.build import build_model
+from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss
 from harps_dist.models.losses import global_loss, loss_parts, mmd_terms
 from harps_dist.models.supervised import Output
 from harps_dist.recipes import RECIPES, find_recipe
@@ -25,7 +27,7 @@ NAN = float("nan")
 @pytest.fixture(scope="module")
 def model():
     """Two labels, teff with mean 5000 and deviation 500, logg with 4 and 0.5."""
-    model = Encoder(labels=("teff", "logg"), width=0.25).build(GRIDS["tiny"])
+    model = build_model(Encoder(labels=("teff", "logg"), width=0.25), GRIDS["tiny"])
     model.set_label_scale({"teff": 5000.0, "logg": 4.0}, {"teff": 500.0, "logg": 0.5})
     return model
 
@@ -56,7 +58,7 @@ def test_label_loss_leaves_missing_labels_out(model):
 )
 def test_heteroscedastic_loss_is_a_masked_likelihood(likelihood, expected):
     """Residuals 1 and 2 with scales 2 and 1/2; what is missing counts for nothing, whatever its scale."""
-    model = Encoder(labels=("teff", "logg"), width=0.25, uncertainty=likelihood).build(GRIDS["tiny"])
+    model = build_model(Encoder(labels=("teff", "logg"), width=0.25, uncertainty=likelihood), GRIDS["tiny"])
     model.set_label_scale({"teff": 5000.0, "logg": 4.0}, {"teff": 500.0, "logg": 0.5})
     batch = batch_of([5500.0, NAN], [NAN, 3.0], [False, False])
     log_scale = torch.tensor([[math.log(2.0), 9.0], [-9.0, math.log(0.5)]])
@@ -180,9 +182,12 @@ def test_mmd_and_its_gradient_do_not_depend_on_how_ranks_cut_the_batch(cut):
 
 
 def test_a_variational_bottleneck_draws_in_training_and_not_in_evaluation():
-    model = Autoencoder(
-        labels=("teff",), bottleneck=3, variational=True, architecture="cnn", width=0.25, decoder_width=0.25
-    ).build(GRIDS["tiny"])
+    model = build_model(
+        Autoencoder(
+            labels=("teff",), bottleneck=3, variational=True, architecture="cnn", width=0.25, decoder_width=0.25
+        ),
+        GRIDS["tiny"],
+    )
     flux = torch.rand(2, GRIDS["tiny"].length)
     batch = batch_of([5000.0] * 2, [4.0] * 2, [False, True])._replace(flux=flux)
     first, again = model(batch), model(batch)
@@ -261,8 +266,8 @@ def test_settings_that_cannot_work_are_refused():
 def test_a_pretrained_decoder_keeps_its_first_layer_inside_an_autoencoder():
     """Fed the same labels, whatever the other nodes, the autoencoder draws what the decoder alone drew."""
     grid = GRIDS["tiny"]
-    alone = Decoder(architecture="cnn", width=0.25).build(grid).eval()
-    inside = Autoencoder(architecture="cnn", width=0.25, decoder_width=0.25).build(grid).eval()
+    alone = build_model(Decoder(architecture="cnn", width=0.25), grid).eval()
+    inside = build_model(Autoencoder(architecture="cnn", width=0.25, decoder_width=0.25), grid).eval()
     taken = inside.adopt(alone.state_dict(), alone.labels)
     assert "network.decoder.seed.weight" in taken
     labels = torch.randn(3, len(alone.labels))
@@ -277,7 +282,7 @@ def test_a_pretrained_decoder_keeps_its_first_layer_inside_an_autoencoder():
 @pytest.mark.parametrize("below", [0.0, 0.3])
 def test_gradients_of_the_whole_loss(uncertainty, below):
     """Every part at once, labels missing, by finite differences in float64."""
-    model = Encoder(labels=("teff", "logg"), width=0.25, uncertainty=uncertainty).build(GRIDS["tiny"])
+    model = build_model(Encoder(labels=("teff", "logg"), width=0.25, uncertainty=uncertainty), GRIDS["tiny"])
     batch = batch_of([0.5, NAN, -1.0, 2.0], [NAN, 0.1, 0.7, -0.4], [True, True, False, False])
     config = Loss(label=2.0, unknown_penalty=0.7, kl=0.3, mmd=5.0, label_below=below, reconstruction_below=below)
     draw = torch.Generator().manual_seed(0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harps_dist.config import Autoencoder, Decoder, Encoder
 from harps_dist.data.observer import Batch
+from harps_dist.models.build import build_model
+from harps_dist.models.config import Autoencoder, Decoder, Encoder
 from harps_dist.spectra.grid import GRIDS
 from harps_dist.spectra.labels import NAMES, SEVEN
 
@@ -18,7 +19,7 @@ AFTER = ({name: 3.0 - k for k, name in enumerate(NAMES)}, {name: 7.0 / (k + 1) f
 def pair(config):
     """A model with every weight drawn, and another in another scale that adopted it; float64, evaluation mode."""
     torch.manual_seed(1)
-    old, new = config.build(TINY).double().eval(), config.build(TINY).double().eval()
+    old, new = build_model(config, TINY).double().eval(), build_model(config, TINY).double().eval()
     old.set_label_scale(*BEFORE)
     new.set_label_scale(*AFTER)
     with torch.no_grad():
@@ -68,7 +69,7 @@ def test_a_decoder_draws_the_same_alone_and_inside_an_autoencoder():
     with torch.no_grad():
         drawn = old.decode(old.normalise(labels))
         torch.testing.assert_close(new.decode(new.normalise(labels)), drawn, rtol=1e-10, atol=1e-10)
-        inside = Autoencoder(architecture="cnn", width=0.25, decoder_width=0.25).build(TINY).double().eval()
+        inside = build_model(Autoencoder(architecture="cnn", width=0.25, decoder_width=0.25), TINY).double().eval()
         inside.set_label_scale(*AFTER)
         inside.adopt(old.state_dict(), old.labels)
         nodes = torch.cat([inside.normalise(labels), torch.randn(4, 2, dtype=torch.float64)], dim=1)

@@ -12,11 +12,12 @@ import torch
 from astropy.io import fits
 from astropy.table import Table
 
-from harps_dist.config import Encoder
 from harps_dist.errors import ConfigError
 from harps_dist.inference.options import Options, carry_out
 from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectrum_files import CONAD, ascii_text, write_spectrum
+from harps_dist.models.build import build_model
+from harps_dist.models.config import Encoder
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.grid import HARPS, Grid
 from preprocessing.readers import read_spectrum
@@ -74,7 +75,7 @@ def test_requests_that_cannot_be_say_what_is_wrong(asked, message):
 
 
 def test_an_encoder_draws_no_spectra_and_a_decoder_alone_reads_none():
-    encoder = Encoder(width=0.05).build(TINY)
+    encoder = build_model(Encoder(width=0.05), TINY)
     with pytest.raises(ConfigError, match="is an encoder: it reads labels"):
         Simulator(encoder, TINY, "cnn", "0", {})
     alone = simulator()
