@@ -18,7 +18,8 @@ import numpy as np
 from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
 from harps_dist.spectra.doppler import C_KMS
-from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.instrument import HARPS
 from preprocessing.generative import DESIGN, write_design
 from preprocessing.instrument import ORDERS, OrderOutput, observe, orders_covering
 from preprocessing.phase3 import write_phase3
@@ -246,8 +247,8 @@ def _stellar_fluxes(grid: SedGrid, population: list[Star], numbers: list[int], s
 
     from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
 
-    lattice = Grid("sed", round((grid.wave_aa[0] - ORIGIN_AA) / STEP_AA), grid.wave_aa.size)
-    line_knots = round(lattice.length * STEP_AA / 0.5)
+    lattice = Grid("sed", round((grid.wave_aa[0] - HARPS.origin_aa) / HARPS.step_aa), grid.wave_aa.size)
+    line_knots = round(lattice.length * HARPS.step_aa / 0.5)
     line_list_error = 0.20 * np.random.default_rng(LINE_LIST_SEED).uniform(-1, 1, line_knots)
     batch = [population[i] for i in numbers]
     rngs = [np.random.default_rng([seed, 4, i]) for i in numbers]
@@ -331,7 +332,7 @@ def expose(
     )
     brightness = _brightness_for(visit.snr, orders)
     widest_m = max(order.dispersion_m_per_px.max() for order in orders)
-    wave_aa = LOW_AA + STEP_AA * np.arange(round((HIGH_AA - LOW_AA) / STEP_AA) + 1)
+    wave_aa = LOW_AA + HARPS.step_aa * np.arange(round((HIGH_AA - LOW_AA) / HARPS.step_aa) + 1)
     total, covering = np.zeros(wave_aa.size), np.zeros(wave_aa.size)
     order_snr = {}
     for order in orders:

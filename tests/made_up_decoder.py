@@ -24,6 +24,8 @@ class Drawn(SpectrumModel):
     """A decoder with a closed form: a line of depth 0.5 at 6097.5 Å on a continuum of 1, and node k adds 0.1 of itself
     to pixel 10 k. It reads those pixels back. Lines do not move with the velocity's node."""
 
+    reads = draws = True
+
     def __init__(self, grid: Grid = SMALL, unknown: int = 2, variational: bool = True):
         super().__init__(LABELS)
         self.set_label_scale(MEAN, STD)

@@ -28,7 +28,7 @@ from harps_dist.spectra.doppler import (
     spline_values,
     spline_windows,
 )
-from harps_dist.spectra.grid import STEP_AA, fill_plan
+from harps_dist.spectra.grid import fill_plan
 from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halves
 from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
 from harps_dist.spectra.observation import observe
@@ -179,7 +179,7 @@ class Observer:
     def _disturb(self, sed: Tensor, key: Tensor) -> Tensor:
         nuisance, pixels = self.augment.nuisance, sed.shape[-1]
         if nuisance.line_error:
-            knots = 2 + round(pixels * STEP_AA / nuisance.line_scale_aa)
+            knots = 2 + round(pixels * self.grid.step_aa / nuisance.line_scale_aa)
             error = keyed_normals(key, knots, LINES).to(sed.dtype) * nuisance.line_error
             sed = scale_lines(sed, smooth_noise(error, pixels))
         if nuisance.broadening_kms:

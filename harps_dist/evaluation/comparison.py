@@ -17,17 +17,17 @@ from harps_dist.evaluation.report import sealed_json
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
 from harps_dist.sealed import unsealed
+from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 
 FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 COMPARISON = "comparison.json"
-FIBRE_CHANGE_MJD = 57171.0  # 2015-05-29, when the fibres of HARPS were changed
 EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, dex, per pixel, d
     "teff": (4000.0, 5000.0, 6000.0, 7000.0),
     "logg": (4.0, 4.5),
     "mh": (-0.5, 0.0),
     "snr": (50.0, 100.0, 200.0),
-    "era": (FIBRE_CHANGE_MJD,),
+    "era": HARPS.changes_mjd,
 }
 UNKNOWN = "unknown"
 LEVELS = ("68%", "90%", "95%")  # of coverages

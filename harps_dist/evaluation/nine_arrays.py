@@ -11,7 +11,7 @@ import numpy as np
 
 from harps_dist.data.reader import Release
 from harps_dist.spectra.doppler import C_KMS
-from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid, fill_invalid
+from harps_dist.spectra.grid import Grid, fill_invalid
 from harps_dist.spectra.observation import combine_orders
 
 ORDERS = 72
@@ -45,7 +45,7 @@ def simulated_spectrum(arrays: np.ndarray, rv_kms: float, grid: Grid, noise: np.
     sed, t_even, t_odd, h_even, h_odd, b_even, b_odd, n_even, n_odd = arrays
     pixel = np.arange(grid.length)
     beta = rv_kms / C_KMS
-    source = pixel - beta / (1 + beta) * (pixel + grid.start + round(ORIGIN_AA / STEP_AA))
+    source = pixel - beta / (1 + beta) * (pixel + grid.start + grid.instrument.origin_steps)
     sed = np.interp(source, pixel, sed) / (1 + beta)
     flux, variance = [], []
     for t, h, b, n in ((t_even, h_even, b_even, n_even), (t_odd, h_odd, b_odd, n_odd)):

@@ -15,8 +15,6 @@ from torch import Tensor
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR
 
-ORDER_CENTRE_AA = 611_400.0  # over the order's number: its central wavelength
-ORDERS = tuple(number for number in range(161, 88, -1) if number != 115)  # HARPS, fibre A; 115 falls into the gap
 MOST_COMPONENTS = 64
 SPECTRA_PER_COMPONENT = 8
 
@@ -35,12 +33,13 @@ class Orders:
 
     @classmethod
     def of(cls, grid: Grid) -> Orders:
-        centres = ORDER_CENTRE_AA / np.array(ORDERS)
+        orders = grid.instrument.orders
+        centres = grid.instrument.order_centre_aa / np.array(orders)
         nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, grid.wave_aa[grid.valid])
         present, begin, counts = np.unique(nearest, return_index=True, return_counts=True)
         enough = np.flatnonzero(counts >= NOISE_CHUNK)
         kept = slice(enough[0], enough[-1] + 1)
-        return cls(tuple(ORDERS[place] for place in present[kept]), int(begin[enough[0]]), tuple(counts[kept].tolist()))
+        return cls(tuple(orders[place] for place in present[kept]), int(begin[enough[0]]), tuple(counts[kept].tolist()))
 
     def means(self, values: Tensor) -> Tensor:
         """(batch, valid pixel) values to (batch, order) means."""

@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harps_dist.errors import ExportError
 from harps_dist.sealed import sealed, unsealed
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.instrument import HARPS, named_instrument
 
 FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 Uncertainty = Literal["head", "spread", "residuals", "none"]
@@ -21,7 +23,10 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class GridFacts:
-    """Lattice pixels of the model's grid, and which wavelengths [Å] they are: in air, barycentric."""
+    """Lattice pixels of the model's grid, and which wavelengths [Å] they are: in air, barycentric.
+
+    instrument: whose lattice it is.
+    """
 
     name: str
     start: int
@@ -30,6 +35,11 @@ class GridFacts:
     step_aa: float
     medium: str
     frame: str
+    instrument: str
+
+    def grid(self) -> Grid:
+        """The grid; raises GridError for an instrument that this code does not know."""
+        return Grid(self.name, self.start, self.length, named_instrument(self.instrument))
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,8 @@ def from_json(text: str, name: str) -> Description:
         content = unsealed(content, required=found > 1)
     except ValueError as error:
         raise ExportError(f"{name} was edited or damaged: {error}. Export the run again.") from None
+    if found == 1 and isinstance(content.get("grid"), dict):  # written when there was one instrument
+        content["grid"] = content["grid"] | {"instrument": HARPS.name}
     return _checked(Description, content, name)
 
 

@@ -24,7 +24,6 @@ from harps_dist.inference.card import model_card
 from harps_dist.inference.description import FORMAT, Description, GridFacts, Uncertainty, to_json
 from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load, read_description
 from harps_dist.models.supervised import SpectrumModel
-from harps_dist.spectra.grid import STEP_AA
 from harps_dist.training.checkpoint import MODEL, Checkpoint
 from harps_dist.training.run import SavedRun, Which, find_checkpoint, load_run, read_run
 
@@ -141,7 +140,16 @@ def _describe(
         name=saved.name,
         step=checkpoint.step,
         model=saved.recipe.model.model_dump(mode="json"),
-        grid=GridFacts(grid.name, grid.start, grid.length, grid.wave0_aa, STEP_AA, "air", "barycentric"),
+        grid=GridFacts(
+            name=grid.name,
+            start=grid.start,
+            length=grid.length,
+            wave0_aa=grid.wave0_aa,
+            step_aa=grid.step_aa,
+            medium="air",
+            frame="barycentric",
+            instrument=grid.instrument.name,
+        ),
         labels=(),
         levels=LEVELS,
         uncertainty=uncertainty,

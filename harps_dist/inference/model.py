@@ -24,7 +24,6 @@ from harps_dist.inference.description import Description, from_json
 from harps_dist.inference.weights import read_safetensors
 from harps_dist.models.build import KINDS
 from harps_dist.models.supervised import SpectrumModel
-from harps_dist.spectra.grid import STEP_AA, Grid
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.noise import NOISE_FLOOR, photon_noise
 
@@ -135,7 +134,7 @@ class Exported:
         self.description, self.digest = description, digest
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.reference = reference.to(self.device) if reference else None
-        self.grid = Grid(description.grid.name, description.grid.start, description.grid.length)
+        self.grid = description.grid.grid()
         self.labels, self.nodes = model.labels, model.nodes
         self.orders = Orders.of(self.grid)
         self._valid = torch.from_numpy(np.flatnonzero(self.grid.valid)).to(self.device)
@@ -325,11 +324,12 @@ def build(description: Description, weights: dict[str, Tensor], folder: Path) ->
         kind not in KINDS
         or fields.get("labels") != list(names)
         or not set(names) <= set(LABEL)
-        or grid.step_aa != STEP_AA
+        or (grid.step_aa, grid.wave0_aa) != (grid.grid().step_aa, grid.grid().wave0_aa)
     ):
         raise ExportError(
-            f"{folder / CONFIG} describes a {kind!r} of labels {fields.get('labels')} on steps of {grid.step_aa} Å; "
-            f"expected one of {', '.join(KINDS)} of {list(names)} on {STEP_AA} Å. Export the run again."
+            f"{folder / CONFIG} describes a {kind!r} of labels {fields.get('labels')} on steps of {grid.step_aa} Å "
+            f"from {grid.wave0_aa} Å; expected one of {', '.join(KINDS)} of {list(names)} on {grid.grid().step_aa} Å "
+            f"from {grid.grid().wave0_aa} Å. Export the run again."
         )
     weights = {
         name: tensor if name in ("label_mean", "label_std") else tensor.float() for name, tensor in weights.items()
@@ -337,7 +337,7 @@ def build(description: Description, weights: dict[str, Tensor], folder: Path) ->
     try:
         with torch.device("meta"), _NothingDrawn():
             plain = SimpleNamespace(**fields | {"labels": names, "init": "paper"})  # which computes nothing
-            model = KINDS[kind](plain, Grid(grid.name, grid.start, grid.length))
+            model = KINDS[kind](plain, grid.grid())
         model.load_state_dict(weights, assign=True)
     except (HarpsDistError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:400]

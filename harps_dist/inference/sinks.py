@@ -18,7 +18,7 @@ from harps_dist.inference.simulated import Request, Simulated
 from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectrum_files import ascii_text, write_fits
 from harps_dist.sealed import find_sealed, sealed_write, unsealed
-from harps_dist.spectra.grid import STEP_AA, Grid
+from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import LABEL
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class ParquetRows(Sink):
 
         schema: pa.Schema = pq.read_schema(self._block(0))
         grid = self.simulator.grid
-        notes = self.identity | {"wave0_aa": round(grid.wave0_aa, 2), "step_aa": STEP_AA}
+        notes = self.identity | {"wave0_aa": round(grid.wave0_aa, 2), "step_aa": grid.step_aa}
         schema = schema.with_metadata({"harps_dist": json.dumps(notes, ensure_ascii=False).encode()})
         with atomic_write(self.out) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
             for block in range(self.blocks):
@@ -212,7 +212,7 @@ class FitsImage(Sink):
         header["NAXIS1"], header["NAXIS2"], header["EXTEND"] = grid.length, len(self.request), True
         header["ORIGIN"] = ("SIMULATED", "drawn by a neural network")
         header["CTYPE1"], header["CUNIT1"] = ("AWAV", "in air"), "Angstrom"
-        header["CRPIX1"], header["CRVAL1"], header["CDELT1"] = 1.0, round(grid.wave0_aa, 2), STEP_AA
+        header["CRPIX1"], header["CRVAL1"], header["CDELT1"] = 1.0, round(grid.wave0_aa, 2), grid.step_aa
         header["SPECSYS"], header["BUNIT"] = "BARYCENT", ("", "in medians of the flux; NaN where there is none")
         header["SIMULATN"] = json.dumps(self.identity)  # escaped, so in ASCII
         with atomic_write(self.out) as aside:

@@ -13,7 +13,6 @@ from harps_dist import __version__
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Simulated
-from harps_dist.spectra.grid import STEP_AA
 from harps_dist.spectra.labels import LABEL
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def _primary_cards(facts: dict[str, Any], wave_aa: np.ndarray, median: float) ->
         "CONTNORM": (False, "T if normalised to the continuum"),
         "WAVELMIN": (wave_aa[0] / 10, "[nm] Minimum wavelength"),
         "WAVELMAX": (wave_aa[-1] / 10, "[nm] Maximum wavelength"),
-        "SPEC_BIN": (STEP_AA / 10, "[nm] Wavelength bin size"),
+        "SPEC_BIN": (round(float(wave_aa[1] - wave_aa[0]), 9) / 10, "[nm] Wavelength bin size"),
         "HIERARCH ESO DPR CATG": ("SCIENCE", "Category of what is simulated"),
     }
     if np.isfinite(facts["snr"]):

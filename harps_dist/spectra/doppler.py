@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+from harps_dist.spectra.grid import Grid
 
 C_KMS = 299_792.458
 Method = Literal["linear", "cubic"]
@@ -64,7 +64,7 @@ def spline_windows(source: Tensor, rv_kms: Tensor, source_grid: Grid, target_gri
     beta = (rv_kms / C_KMS).double()[:, None]
     slope = -beta / (1 + beta)
     first = torch.arange(blocks, device=source.device) * BLOCK
-    offset = slope * (first + target_grid.start + round(ORIGIN_AA / STEP_AA))
+    offset = slope * (first.double() + target_grid.start + target_grid.instrument.origin_steps)
     whole = torch.floor(offset + slope * (BLOCK - 1) / 2)
     reach = min(2 * BLOCK, source.shape[1] - 1)
     mirrored = torch.cat([source[:, 1 : reach + 1].flip(1), source, source[:, -reach - 1 : -1].flip(1)], dim=1)
@@ -103,7 +103,7 @@ def resample_shifted(
     """
     beta = (rv_kms / C_KMS).to(source.dtype)[:, None]
     lattice = torch.arange(target_grid.start, target_grid.stop, device=source.device, dtype=source.dtype)
-    offset = -beta / (1 + beta) * (lattice + round(ORIGIN_AA / STEP_AA))
+    offset = -beta / (1 + beta) * (lattice + target_grid.instrument.origin_steps)
     whole = torch.floor(offset)
     fraction = offset - whole
     index = torch.arange(target_grid.length, device=source.device) + (target_grid.start - source_grid.start)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harps_dist.spectra.doppler import C_KMS
-from harps_dist.spectra.grid import STEP_AA, Grid
+from harps_dist.spectra.grid import Grid
 
 
 def broaden(flux: Tensor, grid: Grid, sigma_kms: Tensor) -> Tensor:
@@ -20,8 +20,8 @@ def broaden(flux: Tensor, grid: Grid, sigma_kms: Tensor) -> Tensor:
     flux: (batch, pixel) on `grid`; sigma_kms: (batch,) standard deviation, 0 leaves the flux as it is. The
     width in pixels is that of the grid's middle wavelength. Ends are mirrored.
     """
-    middle_aa = grid.wave0_aa + STEP_AA * grid.length / 2
-    sigma = (sigma_kms / C_KMS * middle_aa / STEP_AA).to(flux.dtype)[:, None]
+    middle_aa = grid.wave0_aa + grid.step_aa * grid.length / 2
+    sigma = (sigma_kms / C_KMS * middle_aa / grid.step_aa).to(flux.dtype)[:, None]
     pad = min(256, flux.shape[-1] - 1)
     padded = F.pad(flux[:, None], (pad, pad), mode="reflect")[:, 0]
     frequency = torch.fft.rfftfreq(padded.shape[-1], device=flux.device, dtype=flux.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harps_dist.spectra.grid import ORIGIN_AA, STEP_AA, Grid
+from harps_dist.spectra.grid import Grid
 
 _ON_LATTICE = 1e-4  # pixels, 0.05 m/s: nearer than this a sample is copied, not resampled
 _GUARD = 16  # samples kept either side of the grid, so that the spline's ends lie outside it
@@ -17,7 +17,7 @@ def regrid(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> np.ndarray:
     wavelength, NaN where missing. Returns (grid.length,) of the flux's dtype, NaN outside the samples and
     next to missing ones.
     """
-    position = (wave_aa - ORIGIN_AA) / STEP_AA - grid.start
+    position = (wave_aa - grid.instrument.origin_aa) / grid.step_aa - grid.start
     keep = slice(*np.searchsorted(position, [-_GUARD, grid.length + _GUARD]))
     position, flux = position[keep], flux[keep]
     regridded = np.full(grid.length, np.nan, flux.dtype)

@@ -20,7 +20,7 @@ from harps_dist.evaluation.evaluate import Evaluator, evaluate
 from harps_dist.evaluation.gate import Gate, Line
 from harps_dist.evaluation.registry import Registry
 from harps_dist.recipes import find_recipe
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.training.checkpoint import MODEL, save_checkpoint
 from harps_dist.training.distributed import World
@@ -43,7 +43,7 @@ def grown(tiny_demo, tmp_path_factory) -> Path:
     """The tiny release, grown by two visits to each of six new stars and of two old ones."""
     folder = tmp_path_factory.mktemp("grown")
     shutil.copytree(tiny_demo / "archive.zarr", folder / "a.zarr")
-    with Archive.writing(folder / "a.zarr", GRIDS["tiny"]) as writer:
+    with Archive.writing(folder / "a.zarr", named_grid("tiny")) as writer:
         flux, there = writer.data("real", 0), writer.rows("real")
         stars = [*(f"star {number}" for number in range(6)), *sorted({row["target"] for row in there})[:2]]
         writer.append("real", [

@@ -11,7 +11,7 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
-from harps_dist.spectra.grid import CCD_GAP, HARPS
+from harps_dist.spectra.grid import HARPS
 from harps_dist.training.log import read_log
 from preprocessing.atmosphere import Atmosphere
 from preprocessing.catalog import Catalog
@@ -62,7 +62,7 @@ def test_simulated_spectra_fill_the_full_grid(release):
     assert flux.shape == (2, 327_680)
     assert np.isfinite(flux).all()
     np.testing.assert_allclose(np.median(flux[:, HARPS.valid], axis=1), 1.0, atol=1e-3)
-    gap = flux[:, CCD_GAP[0] - HARPS.start : CCD_GAP[1] - HARPS.start]
+    gap = flux[:, HARPS.instrument.gap[0] - HARPS.start : HARPS.instrument.gap[1] - HARPS.start]
     assert np.abs(np.diff(gap, n=2)).max() < 1e-5  # a straight line across the CCD gap
     oxygen = HARPS.wave_slice(6867.0, 6880.0)  # the head of the O2 B band
     assert flux[:, oxygen].min() < 0.5

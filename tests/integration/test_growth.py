@@ -15,7 +15,7 @@ from astropy.io import fits
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from preprocessing.archive import Archive
 from preprocessing.catalog import Catalog
 from preprocessing.demo import DemoSize, build_delivery
@@ -28,7 +28,7 @@ from preprocessing.withdraw import withdraw_spectra
 from tests.commands import TINY as SMALL
 from tests.commands import command, environment, kill_when, run
 
-TINY = GRIDS["tiny"]
+TINY = named_grid("tiny")
 PREPROCESSING = "preprocessing/__main__.py"
 
 
@@ -292,7 +292,7 @@ def test_genuine_spectra_arrive_on_a_simulated_archive(genuine_data, tmp_path):
     from preprocessing.demo_files import write_demo
     from preprocessing.pack import Settings
 
-    files, archive, demo_grid = tmp_path / "files", tmp_path / "a.zarr", GRIDS["demo"]
+    files, archive, demo_grid = tmp_path / "files", tmp_path / "a.zarr", named_grid("demo")
     write_demo(files, 6, 2.0, 8, 2, 0, 5)
     ingest_spectra(files / "spectra", archive, demo_grid, Catalog.read(files / "catalog.csv"))
     ingest_etc(files / "etc", archive, demo_grid, files / "sed")

@@ -17,7 +17,7 @@ from astropy.io import fits
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, DiskFullError
 from harps_dist.spectra.doppler import MARGIN
-from harps_dist.spectra.grid import GRIDS, HARPS
+from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
 from preprocessing.archive import DATA, SCHEMAS, Archive
@@ -27,7 +27,7 @@ from preprocessing.pack import Settings, pack
 from preprocessing.verify import verify
 from tests.commands import command, kill_when, run
 
-TINY = GRIDS["tiny"]
+TINY = named_grid("tiny")
 PREPROCESSING = "preprocessing/__main__.py"
 
 

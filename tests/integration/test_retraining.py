@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.training.retrain import Retraining, retraining_recipe
 from harps_dist.training.run import load_run
 from preprocessing.archive import Archive
@@ -37,7 +37,7 @@ def grown(tiny_demo, tmp_path_factory) -> Path:
     """The tiny release grown by 20 spectra of four stars, as hot as the training range allows."""
     folder = tmp_path_factory.mktemp("grown")
     shutil.copytree(tiny_demo / "archive.zarr", folder / "a.zarr")
-    with Archive.writing(folder / "a.zarr", GRIDS["tiny"]) as writer:
+    with Archive.writing(folder / "a.zarr", named_grid("tiny")) as writer:
         flux = writer.data("real", 0)
         there = writer.rows("real")[0]
         writer.append("real", [

@@ -10,7 +10,7 @@ import torch
 
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, leading_axes, misfit
 from harps_dist.inference.calibrate import Held, Tried, calibrated_anomaly, stars_needed
-from harps_dist.spectra.grid import CCD_GAP, GRIDS, HARPS
+from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
 
 
@@ -25,20 +25,20 @@ def test_every_valid_pixel_of_harps_belongs_to_the_order_whose_centre_is_nearest
     off = np.flatnonzero(number != expected)
     middle = np.abs(np.abs(wave_aa[off] - centres[number[off]]) - np.abs(wave_aa[off] - centres[expected[off]]))
     assert len(off) == 0 or middle.max() < 1e-6  # exactly between two
-    gap = HARPS.wave_aa[[CCD_GAP[0] - HARPS.start, CCD_GAP[1] - HARPS.start]]
+    gap = HARPS.wave_aa[[HARPS.instrument.gap[0] - HARPS.start, HARPS.instrument.gap[1] - HARPS.start]]
     assert gap[0] < 611_400 / 115 < gap[1] + 20  # where order 115 would be
 
 
 def test_a_window_has_the_orders_that_it_covers():
-    assert Orders.of(GRIDS["demo"]).numbers == (102, 101, 100, 99, 98, 97)
-    assert Orders.of(GRIDS["tiny"]).numbers == (100,)
+    assert Orders.of(named_grid("demo")).numbers == (102, 101, 100, 99, 98, 97)
+    assert Orders.of(named_grid("tiny")).numbers == (100,)
     values = torch.arange(4096.0)[None]
-    torch.testing.assert_close(Orders.of(GRIDS["tiny"]).means(values), torch.tensor([[2047.5]]))
+    torch.testing.assert_close(Orders.of(named_grid("tiny")).means(values), torch.tensor([[2047.5]]))
 
 
 def spectra(count: int, snr: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Flux with lines, its noisy observation, and the variance per flux of every chunk that went in, on `demo`."""
-    draw, pixels = np.random.default_rng(seed), GRIDS["demo"].length
+    draw, pixels = np.random.default_rng(seed), named_grid("demo").length
     flux = 1 - 0.4 * np.exp(-(((np.arange(pixels) % 300) - 150) ** 2) / 200) + 0 * draw.random((count, 1))
     variance = np.full((count, pixels // NOISE_CHUNK), snr**-2.0)
     sigma = np.sqrt(np.repeat(variance, NOISE_CHUNK, axis=1) * (flux + NOISE_FLOOR))
@@ -48,7 +48,7 @@ def spectra(count: int, snr: float, seed: int) -> tuple[torch.Tensor, torch.Tens
 @pytest.mark.parametrize("snr", [10, 200])
 def test_chi2_of_a_perfect_reconstruction_is_one_in_every_order(snr):
     flux, observed, noise = spectra(20, snr, seed=snr)
-    orders = Orders.of(GRIDS["demo"])
+    orders = Orders.of(named_grid("demo"))
     found = misfit(observed, flux, noise, orders)
     assert found.chi2.shape == (20, 6)
     pixels = torch.tensor(orders.sizes)
@@ -62,7 +62,7 @@ def test_chi2_of_a_perfect_reconstruction_is_one_in_every_order(snr):
 
 def test_a_systematic_misfit_is_learned_and_taken_out_whatever_the_noise():
     """A model that is off by 3 % everywhere: chi2 is 1 + (0.03 S/N)^2 / flux, the excess 1 at any S/N."""
-    orders, ratios = Orders.of(GRIDS["demo"]), []
+    orders, ratios = Orders.of(named_grid("demo")), []
     off, systematic = 0.03, None
     for snr in (20, 100, 300):
         flux, observed, noise = spectra(20, snr, seed=snr)

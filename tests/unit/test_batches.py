@@ -24,7 +24,7 @@ from harps_dist.data.resident import ResidentCodes
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.errors import ConfigError, ReleaseError
 from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import NAMES
 from preprocessing.pack import Settings, pack
 
@@ -164,7 +164,7 @@ def test_counts_are_the_shifted_sed_times_the_response(release, shift):
 @pytest.mark.parametrize("shift", ["linear", "cubic"])
 def test_berv_moves_tellurics_and_rv_moves_the_star(shift):
     """One stellar and one telluric line must land where their own velocity puts them, and nowhere else."""
-    grid = GRIDS["tiny"]
+    grid = named_grid("tiny")
     source_grid = grid.widened(MARGIN)
     wave = torch.from_numpy(source_grid.wave_aa)
     stellar_aa, telluric_aa = 6105.0, 6125.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift, resample_shifted
-from harps_dist.spectra.grid import GRIDS, HARPS, Grid
+from harps_dist.spectra.grid import HARPS, Grid, named_grid
 from harps_dist.spectra.regrid import regrid
 
 GRID = Grid("test", 231_000, 2_048)
@@ -123,7 +123,7 @@ def test_regrid_resamples_uneven_wavelengths_and_keeps_holes():
 
 
 def test_regrid_is_nan_beyond_the_samples():
-    tiny = GRIDS["tiny"]
+    tiny = named_grid("tiny")
     inside = (tiny.wave_aa > 6100) & (tiny.wave_aa < 6110)
     for shift in (0.0, 0.003):
         regridded = regrid(tiny.wave_aa[inside] + shift, np.ones(inside.sum()), tiny)

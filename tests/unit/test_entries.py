@@ -8,9 +8,10 @@ import pytest
 
 from harps_dist.data.manifest import INDEX_COLUMNS, Index
 from harps_dist.evaluation.compare import new_stars
-from harps_dist.evaluation.comparison import FIBRE_CHANGE_MJD, MEASURES, Comparison, Entry
+from harps_dist.evaluation.comparison import MEASURES, Comparison, Entry
 from harps_dist.evaluation.comparison_report import write_report
 from harps_dist.evaluation.entries import Spectra, entries_of, errors_of
+from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from tests.made_up_models import comparison, write_model
 
@@ -23,7 +24,7 @@ def spectra(**changes) -> Spectra:
         "stars": STARS,
         "new_star": STARS == "n",
         "snr": np.array([20.0, 60.0, 150.0, 300.0, 50.0]),
-        "mjd": np.array([53000.0, 58000.0, FIBRE_CHANGE_MJD, np.nan, FIBRE_CHANGE_MJD - 1]),
+        "mjd": np.array([53000.0, 58000.0, HARPS.changes_mjd[0], np.nan, HARPS.changes_mjd[0] - 1]),
         "varied": np.full(5, ""),
         "truth": {name: np.full(5, np.nan) for name in NAMES} | {"teff": TEFF},
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harps_dist.errors import GridError
-from harps_dist.spectra.grid import CCD_GAP, GRIDS, HARPS, Grid, fill_invalid, fill_plan, named_grid
+from harps_dist.spectra.grid import HARPS, Grid, fill_invalid, fill_plan, named_grid
 
 
 def test_harps_grid_has_the_published_numbers():
@@ -22,7 +22,7 @@ def test_harps_grid_has_the_published_numbers():
 
 
 def test_windows_are_slices_of_the_full_grid():
-    for grid in GRIDS.values():
+    for grid in map(named_grid, HARPS.instrument.windows):
         window = grid.within(HARPS)
         np.testing.assert_array_equal(HARPS.wave_aa[window], grid.wave_aa)
         np.testing.assert_array_equal(HARPS.valid[window], grid.valid)
@@ -34,8 +34,8 @@ def test_windows_are_slices_of_the_full_grid():
 
 
 def test_wave_slice_includes_both_ends():
-    window = GRIDS["demo"].wave_slice(6050.0, 6250.0)
-    assert GRIDS["demo"].wave_aa[window][[0, -1]] == pytest.approx([6050.0, 6250.0], abs=1e-9)
+    window = named_grid("demo").wave_slice(6050.0, 6250.0)
+    assert named_grid("demo").wave_aa[window][[0, -1]] == pytest.approx([6050.0, 6250.0], abs=1e-9)
 
 
 def test_fill_bridges_the_gap_and_mirrors_into_the_pads():
@@ -43,16 +43,16 @@ def test_fill_bridges_the_gap_and_mirrors_into_the_pads():
     filled = fill_invalid(flux, HARPS)
     assert np.isfinite(filled).all()
     np.testing.assert_array_equal(filled[HARPS.valid], flux[HARPS.valid])
-    gap = slice(CCD_GAP[0] - HARPS.start, CCD_GAP[1] - HARPS.start)
+    gap = slice(HARPS.instrument.gap[0] - HARPS.start, HARPS.instrument.gap[1] - HARPS.start)
     np.testing.assert_allclose(filled[gap], HARPS.wave_aa[gap], atol=1e-6)  # a straight line stays one
     np.testing.assert_array_equal(filled[:7_589], filled[7_590 : 2 * 7_589 + 1][::-1])
     last = 320_089
     np.testing.assert_array_equal(filled[last + 1 :], filled[last - 7_590 : last][::-1])
 
 
-@pytest.mark.parametrize("start", [CCD_GAP[0] - 1_000, CCD_GAP[0] + 1_000])
+@pytest.mark.parametrize("start", [HARPS.instrument.gap[0] - 1_000, HARPS.instrument.gap[0] + 1_000])
 def test_fill_where_a_window_ends_or_begins_in_the_gap(start):
-    grid = Grid("edge", start, 4_096 if start > CCD_GAP[0] else 3_000)
+    grid = Grid("edge", start, 4_096 if start > HARPS.instrument.gap[0] else 3_000)
     filled = fill_invalid(np.where(grid.valid, 2.0, np.nan), grid)
     np.testing.assert_allclose(filled, 2.0)
 
@@ -61,4 +61,4 @@ def test_a_window_of_mostly_padding_is_refused():
     with pytest.raises(GridError, match="more padding than flux"):
         fill_plan(Grid("pad", -4_000, 4_096))
     with pytest.raises(GridError, match="more padding than flux"):
-        fill_plan(Grid("gap", CCD_GAP[0] + 10, 100))
+        fill_plan(Grid("gap", HARPS.instrument.gap[0] + 10, 100))

@@ -18,7 +18,7 @@ from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss
 from harps_dist.models.losses import global_loss, loss_parts, mmd_terms
 from harps_dist.models.supervised import Output
 from harps_dist.recipes import RECIPES, find_recipe
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import NAMES
 
 NAN = float("nan")
@@ -27,7 +27,7 @@ NAN = float("nan")
 @pytest.fixture(scope="module")
 def model():
     """Two labels, teff with mean 5000 and deviation 500, logg with 4 and 0.5."""
-    model = build_model(Encoder(labels=("teff", "logg"), width=0.25), GRIDS["tiny"])
+    model = build_model(Encoder(labels=("teff", "logg"), width=0.25), named_grid("tiny"))
     model.set_label_scale({"teff": 5000.0, "logg": 4.0}, {"teff": 500.0, "logg": 0.5})
     return model
 
@@ -58,7 +58,7 @@ def test_label_loss_leaves_missing_labels_out(model):
 )
 def test_heteroscedastic_loss_is_a_masked_likelihood(likelihood, expected):
     """Residuals 1 and 2 with scales 2 and 1/2; what is missing counts for nothing, whatever its scale."""
-    model = build_model(Encoder(labels=("teff", "logg"), width=0.25, uncertainty=likelihood), GRIDS["tiny"])
+    model = build_model(Encoder(labels=("teff", "logg"), width=0.25, uncertainty=likelihood), named_grid("tiny"))
     model.set_label_scale({"teff": 5000.0, "logg": 4.0}, {"teff": 500.0, "logg": 0.5})
     batch = batch_of([5500.0, NAN], [NAN, 3.0], [False, False])
     log_scale = torch.tensor([[math.log(2.0), 9.0], [-9.0, math.log(0.5)]])
@@ -66,7 +66,7 @@ def test_heteroscedastic_loss_is_a_masked_likelihood(likelihood, expected):
     part = loss_parts(model, output, batch, torch.tensor([0]), Loss())["label"]
     assert part.terms.item() == 2
     assert part.total.item() == pytest.approx(expected)
-    predicted = model(batch._replace(flux=torch.ones(2, GRIDS["tiny"].length)))
+    predicted = model(batch._replace(flux=torch.ones(2, named_grid("tiny").length)))
     assert predicted.labels.shape == predicted.log_scale.shape == (2, 2)
 
 
@@ -186,9 +186,9 @@ def test_a_variational_bottleneck_draws_in_training_and_not_in_evaluation():
         Autoencoder(
             labels=("teff",), bottleneck=3, variational=True, architecture="cnn", width=0.25, decoder_width=0.25
         ),
-        GRIDS["tiny"],
+        named_grid("tiny"),
     )
-    flux = torch.rand(2, GRIDS["tiny"].length)
+    flux = torch.rand(2, named_grid("tiny").length)
     batch = batch_of([5000.0] * 2, [4.0] * 2, [False, True])._replace(flux=flux)
     first, again = model(batch), model(batch)
     torch.testing.assert_close(first.nodes, again.nodes)  # keyed, not streamed
@@ -265,7 +265,7 @@ def test_settings_that_cannot_work_are_refused():
 
 def test_a_pretrained_decoder_keeps_its_first_layer_inside_an_autoencoder():
     """Fed the same labels, whatever the other nodes, the autoencoder draws what the decoder alone drew."""
-    grid = GRIDS["tiny"]
+    grid = named_grid("tiny")
     alone = build_model(Decoder(architecture="cnn", width=0.25), grid).eval()
     inside = build_model(Autoencoder(architecture="cnn", width=0.25, decoder_width=0.25), grid).eval()
     taken = inside.adopt(alone.state_dict(), alone.labels)
@@ -282,7 +282,7 @@ def test_a_pretrained_decoder_keeps_its_first_layer_inside_an_autoencoder():
 @pytest.mark.parametrize("below", [0.0, 0.3])
 def test_gradients_of_the_whole_loss(uncertainty, below):
     """Every part at once, labels missing, by finite differences in float64."""
-    model = build_model(Encoder(labels=("teff", "logg"), width=0.25, uncertainty=uncertainty), GRIDS["tiny"])
+    model = build_model(Encoder(labels=("teff", "logg"), width=0.25, uncertainty=uncertainty), named_grid("tiny"))
     batch = batch_of([0.5, NAN, -1.0, 2.0], [NAN, 0.1, 0.7, -0.4], [True, True, False, False])
     config = Loss(label=2.0, unknown_penalty=0.7, kl=0.3, mmd=5.0, label_below=below, reconstruction_below=below)
     draw = torch.Generator().manual_seed(0)

@@ -8,10 +8,10 @@ import torch
 from harps_dist.data.observer import Batch
 from harps_dist.models.build import build_model
 from harps_dist.models.config import Autoencoder, Decoder, Encoder
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import NAMES, SEVEN
 
-TINY = GRIDS["tiny"]
+TINY = named_grid("tiny")
 BEFORE = ({name: 10.0 * k + 1 for k, name in enumerate(NAMES)}, {name: 0.5 + k for k, name in enumerate(NAMES)})
 AFTER = ({name: 3.0 - k for k, name in enumerate(NAMES)}, {name: 7.0 / (k + 1) for k, name in enumerate(NAMES)})
 
