@@ -22,12 +22,16 @@ from harps_dist.evaluation.identity import identify
 from harps_dist.evaluation.registry import CURRENT, Registry
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
-from harps_dist.sealed import sealed
 from harps_dist.training.log import read_log
 from harps_dist.training.run import RECIPE, find_checkpoint, read_run, trained_model
 from tests.commands import ROOT, command, run
 
 NAME = "demo-cnn-mix"
+TRAINING = (
+    *(NAME, "--parent", "None", "--data.release", "release", "--out", "run", "--model.width", 0.0625),
+    *("--training.steps", 6, "--training.batch-size", 4, "--training.warmup-steps", 0, "--log.keep", 1),
+    *("--log.every", 1, "--log.save-every", 3, "--log.validate-every", 3, "--log.ledger"),
+)
 
 
 @pytest.fixture
@@ -44,24 +48,9 @@ def test_a_run_opens_and_goes_on(old):
     model, _ = trained_model(old / "run", "best")
     assert torch.equal(model.state_dict()["label_mean"], load_file(checkpoint.path / "model.safetensors")["label_mean"])
     assert [line["step"] for line in read_log(old / "run")] == [1, 2, 3, 4, 5, 6]
-    release = Release(old / "release")
-    assert (
-        sum(int(seen.sum()) for seen in read_ledger(old / "run/ledger.jsonl", len(release.index))._seen.values()) == 24
-    )
-    settings = ("--training.steps", 6, "--training.batch-size", 4, "--training.warmup-steps", 0, "--log.keep", 1)
-    settings += (
-        "--model.width",
-        0.0625,
-        "--log.every",
-        1,
-        "--log.save-every",
-        3,
-        "--log.validate-every",
-        3,
-        "--log.ledger",
-    )
-    arguments = (NAME, "--parent", "None", "--data.release", "release", "--out", "run")
-    assert "is trained already: 6 of 6" in run(command("launch/train.py", *arguments, *settings), old)
+    ledger = read_ledger(old / "run/ledger.jsonl", len(Release(old / "release").index))
+    assert sum(int(seen.sum()) for seen in ledger._seen.values()) == 24
+    assert "is trained already: 6 of 6" in run(command("launch/train.py", *TRAINING), old)
 
 
 def test_an_evaluation_is_read(old, tmp_path):
@@ -115,20 +104,5 @@ def test_an_old_position_that_was_edited_is_noticed(old):
     content = json.loads(path.read_text())
     content["order"]["sample"] -= 4
     path.write_text(json.dumps(content))
-    arguments = (
-        "--parent",
-        "None",
-        "--data.release",
-        "release",
-        "--out",
-        "run",
-        "--model.width",
-        0.0625,
-        "--log.keep",
-        1,
-    )
-    settings = ("--training.steps", 8, "--training.batch-size", 4, "--training.warmup-steps", 0)
-    path.write_text(json.dumps(content | {"recipe_digest": content["recipe_digest"]}))
-    said = run(command("launch/train.py", NAME, *arguments, *settings), old, expect=1)
-    assert "ResumeError" in said
-    assert sealed({"format": 2})  # what is written now has a digest besides
+    said = run(command("launch/train.py", *TRAINING), old, expect=1)
+    assert "it is behind 20 samples of the order, expected 6 batches of 4" in said
