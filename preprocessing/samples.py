@@ -10,16 +10,15 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from harps_dist.data.codec import FluxCodec, codec_of, npy_bytes, quantised, restored
 from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import CodecName
 from harps_dist.data.split import split_of
-from harps_dist.spectra.doppler import bspline_coefficients
 from harps_dist.spectra.exact import exp, mean
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.spectra.noise import photon_sigma
+from harps_dist.spectra.spline import bspline_coefficients
 from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
@@ -195,7 +194,7 @@ def _encode_sed(coding: Coding, group: str, number: int, rows: list[Row], runs: 
     """The SED as B-spline coefficients, in int16; the error at rest, as each of its responses shows it."""
     archive = coding.archive
     sed = archive.data(group, number).astype(np.float64)
-    codes, (scale, zero) = quantised(bspline_coefficients(torch.from_numpy(sed)[None])[0].numpy())
+    codes, (scale, zero) = quantised(bspline_coefficients(sed))
     coefficients = np.pad(codes * float(scale) + float(zero), 1, mode="reflect")
     kept = (coefficients[:-2] + 4 * coefficients[1:-1] + coefficients[2:]) / 6
     inner, found = archive.grid.within(archive.source_grid), []

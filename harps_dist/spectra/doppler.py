@@ -7,7 +7,6 @@ and kept, not the index, so float32 resolves it to 2e-5 px.
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ Method = Literal["linear", "cubic"]
 
 BLOCK = 128  # pixels that share the whole part of their offset
 MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
-_POLE = math.sqrt(3) - 2  # of the cubic B-spline prefilter
+_POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
 _DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
 
 
@@ -35,13 +34,12 @@ def bspline_coefficients(flux: Tensor) -> Tensor:
     doublings = [2**n for n in range(_DOUBLINGS[flux.dtype])]
     reach = min(sum(doublings), flux.shape[-1] - 1)
     mirrored = F.pad(flux[:, None], (reach, reach), mode="reflect")[:, 0]
-    behind, ahead, decay = mirrored, mirrored, _POLE
+    behind = ahead = mirrored
     for pixels in doublings:
-        behind = torch.cat([behind[:, :pixels], behind[:, pixels:] + decay * behind[:, :-pixels]], dim=1)
-        ahead = torch.cat([ahead[:, :-pixels] + decay * ahead[:, pixels:], ahead[:, -pixels:]], dim=1)
-        decay *= decay
+        behind = torch.cat([behind[:, :pixels], behind[:, pixels:] + _POLE**pixels * behind[:, :-pixels]], dim=1)
+        ahead = torch.cat([ahead[:, :-pixels] + _POLE**pixels * ahead[:, pixels:], ahead[:, -pixels:]], dim=1)
     inner = slice(reach, reach + flux.shape[-1])
-    return math.sqrt(3) * (behind[:, inner] + ahead[:, inner] - flux)
+    return 3.0**0.5 * (behind[:, inner] + ahead[:, inner] - flux)
 
 
 class Windows(NamedTuple):

@@ -36,26 +36,39 @@ def linear(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     return y[left] * (1 - share) + y[right] * share
 
 
-def _slopes(width: np.ndarray, rise: np.ndarray) -> np.ndarray:
-    """Slopes of the spline at its samples, from widths and mean slopes of the intervals.
+def bspline_coefficients(samples: np.ndarray) -> np.ndarray:
+    """Coefficients (n,) of the cubic B-spline through samples (n,) one apart, its ends mirrored; as in `doppler`."""
+    quarter = np.full(len(samples), 0.25)
+    lower, upper = quarter.copy(), quarter
+    lower[0], lower[-1], upper[0], upper[-1] = 0, 0.5, 0.5, 0
+    return _solved(lower, upper, 1.5 * samples)
 
-    The inner ones obey a tridiagonal system, which cyclic reduction solves: every pass couples a slope to others twice
-    as far away, and squares the share they have in it, which is half at first.
-    """
+
+def _slopes(width: np.ndarray, rise: np.ndarray) -> np.ndarray:
+    """Slopes of the spline at its samples, from widths and mean slopes of the intervals."""
     before, after = width[:-1], width[1:]
     right = 3 * (after * rise[:-1] + before * rise[1:])
     diagonal = 2 * (before + after)
     lower, upper = after.copy(), before.copy()
     ends = []  # what the outermost slopes are, besides a multiple of their neighbours
-    for end, (near, far) in ((0, (0, 1)), (-1, (-1, -2))):
+    for coupled, near, far in ((lower, 0, 1), (upper, -1, -2)):
         both = width[near] + width[far]
         known = ((width[near] + 2 * both) * width[far] * rise[near] + width[near] ** 2 * rise[far]) / both / width[far]
-        ends.append((known, both / width[far]))
-        coupled = (lower if end == 0 else upper)[end].copy()
-        right[end] -= coupled * known
-        diagonal[end] -= coupled * (both / width[far])
-    lower[0] = upper[-1] = 0
-    lower, upper, right = lower / diagonal, upper / diagonal, right / diagonal
+        share = both / width[far]
+        right[near] -= coupled[near] * known
+        diagonal[near] -= coupled[near] * share
+        coupled[near] = 0
+        ends.append((known, share))
+    inner = _solved(lower / diagonal, upper / diagonal, right / diagonal)
+    (first, of_second), (last, of_before) = ends
+    return np.concatenate([[first - of_second * inner[0]], inner, [last - of_before * inner[-1]]])
+
+
+def _solved(lower: np.ndarray, upper: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve a tridiagonal system with ones on its diagonal by cyclic reduction, along the first axis.
+
+    Each pass couples an unknown to others twice as far away, and about squares the share that these have in it.
+    """
     reach = 1
     while reach < len(right) and max(np.abs(lower).max(), np.abs(upper).max()) > _NEGLIGIBLE:
         back, ahead = slice(None, -reach), slice(reach, None)
@@ -65,9 +78,8 @@ def _slopes(width: np.ndarray, rise: np.ndarray) -> np.ndarray:
         diagonal[back] -= cross
         reduced[ahead] -= lower[ahead] * right[back]
         reduced[back] -= upper[back] * right[ahead]
-        further_below, further_above = np.zeros_like(lower), np.zeros_like(upper)
-        further_below[ahead], further_above[back] = -lower[ahead] * lower[back], -upper[back] * upper[ahead]
-        lower, upper, right = further_below / diagonal, further_above / diagonal, reduced / diagonal
+        below, above = np.zeros_like(lower), np.zeros_like(upper)
+        below[ahead], above[back] = -lower[ahead] * lower[back], -upper[back] * upper[ahead]
+        lower, upper, right = below / diagonal, above / diagonal, reduced / diagonal
         reach *= 2
-    (first, of_second), (last, of_before) = ends
-    return np.concatenate([[first - of_second * right[0]], right, [last - of_before * right[-1]]])
+    return right

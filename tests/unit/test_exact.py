@@ -6,15 +6,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.interpolate import CubicSpline, RegularGridInterpolator
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, spline_filter1d
 from scipy.sparse.linalg import spsolve
 
 from harps_dist.spectra import exact
-from harps_dist.spectra.spline import cubic_spline, linear
+from harps_dist.spectra.doppler import bspline_coefficients as on_device
+from harps_dist.spectra.spline import bspline_coefficients, cubic_spline, linear
 from preprocessing.draws import exponentials, normals, uniform
 from preprocessing.sed import ASSET, SedGrid
 
@@ -81,6 +83,13 @@ def test_splines_pass_through_their_samples():
     x, y = np.cumsum(drawn(0.5, 1.5)), drawn(-1, 1)
     np.testing.assert_allclose(cubic_spline(x, y, x), y, atol=1e-14)
     np.testing.assert_array_equal(linear(x, y, x), y)
+
+
+def test_bspline_coefficients_are_those_of_scipy_and_of_the_device():
+    samples = drawn(0.5, 1.5)
+    found = bspline_coefficients(samples)
+    np.testing.assert_allclose(found, spline_filter1d(samples, order=3, mode="mirror"), atol=2e-15)
+    np.testing.assert_allclose(found, on_device(torch.from_numpy(samples)[None])[0].numpy(), atol=2e-15)
 
 
 def test_the_sed_grid_is_interpolated_as_by_scipy():
