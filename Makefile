@@ -1,4 +1,5 @@
 # make demo: from nothing to a trained, evaluated model.   make test: the test suite.   make test-slow: what takes longer.
+# make test-processors: tests on made-up releases as two processors compute, by OpenBLAS's kernels.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 RUNS := demo/runs
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-processors lint clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,11 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+test-processors: $(INSTALLED)
+	cores=$$($(BIN)/python -m tests.processors) && for core in $$cores; do \
+	echo "made-up releases as $$core computes" && \
+	OPENBLAS_CORETYPE=$$core $(BIN)/python -m pytest -m "made_up and not slow" -n 2 --dist loadfile || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy harps_dist preprocessing launch

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from harps_dist.files import atomic_write
+from harps_dist.spectra.exact import exp, gaussian_blur
 from harps_dist.spectra.medium import vacuum_to_air
+from harps_dist.spectra.spline import linear
 
 STEP_AA = 0.01
 RESOLUTION = 115_000.0
@@ -70,13 +72,12 @@ class Atmosphere:
         pwv_mm: precipitable water at the zenith. Lines follow T^airmass for O2, T^(airmass pwv) for H2O, then
         are broadened to R = 115,000. Beyond the range of `self.wave_aa` only the continuum absorbs.
         """
-        from scipy.ndimage import gaussian_filter1d
-
-        lines = np.exp(-airmass * (pwv_mm * self.h2o_depth + self.o2_depth))
-        sigma_px = self.wave_aa.mean() / RESOLUTION / 2.3548 / STEP_AA
-        lines = gaussian_filter1d(lines.astype(np.float64), sigma_px)
-        continuum = np.exp(-airmass * (rayleigh_depth(wave_aa) + ozone_depth(wave_aa)))
-        return continuum * np.interp(wave_aa, self.wave_aa, lines, left=1.0, right=1.0)
+        lines = exp(-airmass * (pwv_mm * self.h2o_depth + self.o2_depth))
+        middle_aa = (self.wave_aa[0] + self.wave_aa[-1]) / 2
+        lines = gaussian_blur(lines, middle_aa / RESOLUTION / 2.3548 / STEP_AA)
+        continuum = exp(-airmass * (rayleigh_depth(wave_aa) + ozone_depth(wave_aa)))
+        inside = (wave_aa >= self.wave_aa[0]) & (wave_aa <= self.wave_aa[-1])
+        return continuum * np.where(inside, linear(self.wave_aa, lines, wave_aa), 1.0)
 
 
 def rayleigh_depth(wave_aa: np.ndarray) -> np.ndarray:
@@ -88,7 +89,7 @@ def rayleigh_depth(wave_aa: np.ndarray) -> np.ndarray:
 def ozone_depth(wave_aa: np.ndarray, dobson: float = 260.0) -> np.ndarray:
     """Zenith optical depth of ozone's Chappuis band, a Gaussian of its peak and width (Serdyuchenko 2014)."""
     column = dobson * 2.687e16  # molecules / cm²
-    return column * 4.9e-21 * np.exp(-0.5 * ((np.asarray(wave_aa) - 6000.0) / 510.0) ** 2)
+    return column * 4.9e-21 * exp(-0.5 * ((np.asarray(wave_aa) - 6000.0) / 510.0) ** 2)
 
 
 def line_depth(wave_aa: np.ndarray, lines: Path, mass_u: float, scale_height_km: float) -> np.ndarray:

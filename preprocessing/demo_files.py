@@ -2,7 +2,8 @@
 
 The spectra come from the packaged SED grid through the simulated instrument (`preprocessing.instrument`),
 with rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits, which
-labels do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1.
+labels do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1. The same seed makes the same
+bytes on every machine: only what IEEE 754 rounds in one way lies between them (`harps_dist.spectra.exact`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import numpy as np
 from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
 from harps_dist.spectra.doppler import C_KMS
-from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.exact import arcsin, exp, log, mean, sin_cos
 from harps_dist.spectra.instrument import HARPS
+from harps_dist.spectra.spline import cubic_spline
+from preprocessing.draws import exponentials, normals, uniform
 from preprocessing.generative import DESIGN, write_design
 from preprocessing.instrument import ORDERS, OrderOutput, observe, orders_covering
 from preprocessing.phase3 import write_phase3
 from preprocessing.sed import SedGrid, write_sed
 from preprocessing.simulator_files import EtcSettings, write_etc
+from preprocessing.stellar import stellar_flux
 from preprocessing.visits import Star, Visit
 
 Progress = Callable[[str, int, int], None]
@@ -103,25 +107,26 @@ def _population(grid: SedGrid, count: int, seed: int) -> list[Star]:
     rng = np.random.default_rng([seed, 1])
     (teff_low, teff_high), (logg_low, logg_high), (mh_low, mh_high) = grid.ranges.values()
     solar_like = rng.random(count) < 0.5
-    teff = np.where(solar_like, rng.normal(5600, 450, count), rng.uniform(teff_low, teff_high, count))
-    dwarf_logg = 4.6 - np.clip((teff - 5000) / 1000, 0, 1.5) * 0.3 + rng.normal(0, 0.07, count)
-    logg = np.where(solar_like, dwarf_logg, rng.uniform(logg_low, logg_high, count))
-    mh = np.where(solar_like, rng.normal(-0.05, 0.2, count), rng.uniform(mh_low, mh_high, count))
+    teff = np.where(solar_like, 5600 + 450 * normals(rng, count), uniform(rng, teff_low, teff_high, count))
+    dwarf_logg = 4.6 - np.clip((teff - 5000) / 1000, 0, 1.5) * 0.3 + 0.07 * normals(rng, count)
+    logg = np.where(solar_like, dwarf_logg, uniform(rng, logg_low, logg_high, count))
+    mh = np.where(solar_like, -0.05 + 0.2 * normals(rng, count), uniform(rng, mh_low, mh_high, count))
     # Rounded as catalogues are, so what they print is the truth.
     teff = np.clip(teff, teff_low, teff_high).round()
     logg, mh = np.clip(logg, logg_low, logg_high).round(2), np.clip(mh, mh_low, mh_high).round(2)
-    rv = rng.uniform(-70, 70, count).round(2)
+    rv = uniform(rng, -70, 70, count).round(2)
 
-    # A star is well known or not: a shared factor, evenly spread so that small demos keep the rates.
+    # A star is well known or not: a shared factor, evenly spread so that small demos keep the rates. What ndtri's last
+    # bit makes of a score is compared alone, so that it tells with a probability of 1e-16 a star.
     shared = ndtri((rng.permutation(count) + 0.5) / count)
-    own = rng.standard_normal((len(AVAILABLE), count))
+    own = normals(rng, len(AVAILABLE) * count).reshape(len(AVAILABLE), count)
     score = np.sqrt(GAP_CORRELATION) * shared + np.sqrt(1 - GAP_CORRELATION) * own
     known = score < ndtri(np.array(list(AVAILABLE.values())))[:, None]
 
     tic = rng.choice(400_000_000, count, replace=False) + 1_000_000
     hd = rng.choice(220_000, count, replace=False) + 1_000 if count <= 220_000 else np.arange(count) + 1_000
-    ra = rng.uniform(0, 360, count).round(6)
-    dec = np.degrees(np.arcsin(rng.uniform(-0.98, 0.42, count))).round(6)  # as seen from La Silla
+    ra = uniform(rng, 0, 360, count).round(6)
+    dec = np.degrees(arcsin(uniform(rng, -0.98, 0.42, count))).round(6)  # as seen from La Silla
     return [
         Star(
             int(tic[i]), int(hd[i]), float(ra[i]), float(dec[i]), float(teff[i]), float(logg[i]),
@@ -149,7 +154,7 @@ def _write_catalogue(path: Path, population: list[Star]) -> None:
 def _sed_labels(grid: SedGrid, index: int, seed: int) -> tuple[float, float, float]:
     """teff_k, logg and mh of a simulated SED, uniform over the grid."""
     rng = np.random.default_rng([seed, 2, index])
-    teff, logg, mh = (rng.uniform(low, high) for low, high in grid.ranges.values())
+    teff, logg, mh = (float(uniform(rng, low, high)) for low, high in grid.ranges.values())
     return round(teff, 1), round(logg, 3), round(mh, 3)
 
 
@@ -179,11 +184,11 @@ def _write_etc_runs(folder: Path, grid: SedGrid, seds: int, count: int, seed: in
         index = int(uses[i % seds])
         settings = EtcSettings(
             sed_name=_sed_name(index),
-            airmass=round(rng.uniform(1.0, 2.9), 3),
-            pwv_mm=round(rng.uniform(0.5, 20.0), 2),
-            mag=round(rng.uniform(6.7, 10.3), 2),  # S/N about 30 to 300
+            airmass=round(float(uniform(rng, 1.0, 2.9)), 3),
+            pwv_mm=round(float(uniform(rng, 0.5, 20.0)), 2),
+            mag=round(float(uniform(rng, 6.7, 10.3)), 2),  # S/N about 30 to 300
             exptime_s=float(rng.choice([300, 600, 900, 1800])),
-            fli=round(rng.uniform(0, 1), 2),
+            fli=round(rng.random(), 2),
         )
         flux = grid.sample(*_sed_labels(grid, index, seed))[0]
         asked = (settings.airmass, settings.pwv_mm, settings.mag, settings.exptime_s)
@@ -201,10 +206,10 @@ def _write_generative(folder: Path, grid: SedGrid, cores: int, etc_runs: int, se
     design: list[tuple[str, str, str, SplitName, str]] = []
     for core in range(cores):
         rng = np.random.default_rng([seed, 7, core])
-        baseline = {name: rng.uniform(*limits) for name, limits in grid.ranges.items()}
+        baseline = {name: float(uniform(rng, *limits)) for name, limits in grid.ranges.items()}
         split: SplitName = "validation" if core % 2 else "test"
         for varied, limits in grid.ranges.items():
-            for number, value in enumerate(rng.uniform(*limits, GENERATIVE_VALUES)):
+            for number, value in enumerate(uniform(rng, *limits, GENERATIVE_VALUES)):
                 values = (baseline | {varied: value}).values()
                 teff, logg, mh = (round(float(v), digits) for v, digits in zip(values, (1, 3, 3), strict=True))
                 label = varied.removesuffix("_k")
@@ -243,23 +248,17 @@ def _write_spectra(
 
 def _stellar_fluxes(grid: SedGrid, population: list[Star], numbers: list[int], seed: int) -> np.ndarray:
     """Surface flux at rest of the numbered stars, (star, pixels) float32, with what labels do not tell."""
-    import torch
-
-    from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
-
-    lattice = Grid("sed", round((grid.wave_aa[0] - HARPS.origin_aa) / HARPS.step_aa), grid.wave_aa.size)
-    line_knots = round(lattice.length * HARPS.step_aa / 0.5)
-    line_list_error = 0.20 * np.random.default_rng(LINE_LIST_SEED).uniform(-1, 1, line_knots)
-    batch = [population[i] for i in numbers]
-    rngs = [np.random.default_rng([seed, 4, i]) for i in numbers]
-    sigma_kms = torch.tensor([rng.uniform(0, 8) for rng in rngs], dtype=torch.float32)
-    own_error = np.stack([0.05 * rng.uniform(-1, 1, line_knots) for rng in rngs])
-    wiggles = np.stack([0.02 * rng.standard_normal(12) for rng in rngs])
-    labels = np.array([(star.teff_k, star.logg, star.mh) for star in batch])
-    flux = torch.from_numpy(grid.sample(*labels.T))
-    error = smooth_noise(torch.from_numpy(line_list_error + own_error).float(), lattice.length)
-    flux = broaden(scale_lines(flux, error), lattice, sigma_kms)
-    return (flux * (1 + smooth_noise(torch.from_numpy(wiggles).float(), lattice.length))).numpy()
+    px_per_kms = grid.wave_aa[grid.wave_aa.size // 2] / C_KMS / HARPS.step_aa
+    line_knots = round(grid.wave_aa.size * HARPS.step_aa / 0.5)
+    line_list_error = 0.20 * uniform(np.random.default_rng(LINE_LIST_SEED), -1, 1, line_knots)
+    labels = np.array([(star.teff_k, star.logg, star.mh) for star in (population[i] for i in numbers)])
+    fluxes = grid.sample(*labels.T)
+    for i, flux in zip(numbers, fluxes, strict=True):
+        rng = np.random.default_rng([seed, 4, i])
+        sigma_px = 8 * rng.random() * px_per_kms
+        own_error = 0.05 * uniform(rng, -1, 1, line_knots)
+        flux[:] = stellar_flux(flux, sigma_px, line_list_error + own_error, 0.02 * normals(rng, 12))
+    return fluxes
 
 
 def _visits(star: Star, index: int, mean: float, seed: int) -> list[Visit]:
@@ -270,12 +269,13 @@ def _visits(star: Star, index: int, mean: float, seed: int) -> list[Visit]:
 
 def _visit(star: Star, rng: np.random.Generator) -> Visit:
     while True:  # a night when the star stands more than 60 degrees from the Sun
-        start = datetime(2004, 1, 1) + timedelta(days=int(rng.integers(365 * 18)), hours=rng.uniform(0, 10))
+        start = datetime(2004, 1, 1) + timedelta(days=int(rng.integers(365 * 18)), hours=10 * rng.random())
         berv_kms, elongation = barycentric_velocity(star.ra_deg, star.dec_deg, start)
         if elongation > 60:
             break
     start = start.replace(microsecond=start.microsecond // 1000 * 1000)
-    archived = start + timedelta(days=rng.uniform(20, 700))
+    archived = start + timedelta(days=float(uniform(rng, 20, 700)))
+    drawn = rng.random()
     spellings = [
         f"HD{star.hd}", f"HD{star.hd}", f"HD {star.hd}", f"HD-{star.hd}", f"hd{star.hd:06d}",
         f"TIC-{star.tic}", f"TIC {star.tic}", f"OBJ-{star.hd % 97:02d}",
@@ -286,9 +286,9 @@ def _visit(star: Star, rng: np.random.Generator) -> Visit:
         object=str(rng.choice(spellings)),
         start=start,
         berv_kms=berv_kms,
-        airmass=1.0 + 1.9 * float(rng.random()) ** 2,
-        pwv_mm=float(np.exp(rng.uniform(np.log(1.0), np.log(12.0)))),
-        snr=float(np.exp(rng.uniform(np.log(30), np.log(300)))),
+        airmass=1.0 + 1.9 * drawn * drawn,
+        pwv_mm=float(exp(uniform(rng, 0.0, float(log(12.0))))),
+        snr=float(exp(uniform(rng, float(log(30.0)), float(log(300.0))))),
         exptime_s=float(rng.choice([60, 300, 600, 900, 1800])),
         radvel_guess_kms=round(star.rv_kms, 1) if rng.random() < 0.6 else -99999.0,
     )
@@ -299,17 +299,19 @@ def barycentric_velocity(ra_deg: float, dec_deg: float, when: datetime) -> tuple
 
     Good to 1 km/s: the demo defines its own truth. A star that the Earth approaches has a positive BERV.
     """
-    tilt, ra, dec = np.radians([23.439, ra_deg, dec_deg])
-    star = np.array([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
     days = (when - datetime(2000, 3, 20, 7, 35)).total_seconds() / 86400
     longitude = 2 * np.pi * days / 365.2422
     ahead = longitude - np.pi / 2  # the Earth moves towards 90 degrees behind the Sun
+    sine, cosine = sin_cos([*np.radians([23.439, ra_deg, dec_deg]), longitude, ahead])
+    x, y, z = cosine[2] * cosine[1], cosine[2] * sine[1], sine[2]  # of the star, equatorial
 
-    def direction(angle: float) -> np.ndarray:
-        return np.array([np.cos(angle), np.sin(angle) * np.cos(tilt), np.sin(angle) * np.sin(tilt)])
+    def towards(sin_longitude: float, cos_longitude: float) -> float:
+        """Cosine of the star's angle from a point of the ecliptic."""
+        return x * cos_longitude + y * sin_longitude * cosine[0] + z * sin_longitude * sine[0]
 
-    elongation = np.degrees(np.arccos(np.clip(star @ direction(longitude), -1, 1)))
-    return float(29.785 * star @ direction(ahead)), float(elongation)
+    # The angle is compared alone, so that its last bit tells with a probability of 1e-16 a night.
+    elongation = np.degrees(np.arccos(np.clip(towards(sine[3], cosine[3]), -1, 1)))
+    return float(29.785 * towards(sine[4], cosine[4])), float(elongation)
 
 
 def expose(
@@ -339,9 +341,9 @@ def expose(
         signal = brightness * order.target
         sigma = np.sqrt(signal + order.sky + _readout_variance(order))
         order_snr[ORDERS.index(order.order)] = float(np.median((signal / sigma)[1948:2148]))
-        electrons = signal + sigma * rng.standard_normal(signal.size)
+        electrons = signal + sigma * normals(rng, signal.size)
         hits = rng.integers(0, signal.size, rng.poisson(visit.exptime_s / 1800))
-        electrons[hits] += signal.mean() * rng.exponential(0.5, hits.size)
+        electrons[hits] += mean(signal) * 0.5 * exponentials(rng, hits.size)
         deblazed = electrons / (order.blaze * order.dispersion_m_per_px / widest_m)
         inside, values = _on_lattice(order.wave_aa * (1 + visit.berv_kms / C_KMS), deblazed, wave_aa)
         total[inside] += values
@@ -350,20 +352,19 @@ def expose(
 
 
 def _readout_variance(order: OrderOutput) -> float:
-    return order.nspat * order.nspec * order.ndit * (order.dit_s * order.dark + order.ron**2)
+    return order.nspat * order.nspec * order.ndit * (order.dit_s * order.dark + order.ron * order.ron)
 
 
 def _brightness_for(snr: float, orders: list[OrderOutput]) -> float:
     """Factor on the target's signal that gives a median S/N per extracted pixel."""
     signal = np.median([order.target for order in orders])
     other = np.median([order.sky + _readout_variance(order) for order in orders])
-    return (snr**2 + np.sqrt(snr**4 + 4 * snr**2 * other)) / (2 * signal)
+    square = snr * snr
+    return (square + np.sqrt(square * square + 4 * square * other)) / (2 * signal)
 
 
 def _on_lattice(source_aa: np.ndarray, values: np.ndarray, wave_aa: np.ndarray) -> tuple[slice, np.ndarray]:
     """Spline an order onto the lattice pixels it covers."""
-    from scipy.interpolate import CubicSpline
-
     first, end = np.searchsorted(wave_aa, [source_aa[0], source_aa[-1]])
     inside = slice(int(first), int(end))
-    return inside, CubicSpline(source_aa, values)(wave_aa[inside])
+    return inside, cubic_spline(source_aa, values, wave_aa[inside])

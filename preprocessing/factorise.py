@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harps_dist.spectra.exact import exp, log
+
 TRAINING_RUNS = 64
 MOST_VECTORS = 24
 TOLERANCES = (1.5e-4, 2e-3, 2e-3)  # the worst pixel's; the first weighted by sqrt(R): 0.05 sigma at S/N 300
 _DEEPEST = math.log(1e-4)  # of the median response; what is darker counts as this
-_LOG_GRAIN = 2.0**-20  # logarithms are rounded, for libraries differ in their last bit
 
 
 class Terms(NamedTuple):
@@ -32,9 +33,9 @@ def terms_of(response: np.ndarray) -> Terms:
     """Terms of a response (3, pixel): mean, variance and floor, all positive."""
     mean, variance, floor = np.asarray(response, np.float64)
     level = float(np.median(mean))
-    log_mean = np.maximum(np.log(mean / level), _DEEPEST)
-    values = np.stack([log_mean, np.log(variance / mean / level), np.log(np.maximum(floor / level**2, 1e-12))])
-    return Terms(np.round(values / _LOG_GRAIN) * _LOG_GRAIN, level)
+    log_mean = np.maximum(log(mean / level), _DEEPEST)
+    floor = np.maximum(floor / (level * level), 1e-12)
+    return Terms(np.stack([log_mean, log(variance / mean / level), log(floor)]), level)
 
 
 class TermBasis(NamedTuple):
@@ -92,7 +93,11 @@ class ResponseBasis(NamedTuple):
     def combined(self, coefficients: np.ndarray) -> np.ndarray:
         """(3, pixel) terms that these coefficients stand for."""
         parts = np.split(coefficients.astype(np.float64), np.cumsum(self.counts)[:2])
-        return np.stack([part @ basis.vectors for part, basis in zip(parts, self.terms, strict=True)])
+        terms = np.zeros((3, self.vectors.shape[1]))
+        for term, part, basis in zip(terms, parts, self.terms, strict=True):
+            for coefficient, vector in zip(part, basis.vectors, strict=True):
+                term += coefficient * vector
+        return terms
 
     def missed(self, terms: Terms, combined: np.ndarray) -> bool:
         """Whether some pixel is off by more than the tolerances."""
@@ -110,7 +115,7 @@ def fit_basis(runs: Sequence[Terms]) -> ResponseBasis:
 
 def _weights(values: np.ndarray) -> np.ndarray:
     weights = np.ones_like(values)
-    weights[0] = np.exp(np.minimum(values[0], 0) / 2)
+    weights[0] = exp(np.minimum(values[0], 0) / 2)
     return weights
 
 

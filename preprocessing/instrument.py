@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harps_dist.spectra.exact import exp, mean, power, sin_cos
 from preprocessing.atmosphere import Atmosphere
 from preprocessing.sed import interpolate_sed
 
@@ -75,17 +76,20 @@ def orders_covering(low_aa: float, high_aa: float) -> tuple[int, ...]:
 
 def blaze(order: int, wave_aa: np.ndarray) -> np.ndarray:
     """Blaze function sinc²(m (λ - λ_c) / λ), 1 at the centre of the order."""
-    return np.sinc(order * (wave_aa - GRATING_AA / order) / wave_aa) ** 2
+    phase = np.pi * (order * (wave_aa - GRATING_AA / order) / wave_aa)
+    phase = np.where(phase == 0, 1e-20, phase)
+    return (sin_cos(phase)[0] / phase) ** 2
 
 
 def efficiency(wave_aa: np.ndarray) -> np.ndarray:
     """Telescope, spectrograph and detector without blaze, fibre and atmosphere."""
-    return EFFICIENCY * np.exp(-0.5 * ((np.asarray(wave_aa) - 6200.0) / 1800.0) ** 2)
+    return EFFICIENCY * exp(-0.5 * ((np.asarray(wave_aa) - 6200.0) / 1800.0) ** 2)
 
 
 def fibre_injection(airmass: float) -> float:
     """Share of a Gaussian seeing disc, growing as airmass^0.6, inside the fibre."""
-    return 1 - 2.0 ** -((FIBRE_ARCSEC / (SEEING_ARCSEC * airmass**0.6)) ** 2)
+    relative = FIBRE_ARCSEC / (SEEING_ARCSEC * power(airmass, 0.6))
+    return 1 - float(power(2.0, -relative * relative))
 
 
 def scale_to_magnitude(wave_aa: np.ndarray, flux: np.ndarray, mag: float) -> np.ndarray:
@@ -96,8 +100,8 @@ def scale_to_magnitude(wave_aa: np.ndarray, flux: np.ndarray, mag: float) -> np.
     """
     inside = (wave_aa >= 5450) & (wave_aa <= 5550)
     covered = wave_aa[0] <= 5450 and wave_aa[-1] >= 5550
-    reference = flux[inside].mean() if covered else flux.mean()
-    return flux * (VEGA_V * 10 ** (-0.4 * mag) / reference)
+    reference = mean(flux[inside] if covered else flux)
+    return flux * (VEGA_V * float(power(10, -0.4 * mag)) / reference)
 
 
 def observe(
@@ -132,7 +136,7 @@ def observe(
     electrons = COLLECTING_CM2 * exptime_s * dispersion_aa * wave / PHOTON_ERG_AA * detected
     target = electrons * injected * sed
     sky_mag = 21.8 - 3.5 * fli  # V, a square arcsecond
-    sky = electrons * VEGA_V * 10 ** (-0.4 * sky_mag) * np.pi / 4 * FIBRE_ARCSEC**2
+    sky = electrons * VEGA_V * float(power(10, -0.4 * sky_mag)) * np.pi / 4 * FIBRE_ARCSEC**2
 
     outputs = []
     for k, m in enumerate(orders):

@@ -280,7 +280,7 @@ def _label_statistics(index: Index) -> dict[str, LabelStatistics]:
             values = labels[~np.isnan(labels)].tolist()
             if len(values) > 1:
                 mean = math.fsum(values) / len(values)
-                variance = math.fsum((value - mean) ** 2 for value in values) / len(values)
+                variance = math.fsum((value - mean) * (value - mean) for value in values) / len(values)
                 statistics[name] = LabelStatistics(mean=mean, std=math.sqrt(variance), count=len(values))
                 break
     return statistics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -14,8 +15,10 @@ from harps_dist.data.codec import FluxCodec, codec_of, npy_bytes, quantised, res
 from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import CodecName
 from harps_dist.data.split import split_of
+from harps_dist.spectra.exact import exp, mean
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.spectra.noise import photon_sigma
+from harps_dist.spectra.spline import bspline_coefficients
 from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
@@ -37,10 +40,11 @@ class Sample(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A response as it is stored: its terms, those that the release gives back, coefficients and residual."""
+    """A response as it is stored: e to its terms, to those that the release gives back, its level, and the content."""
 
-    terms: Terms
+    true: np.ndarray
     kept: np.ndarray
+    level: float
     coefficients: np.ndarray
     residual: np.ndarray | None
 
@@ -66,7 +70,7 @@ class Coding(NamedTuple):
             if basis.missed(terms, kept):
                 residual = (terms.values - kept).astype(np.float16)
                 kept = kept + residual
-            return Stored(terms, kept, coefficients, residual)
+            return Stored(exp(terms.values), exp(kept), terms.level, coefficients, residual)
 
         return cls(archive, codec_of(real_codec), basis, response)
 
@@ -125,7 +129,7 @@ def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
     flux = flux[grid.valid]
     content = coding.codec.encode(flux)
     off = restored(coding.codec, content, len(flux)).astype(np.float64) - flux
-    error = float(np.sqrt(np.mean((off / photon_sigma(flux)) ** 2)))
+    error = math.sqrt(mean((off / photon_sigma(flux)) ** 2))
     return coding.codec.tail, content, [row | {"median": median, "error": error}]
 
 
@@ -188,31 +192,29 @@ def generative_samples(coding: Coding) -> Iterator[Sample]:
 
 def _encode_sed(coding: Coding, group: str, number: int, rows: list[Row], runs: list[int]) -> Encoded:
     """The SED as B-spline coefficients, in int16; the error at rest, as each of its responses shows it."""
-    from scipy.ndimage import spline_filter1d
-
     archive = coding.archive
     sed = archive.data(group, number).astype(np.float64)
-    codes, (scale, zero) = quantised(spline_filter1d(sed, order=3, mode="mirror"))
+    codes, (scale, zero) = quantised(bspline_coefficients(sed))
     coefficients = np.pad(codes * float(scale) + float(zero), 1, mode="reflect")
     kept = (coefficients[:-2] + 4 * coefficients[1:-1] + coefficients[2:]) / 6
     inner, found = archive.grid.within(archive.source_grid), []
     for row, run in zip(rows, runs, strict=True):
         stored = coding.response(run)
-        true, off = _signal(stored.terms.values, sed), _signal(stored.kept, kept)
+        true, off = _signal(stored.true, sed), _signal(stored.kept, kept)
         error = np.abs((off[0] - true[0]) / true[1])[inner][archive.grid.valid]
         wrong = np.abs(off[1] / true[1] - 1)[inner][archive.grid.valid]
         found.append(
             row
             | {"scale": float(scale), "zero": float(zero), "median": 1.0}
-            | {"error": float(np.sqrt(max(np.mean(error**2), np.mean(wrong**2))))}
+            | {"error": math.sqrt(max(mean(error**2), mean(wrong**2)))}
         )
     return SED_TAIL, npy_bytes(codes), found
 
 
 def _signal(terms: np.ndarray, sed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the counts (Eqs. A.1, A.2)."""
-    mean = np.exp(terms[0]) * sed
-    return mean, np.sqrt(np.exp(terms[1]) * mean + np.exp(terms[2]))
+    """Mean and standard deviation of the counts (Eqs. A.1, A.2); terms: e to them."""
+    signal = terms[0] * sed
+    return signal, np.sqrt(terms[1] * signal + terms[2])
 
 
 def basis_samples(coding: Coding) -> Iterator[Sample]:
@@ -232,7 +234,7 @@ def _encode_response(coding: Coding, number: int, row: Row) -> Encoded:
     stored = coding.response(number)
     content = None if stored.residual is None else npy_bytes(stored.residual)
     coefficients = [float(value) for value in stored.coefficients]
-    return "residual.npy", content, [row | {"coefficients": coefficients, "median": stored.terms.level}]
+    return "residual.npy", content, [row | {"coefficients": coefficients, "median": stored.level}]
 
 
 def _row(**columns: Any) -> Row:

@@ -19,6 +19,8 @@ from harps_dist.files import atomic_write
 from preprocessing.instrument import OrderOutput
 
 Generation = Literal["2023", "2026"]
+_LOWEST_POWER = -290
+_POWERS = np.array([float(f"1e{power}") for power in range(_LOWEST_POWER, 301)])  # correctly rounded
 ORIGIN = "harps_dist simulator, format of ESO ETC 2.0; not an ESO product"
 
 
@@ -48,10 +50,10 @@ def write_etc(path: Path, outputs: Sequence[OrderOutput], settings: EtcSettings,
 def _numbers(values: np.ndarray, digits: int = 8) -> list[float]:
     """Rounded to significant digits, far quicker than formatting each value."""
     values = np.asarray(values, np.float64)
-    magnitude = np.floor(np.log10(np.where(values == 0, 1.0, np.abs(values))))
+    magnitude = np.searchsorted(_POWERS, np.where(values == 0, 1.0, np.abs(values)), side="right") - 1 + _LOWEST_POWER
     # Powers of ten up to 1e22 are exact, so divide by them rather than multiply by an inexact 1e-k.
     power = digits - 1 - magnitude
-    scale = 10.0 ** np.abs(power)
+    scale = _POWERS[np.abs(power) - _LOWEST_POWER]
     up = np.round(np.where(power >= 0, values * scale, values / scale))
     return np.where(power >= 0, up / scale, up * scale).tolist()
 
@@ -67,7 +69,7 @@ def _noise_info(output: OrderOutput) -> dict:
         "ndit": output.ndit,
         "dit": output.dit_s,
         "dark": output.dark,
-        "ron2": output.ron**2,
+        "ron2": output.ron * output.ron,
     }
 
 

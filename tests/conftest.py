@@ -7,10 +7,21 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("same", derandomize=True)  # the same examples in every run
+settings.load_profile("same")
 
+MADE_UP = {"tiny_demo", "tiny_release", "tiny_runs", "tiny_exports"}  # releases, and what is trained on them
 GENUINE = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses made-up releases: `make test-processors` runs it as two processors compute."""
+    for item in items:
+        if MADE_UP & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.made_up)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Bytes become codes on the CPU; codes become flux on the device. Entropy coding i
 
 from __future__ import annotations
 
+import math
 import struct
 from io import BytesIO
 from typing import NamedTuple, Protocol
@@ -20,7 +21,7 @@ STEP = 0.25  # of the noise's standard deviation: 0.5 % more variance
 
 _LEVEL = 1  # of zstd: what is left after prediction has no repetitions to look for
 _HEADER = struct.Struct("<III")  # order of prediction, chunks, exceptions
-_ROOT = 2 * NOISE_FLOOR**0.5
+_ROOT = 2 * math.sqrt(NOISE_FLOOR)
 
 
 class Coded(NamedTuple):
@@ -68,7 +69,7 @@ class NoiseCodec:
 
         chunks = -(-len(flux) // NOISE_CHUNK)
         padded = np.pad(np.asarray(flux, np.float64), (0, chunks * NOISE_CHUNK - len(flux)), mode="edge")
-        magnitude = np.sqrt(np.abs(padded) + NOISE_FLOOR) - NOISE_FLOOR**0.5
+        magnitude = np.sqrt(np.abs(padded) + NOISE_FLOOR) - math.sqrt(NOISE_FLOOR)
         companded = np.copysign(magnitude, padded).reshape(chunks, NOISE_CHUNK)
         needed = np.abs(companded).max(axis=1) / 32767
         scale = np.maximum(self.step / 2 * np.sqrt(photon_noise(flux)), needed).astype(np.float32)

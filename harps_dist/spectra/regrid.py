@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.spline import cubic_spline
 
 _ON_LATTICE = 1e-4  # pixels, 0.05 m/s: nearer than this a sample is copied, not resampled
 _GUARD = 16  # samples kept either side of the grid, so that the spline's ends lie outside it
@@ -28,13 +29,11 @@ def regrid(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> np.ndarray:
         inside = (nearest >= 0) & (nearest < grid.length)
         regridded[nearest[inside]] = flux[inside]
         return regridded
-    from scipy.interpolate import make_interp_spline
-
     finite = np.isfinite(flux)
     if finite.sum() < 4:
         return regridded
     pixel = np.arange(max(0, np.ceil(position[0])), min(grid.length, np.floor(position[-1]) + 1)).astype(np.int64)
     right = np.searchsorted(position, pixel).clip(1, len(position) - 1)
     covered = pixel[finite[right] & finite[right - 1]]
-    regridded[covered] = make_interp_spline(position[finite], flux[finite].astype(np.float64), k=3)(covered)
+    regridded[covered] = cubic_spline(position[finite], flux[finite], covered)
     return regridded

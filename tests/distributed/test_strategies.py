@@ -22,10 +22,10 @@ from harps_dist.training.loop import Trainer, train_run
 from tests.commands import TINY, command, run
 
 RECIPE = "demo-infovae-mix"  # every part of the loss, and draws of its own
-# A small rate: spectra are made in float32, and Adam enlarges their rounding where a gradient is near zero.
-SETTINGS = (
-    "--training.warmup-steps", 0, "--training.learning-rate", 1e-5, *TINY
-)  # fmt: skip
+# In float32 Adam enlarges the rounding of gradients near zero, and losses of one and two ranks differ by up to 290 %
+# in a step: ranks and parts are compared in float64, where they agree to 1e-13.
+EXACT = ("--training.precision", "fp64")
+SETTINGS = ("--training.warmup-steps", 0, *TINY)
 
 
 def train(release: Path, folder: Path, out: str, *more: object, ranks: int = 2, steps: int = 6) -> Path:
@@ -47,20 +47,18 @@ def last_weights(path: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("clip", [(), ("--training.clip-norm", 0.05)])
 def test_parts_of_a_batch_learn_what_the_whole_learns(tiny_release, tmp_path, clip):
     """In float64, MMD and KL over the whole global batch included; each rank's five samples in parts of two and one."""
-    exact = ("--training.precision", "fp64", "--training.batch-size", 10, *clip)
+    exact = (*EXACT, "--training.batch-size", 10, *clip)
     whole = train(tiny_release, tmp_path, "whole", *exact, ranks=1)
     parts = train(tiny_release, tmp_path, "parts", *exact, "--training.accumulate", 3, ranks=2)
-    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-6)
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-9)
     for name, value in last_weights(whole).items():
-        np.testing.assert_allclose(last_weights(parts)[name], value, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(last_weights(parts)[name], value, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.slow
 def test_four_two_three_ranks_in_float64(tiny_release, tmp_path):
     """The curve of one rank within 1e-6, the ledger exact, the number of ranks changed twice on the way."""
-    exact = (
-        "--training.precision", "fp64", "--training.learning-rate", 1e-3, "--log.ledger", "--log.save-every", 1
-    )  # fmt: skip
+    exact = (*EXACT, "--training.learning-rate", 1e-3, "--log.ledger", "--log.save-every", 1)
     undisturbed = train(tiny_release, tmp_path, "one", *exact, ranks=1, steps=12)
     for ranks, minutes in ((4, 4), (2, 8)):
         stop_at(tiny_release, tmp_path, minutes, ranks, *exact)
@@ -88,17 +86,37 @@ def stop_at(release: Path, folder: Path, step: int, ranks: int, *more: object) -
 
 @pytest.mark.parametrize("zero", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
 def test_deepspeed_learns_what_ddp_learns_and_they_load_each_other(tiny_release, tmp_path, zero):
-    """DDP on 2 ranks, DeepSpeed on 3, DDP on 1: the curve of an undisturbed run, to float32 rounding."""
-    undisturbed = train(tiny_release, tmp_path, "one", "--training.clip-norm", 0.5, ranks=1, steps=12)
-    settings = ("--training.clip-norm", 0.5, "--log.save-every", 1)
+    """DDP on 2 ranks, DeepSpeed on 3, DDP on 1: what an undisturbed run in float64 learns, to the noise of float32.
+
+    DeepSpeed has no float64. At a rate that keeps weights close, losses measured 4e-6 off, the moments 2e-4 and what
+    the weights gained 0.05 of their norm (Adam enlarges gradients that are nothing but rounding); moments or steps that
+    were lost on the way, or gradients not averaged, are 0.3 and more.
+    """
+    gentle = ("--training.clip-norm", 0.5, "--training.learning-rate", 1e-5)
+    undisturbed = train(tiny_release, tmp_path, "one", *gentle, *EXACT, ranks=1, steps=12)
+    settings = (*gentle, "--log.save-every", 1)
     stop_at(tiny_release, tmp_path, 4, 2, *settings)
+    before = last_weights(tmp_path / "changed")
     stop_at(tiny_release, tmp_path, 8, 3, *settings, "--strategy", "deepspeed", "--zero", zero)
     changed = train(tiny_release, tmp_path, "changed", *settings, ranks=1, steps=12)
-    np.testing.assert_allclose(losses(changed), losses(undisturbed), rtol=1e-5)
-    moments = [load_file(path / "checkpoints/step-00000012/optimizer.safetensors") for path in (undisturbed, changed)]
-    assert moments[0].keys() == moments[1].keys()
-    steps = {float(value) for name, value in moments[1].items() if name.endswith("/step")}
-    assert steps == {12.0}
+    np.testing.assert_allclose(losses(changed), losses(undisturbed), rtol=1e-4)
+    expected, found = (
+        load_file(path / "checkpoints/step-00000012/optimizer.safetensors") for path in (undisturbed, changed)
+    )
+    assert expected.keys() == found.keys()
+    assert {float(value) for name, value in found.items() if name.endswith("/step")} == {12.0}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert apart(found, {name: value for name, value in expected.items() if name.endswith(f"/{moment}")}) < 0.01
+    gained, expected = (
+        {name: value - before[name] for name, value in last_weights(path).items()} for path in (changed, undisturbed)
+    )
+    assert apart(gained, expected) < 0.2
+
+
+def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """The norm of the difference over the norm of what is expected, all tensors together."""
+    difference = sum(float(np.square(found[name] - value).sum()) for name, value in expected.items())
+    return (difference / sum(float(np.square(value, dtype=np.float64).sum()) for value in expected.values())) ** 0.5
 
 
 def test_a_users_deepspeed_configuration_is_merged_over_ours(tiny_release, tmp_path):

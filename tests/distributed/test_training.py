@@ -96,20 +96,21 @@ def test_resident_training_learns_the_same_bits(tiny_release, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["demo-cnn-mix", "demo-infovae-mix"])
 def test_two_ranks_learn_what_one_learns(tiny_release, tmp_path, recipe):
+    """In float64, where they agree to 1e-14; in float32 Adam enlarges rounding, and losses say nothing of the ranks."""
     for ranks in (1, 2):
         arguments = (
             recipe, "--data.release", tiny_release, "--out", f"run{ranks}", "--training.steps", 6,
-            "--training.learning-rate", 1e-5, *TINY,
+            "--training.precision", "fp64", *TINY,
         )  # fmt: skip
         run(command("launch/train.py", *arguments, ranks=ranks), tmp_path)
     one, two = (read_log(tmp_path / f"run{ranks}") for ranks in (1, 2))
     assert [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
     for key in [key for key in one[0] if key.startswith("loss")] + ["validation_label"]:
         curves = [[line[key] for line in lines if key in line] for lines in (one, two)]
-        np.testing.assert_allclose(*curves, rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(*curves, rtol=1e-9, err_msg=key)
     weights = [load_file(tmp_path / f"run{ranks}/checkpoints/step-00000006/model.safetensors") for ranks in (1, 2)]
     for name, value in weights[0].items():
-        np.testing.assert_allclose(value, weights[1][name], atol=1.5e-5, err_msg=name)  # 6 steps of Adam
+        np.testing.assert_allclose(value, weights[1][name], atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -107,8 +107,8 @@ def test_two_autoencoders_on_two_ranks_or_one(models, grown, tmp_path, no_report
     assert {entry.bin for entry in one.find("real", "all", "era")} == {"before", "after"}
     assert not any(entry.failed_new or entry.failed_old for entry in one.entries)
     assert one.release.parent == one.old.release_digest != one.new.release_digest == one.release.digest
-    assert one.speed.new_ms > 0
-    assert one.speed.ratio == pytest.approx(one.speed.new_ms / one.speed.old_ms, rel=0.5)
+    assert min(one.speed.new_ms, one.speed.old_ms) > 0
+    assert 0 < one.speed.ratio_q25 <= one.speed.ratio <= one.speed.ratio_q75
     report = (tmp_path / "two/comparison.md").read_text()
     for figure in ("comparison.png", "comparison_bins.png"):
         assert figure in report

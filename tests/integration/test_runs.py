@@ -71,7 +71,8 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
         assert len(set(one["key"].to_pylist())) == len(one)
         assert count in (None, len(one))
         for name in ("teff", "rv", "MAE'", *(("GIS", "GIS-true") if kind == "generative" else ("RVIS",))):
-            np.testing.assert_allclose(one[name].to_numpy(), two[name].to_numpy(), rtol=1e-4, err_msg=name)
+            values = one[name].to_numpy()  # in float32, of batches put together otherwise: 1e-6 of their spread
+            np.testing.assert_allclose(two[name].to_numpy(), values, rtol=1e-4, atol=1e-4 * values.std(), err_msg=name)
         folder = tmp_path / "1" / f"all-{kind}"
         scores = json.loads((folder / "scores.json").read_text())
         measured = {measure["name"] for measure in scores["measures"]}

