@@ -250,7 +250,6 @@ class Verdict(Frozen):
 
     def table(self) -> Table:
         """As a rich table, what failed first."""
-        from rich.markup import escape
         from rich.table import Table
 
         counts = {status: sum(line.status == status for line in self.lines) for status in ("passed", "failed")}
@@ -259,7 +258,7 @@ class Verdict(Frozen):
             table.add_column(header, justify="right" if header in ("value", "limit") else "left")
         for judged in sorted(self.lines, key=lambda line: line.status != "failed"):
             figures = ["" if math.isnan(value) else f"{value:.4g}" for value in (judged.value, judged.limit)]
-            table.add_row(judged.status, *map(escape, (judged.line, *figures, judged.reason)))
+            table.add_row(judged.status, judged.line, *figures, judged.reason)
         return table
 
 
