@@ -11,6 +11,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Literal
 
@@ -32,7 +33,7 @@ class IntakeError(HarpsDistError):
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[IO[bytes]]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """Open a file for reading; a folder, a pipe, a device or a socket is refused, and no pipe is waited for.
 
     Raises IntakeError.

@@ -73,7 +73,7 @@ def ingest_spectra(
     again is taken where a newer version of the pipeline made it. Stars are known again by `KnownStars`. workers:
     processes that read files. wanted: which of the files, by relative name.
     """
-    report = IngestReport()
+    report = IngestReport(counts=Counter(catalog.counts if catalog else {}))
     root = spectra if spectra.is_dir() else spectra.parent
     with Archive.writing(archive, grid) as writer, _mapper(workers) as mapper:
         quarantine = Quarantine(archive)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.comparison import (
@@ -38,7 +38,9 @@ from harps_dist.evaluation.comparison import (
 )
 from harps_dist.evaluation.metrics import NAN
 from harps_dist.frozen import Frozen
+from harps_dist.intake import read_text
 from harps_dist.spectra.labels import NAMES
+from harps_dist.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,11 +88,11 @@ class Line(Frozen):
     measure: str
     by: By = "overall"
     bin: str = EACH
-    relative: float | None = Field(None, ge=0)
-    absolute: float | None = Field(None, ge=0)
+    relative: float | None = Field(None, ge=0, allow_inf_nan=False)
+    absolute: float | None = Field(None, ge=0, allow_inf_nan=False)
     judge_by: Literal["lower", "mean", "upper"] = "lower"
-    least: float | None = None
-    most: float | None = None
+    least: float | None = Field(None, allow_inf_nan=False)
+    most: float | None = Field(None, allow_inf_nan=False)
     least_stars: int = Field(5, ge=1)
     optional: bool = False
 
@@ -192,8 +194,8 @@ class Gate(Frozen):
 
     failed_predictions: int = Field(0, ge=0)
     least_stars: int = Field(5, ge=1)
-    slower: float | None = Field(2.0, gt=0)
-    surprise: float | None = Field(2.0, gt=0)
+    slower: float | None = Field(2.0, gt=0, allow_inf_nan=False)
+    surprise: float | None = Field(2.0, gt=0, allow_inf_nan=False)
     lines: tuple[Line, ...] = Field(default_factory=_default_lines)
 
     @property
@@ -269,11 +271,14 @@ def read_gate(path: Path | None) -> Gate:
     if path is None:
         return Gate()
     try:
-        return Gate.model_validate(yaml.safe_load(path.read_text()) or {})
+        text = read_text(path, "gate")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # by which a few lines are billions
+            raise ConfigError(f"gate {printable(path)} has YAML aliases (*name). Write out what they stand for.")
+        return Gate.model_validate(yaml.safe_load(text) or {})
     except FileNotFoundError:
-        raise ConfigError(f"there is no gate {path}. Give a YAML file with the lines of a gate.") from None
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigError(f"gate {path} cannot be used: {error}") from None
+        raise ConfigError(f"there is no gate {printable(path)}. Give a YAML file with the lines of a gate.") from None
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:  # pydantic's is a ValueError
+        raise ConfigError(f"gate {printable(path)} cannot be used: {error}") from None
 
 
 def say(failures: Sequence[Judged]) -> str:

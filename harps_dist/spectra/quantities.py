@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from harps_dist.spectra.labels import LABELS
 
 
@@ -64,6 +66,12 @@ def number(value: Any) -> float:
 def in_range(name: str, value: float) -> bool:
     """Whether a value is one that the quantity can have; NaN is not."""
     return QUANTITIES[name].low <= value <= QUANTITIES[name].high
+
+
+def in_range_each(name: str, values: np.ndarray) -> np.ndarray:
+    """The same of an array, of its shape."""
+    with np.errstate(invalid="ignore"):
+        return (values >= QUANTITIES[name].low) & (values <= QUANTITIES[name].high)
 
 
 def expected(name: str) -> str:

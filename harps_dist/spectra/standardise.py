@@ -17,7 +17,7 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
 
     flux: (grid.length,), any unit, NaN where the spectrum has no data. Returns the standardised spectrum,
     (grid.length,) float32 and finite everywhere, and the median. Missing pixels inside the valid range are
-    bridged by straight lines. Raises SpectrumError where fewer than `minimum_coverage` of the valid pixels
+    bridged by straight lines, as are those beyond `WILD` medians. Raises SpectrumError where fewer than `minimum_coverage` of the valid pixels
     are finite, or where the median is not positive.
     """
     finite = np.isfinite(flux)
@@ -31,6 +31,7 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
     median = float(np.median(flux[usable]))
     if not median > 0:
         raise SpectrumError(f"the median flux is {median:g}, expected a positive number. Leave the spectrum out.")
+    usable &= ~(np.abs(flux) > WILD * median)  # of an archive from before these counted as missing
     pixel = np.arange(grid.length)
     flux = np.where(usable, flux, np.interp(pixel, pixel[usable], flux[usable]))
     return (fill_invalid(flux, grid) / median).astype(np.float32), median
