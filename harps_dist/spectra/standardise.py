@@ -17,8 +17,8 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
 
     flux: (grid.length,), any unit, NaN where the spectrum has no data. Returns the standardised spectrum,
     (grid.length,) float32 and finite everywhere, and the median. Missing pixels inside the valid range are
-    bridged by straight lines, as are those beyond `WILD` medians. Raises SpectrumError where fewer than `minimum_coverage` of the valid pixels
-    are finite, or where the median is not positive.
+    bridged by straight lines, as are those beyond `WILD` medians. Raises SpectrumError where fewer than
+    `minimum_coverage` of the valid pixels are finite, or where the median is not positive.
     """
     finite = np.isfinite(flux)
     usable = finite & grid.valid
