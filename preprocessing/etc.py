@@ -200,8 +200,8 @@ def _require_few(entries: list) -> None:
 def _detectors(entries: list) -> Iterator[tuple[Any, dict]]:
     for entry in entries:
         detectors = _get(entry, "detectors")
-        if not isinstance(detectors, list):
-            raise RefusedError(Reason.MISSING_FIELD, "detectors is not a list")
+        require(isinstance(detectors, list), Reason.MISSING_FIELD, "detectors is not a list")
+        require(detectors, Reason.MISSING_ORDER, f"order {cleaned(str(_get(entry, 'order')), 40)} has no detector")
         for detector in detectors:
             yield _get(entry, "order"), detector
 
@@ -242,7 +242,7 @@ def _newer_order(entry: dict) -> OrderRecord:
 def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_info: Any) -> OrderRecord:
     number = _order_number(order)
     where = f"of order {number}"
-    wave_aa = _array(wave_m, f"wavelength {where}") * 1e10
+    wave_aa = 1e10 * np.clip(_array(wave_m, f"wavelength {where}"), -1.0, 1.0)  # metres; what is clipped is refused
     if wave_aa.size < 2:
         raise RefusedError(Reason.LENGTH_MISMATCH, f"wavelength {where} has {wave_aa.size} values, expected 2 or more")
     off = number * float(np.median(wave_aa)) / GRATING_AA - 1
@@ -318,7 +318,7 @@ def _named_sed(request: dict, seds: Path | None) -> SedRecord | None:
         return None
     for name in _texts(_get(request, "target.sed", {})):
         bare = Path(name).name  # an upload name never leads out of the folder
-        if len(os.fsencode(bare)) > MAX_NAME_BYTES or not bare.isprintable():
+        if not bare.isprintable() or len(os.fsencode(bare)) > MAX_NAME_BYTES:
             continue
         for candidate in (bare, f"{bare}.fits", f"{bare}.npz"):
             if Path(candidate).suffix in (".fits", ".npz") and os.path.isfile(seds / candidate):
