@@ -16,6 +16,8 @@ from preprocessing.hdus import open_hdus
 from preprocessing.records import RefusedError
 
 MAX_BYTES = 512 * 2**20  # unpacked, and as columns in memory
+MAX_COLUMNS = 2000
+MAX_TEXT_LINE = 2**20  # characters, in which that many columns have their names
 _ROWS_AT_ONCE = 4096
 
 
@@ -58,6 +60,9 @@ def read_ascii(text: str, kind: str, **options: Any) -> Any:
     """A Table of a text in one of astropy's forms of ASCII tables."""
     from astropy.io import ascii
 
+    widest = max(text[:MAX_TEXT_LINE].partition("\n")[0].count(mark) for mark in ", \t") + 1
+    if widest > MAX_COLUMNS:
+        raise IntakeError("too_large", f"expected at most {MAX_COLUMNS} columns, got {widest} or more")
     return ascii.read(f"{text}\n", format=kind, guess=False, **options)  # a text of one line would be a file's name
 
 
@@ -81,6 +86,8 @@ def _parquet(content: bytes) -> Any:
     from astropy.table import Table
 
     file, batches, size = pq.ParquetFile(pa.BufferReader(content)), [], 0
+    if len(file.schema_arrow) > MAX_COLUMNS:
+        raise IntakeError("too_large", f"expected at most {MAX_COLUMNS} columns, got {len(file.schema_arrow)}")
     for batch in file.iter_batches(_ROWS_AT_ONCE):
         size += batch.nbytes
         if size > MAX_BYTES:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 LABELS = "labels"  # each that either model has
 EACH = "each"  # bin
 BY_CHANCE = 0.01
+MAX_DEPTH = 20  # of a gate's YAML; a gate has 3
 FAMILIES = {LABELS: NAMES} | {
     family: tuple(f"{family} {name}" for name in NAMES) for family in (*OF_LABELS, *COVERAGES)
 }
@@ -272,13 +273,25 @@ def read_gate(path: Path | None) -> Gate:
         return Gate()
     try:
         text = read_text(path, "gate")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # by which a few lines are billions
-            raise ConfigError(f"gate {printable(path)} has YAML aliases (*name). Write out what they stand for.")
+        _require_plain(text)
         return Gate.model_validate(yaml.safe_load(text) or {})
     except FileNotFoundError:
         raise ConfigError(f"there is no gate {printable(path)}. Give a YAML file with the lines of a gate.") from None
     except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:  # pydantic's is a ValueError
         raise ConfigError(f"gate {printable(path)} cannot be used: {error}") from None
+
+
+def _require_plain(text: str) -> None:
+    """Refuse YAML of which a few lines are billions, or that is nested so deep that reading it takes minutes."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases (*name); write out what they stand for")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def say(failures: Sequence[Judged]) -> str:
