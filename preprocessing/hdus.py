@@ -21,6 +21,7 @@ MAX_CARDS = 20_000  # of one header; genuine ones have 3,050 at most
 MAX_AXES = 9
 MAX_COLUMNS = 999  # the FITS standard's limit
 MAX_PIXELS = 10_000_000
+PIXEL_BYTES = 16
 
 _BLOCK, _CARD = 2880, 80
 _END = b"END".ljust(_CARD)
@@ -33,8 +34,8 @@ _AXIS = re.compile(rb"NAXIS([1-9]\d{0,2}) *")
 def open_hdus(raw: bytes, count: int = 2, most: int = MAX_PIXELS) -> Iterator[Any]:
     """Open the first HDUs of a FITS file as an astropy HDUList, whose other HDUs are not to be touched.
 
-    raw: the whole file, unpacked. count: HDUs that are looked at, or as many as there are. most: pixels of an image, or
-    bytes of a table's rows. Raises RefusedError where a header is damaged or promises what cannot be.
+    raw: the whole file, unpacked. count: HDUs that are looked at, or as many as there are. most: pixels of an image; a
+    table may have `PIXEL_BYTES` for each. Raises RefusedError where a header is damaged or promises what cannot be.
     """
     from astropy.io import fits
 
@@ -73,8 +74,8 @@ def _end_of_hdu(raw: bytes, place: int, number: int, most: int) -> int:
     require(0 <= columns <= MAX_COLUMNS, Reason.TOO_LARGE, detail)
     pixels = math.prod(lengths) if axes else 0
     promised = groups * (extra + pixels)
-    detail = f"expected at most {most} pixels, {where} promises {promised}"
-    require(promised <= most, Reason.TOO_LARGE, detail)
+    unit, most = ("bytes of rows", most * PIXEL_BYTES) if "TFIELDS" in facts else ("pixels", most)
+    require(promised <= most, Reason.TOO_LARGE, f"expected at most {most} {unit}, {where} promises {promised}")
     size = abs(bits) // 8 * promised
     return data + -(-size // _BLOCK) * _BLOCK
 
