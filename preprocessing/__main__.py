@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from harps_dist.console import console_for, end_with
+from harps_dist.console import console_for, end_with, say
 from harps_dist.data.manifest import MANIFEST, CodecName
 from harps_dist.errors import ConfigError
 from harps_dist.spectra.grid import Grid, named_grid
@@ -124,12 +124,12 @@ def withdraw(
         reason: Why; releases repeat it.
         listed: File with one id a line, besides.
     """
-    from preprocessing.withdraw import withdraw_spectra
+    from preprocessing.withdraw import read_listed, withdraw_spectra
 
-    lines = listed.read_text().splitlines() if listed else []
+    lines = read_listed(listed) if listed else []
     named = (*keys, *filter(None, map(str.strip, lines)))
     fresh = withdraw_spectra(archive, named, reason)
-    print(f"{archive}: withdrew {fresh} spectra, {len(set(named)) - fresh} were withdrawn already")
+    say(f"{archive}: withdrew {fresh} spectra, {len(set(named)) - fresh} were withdrawn already")
     return 0
 
 
@@ -181,10 +181,10 @@ def pack(
             )
         else:
             manifest = grow_release(archive, grow, release, description, genuine, workers, progress=told)
-    print(f"release {release}: digest {manifest.digest}, generation {manifest.generation}")
-    print(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
+    say(f"release {release}: digest {manifest.digest}, generation {manifest.generation}")
+    say(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
     worst = ", ".join(f"{kind} {error:.3f}" for kind, error in manifest.codec.largest.items())
-    print(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {manifest.codec.bound:g})")
+    say(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {manifest.codec.bound:g})")
     return 0
 
 
@@ -199,8 +199,8 @@ def verify(path: tyro.conf.Positional[Path]) -> int:
     with progress_bars() as progress:
         problems = problems_of(path, lambda done, total: progress("verify", done, total))
     for problem in problems:
-        print(problem)
-    print(f"{path}: {f'{len(problems)} problems' if problems else 'whole'}")
+        say(problem)
+    say(f"{path}: {f'{len(problems)} problems' if problems else 'whole'}")
     return 1 if problems else 0
 
 
@@ -237,13 +237,13 @@ def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int 
     """
     folder = folder or demo_home()
     if delivery is None and (folder / "release" / MANIFEST).exists():
-        print(f"{folder / 'release'} is there already")
+        say(f"{folder / 'release'} is there already")
         return 0
     with progress_bars() as progress:
         if delivery is not None:
-            print(f"delivery: {build_delivery(folder, size, delivery, progress)}")
+            say(f"delivery: {build_delivery(folder, size, delivery, progress)}")
         else:
-            print(f"demo release: {build_demo(folder, size, progress)}")
+            say(f"demo release: {build_demo(folder, size, progress)}")
     return 0
 
 
@@ -260,16 +260,16 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _say(report, archive: Path) -> int:
-    from preprocessing.ingest import quarantine_path
+    from preprocessing.quarantine import quarantine_path
 
-    print(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
+    say(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
     counts = {name: count for name, count in sorted(report.counts.items()) if count}
     if counts:
-        print(f"spectra: {_counts(counts)}")
+        say(f"spectra: {_counts(counts)}")
     for refusal in report.refused[:20]:
-        print(f"  quarantined {refusal}")
+        say(f"  quarantined {refusal}")
     if report.refused:
-        print(f"all quarantined files and their reasons: {quarantine_path(archive)}")
+        say(f"all quarantined files and their reasons: {quarantine_path(archive)}")
     if report.nothing_good:
         Console(stderr=True).print("nothing usable came in: check the path and the quarantine list.")
     return 1 if report.nothing_good else 0

@@ -6,8 +6,10 @@ split a star belongs to and must not hang on how an observer spelt the name.
 
 from __future__ import annotations
 
+import io
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from harps_dist.errors import HarpsDistError
-from harps_dist.spectra.labels import LABEL
+from harps_dist.spectra.quantities import in_range, in_range_each
+from harps_dist.text import printable
 from preprocessing.records import SpectrumRecord
-from preprocessing.tables import read_table
+from preprocessing.tables import read_ascii, read_table
 
 CATALOGUE_LABELS = ("teff", "logg", "mh", "rv")
+LONGEST_NAME = 1000  # characters, with all aliases
 
 # Our columns and what catalogues call them, in lower case and order of preference: ours, TIC, Gaia, VizieR,
 # SWEET-Cat, GR8. GR8 has four temperature scales. Its `_paws` values come from one homogeneous analysis of
@@ -180,6 +184,11 @@ class Catalog:
             name: np.asarray(columns.get(name, np.full(size, np.nan)), dtype=float)
             for name in COLUMNS.keys() - set(_TEXTS)
         }
+        self.counts: Counter[str] = Counter()  # of positions that cannot be, which count as missing
+        for name in ("ra", "dec"):
+            wrong = ~np.isnan(numbers[f"{name}_deg"]) & ~in_range_each(name, numbers[f"{name}_deg"])
+            numbers[f"{name}_deg"] = np.where(wrong, np.nan, numbers[f"{name}_deg"])
+            self.counts[f"catalogue's {name} out of physical range"] += int(wrong.sum())
         self.labels = {name: numbers[name] for name in CATALOGUE_LABELS}
         primary = [[normalise_name(name)] for name in texts["object"]]
         designated = [
@@ -237,9 +246,8 @@ class Catalog:
     def _match(self, row: int, by: str) -> Match:
         labels, out_of_range = {}, []
         for name, column in self.labels.items():
-            low, high = LABEL[name].physical
             value = float(column[row])
-            if low <= value <= high:
+            if in_range(name, value):
                 labels[name] = value
             elif not np.isnan(value):
                 out_of_range.append(name)
@@ -298,20 +306,18 @@ def _table(path: Path) -> Any:
     return read_table(path, "catalogue", CatalogError, {".dat": _read_whitespace, ".txt": _read_whitespace})
 
 
-def _read_whitespace(path: Path) -> Any:
+def _read_whitespace(text: str) -> Any:
     """A table with blanks between columns; without a header line it is taken for the HARPS-GTO list."""
-    from astropy.table import Table
-
-    with path.open() as lines:
-        first = next((line for line in lines if line.strip() and not line.startswith("#")), "").split()
+    lines = (line for line in io.StringIO(text) if line.strip() and not line.startswith("#"))
+    first = next(lines, "").split()
     if not any(re.fullmatch(r"[+-]?\d+(\.\d*)?", field) for field in first):
-        return Table.read(path, format="ascii.basic", guess=False)
+        return read_ascii(text, "basic")
     if len(first) != len(_GTO_COLUMNS):
         raise CatalogError(
-            f"catalogue {path} has {len(first)} columns and no header line; without one only the HARPS-GTO "
+            f"the catalogue has {len(first)} columns and no header line; without one only the HARPS-GTO "
             f"columns {' '.join(_GTO_COLUMNS)} are known. Add a header line."
         )
-    return Table.read(path, format="ascii.no_header", guess=False, names=_GTO_COLUMNS)
+    return read_ascii(text, "no_header", names=_GTO_COLUMNS)
 
 
 def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -319,7 +325,7 @@ def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, An
     unknown = [*(mapping.keys() - COLUMNS.keys()), *(set(mapping.values()) - set(table.colnames))]
     if unknown:
         raise CatalogError(
-            f"catalogue {path}: the mapping has {', '.join(sorted(unknown))}, but our columns are "
+            f"catalogue {printable(path)}: the mapping has {', '.join(sorted(unknown))}, but our columns are "
             f"{', '.join(COLUMNS)} and the file's are {', '.join(table.colnames)}."
         )
     actual = {name.lower(): name for name in reversed(table.colnames)}
@@ -332,7 +338,7 @@ def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, An
     identity = {"object", "tic", "hd", "hip"} & chosen.keys() or {"ra_deg", "dec_deg"} <= chosen.keys()
     if not identity or not set(CATALOGUE_LABELS) & chosen.keys():
         raise CatalogError(
-            f"catalogue {path}: expected names, TIC numbers or coordinates and at least one of "
+            f"catalogue {printable(path)}: expected names, TIC numbers or coordinates and at least one of "
             f"{', '.join(CATALOGUE_LABELS)}, got columns {', '.join(table.colnames)}. Pass a mapping."
         )
     return {
@@ -341,9 +347,14 @@ def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, An
 
 
 def _texts(column: Any) -> list[str]:
-    mask = getattr(column, "mask", np.zeros(len(column), dtype=bool))
-    values = zip(column.tolist(), np.broadcast_to(mask, len(column)), strict=True)
-    return ["" if hidden or value is None or value != value else str(value).strip() for value, hidden in values]
+    mask = np.broadcast_to(getattr(column, "mask", False), len(column))
+    values = zip(np.ma.getdata(column).tolist(), mask, strict=True)
+    return ["" if hidden or value is None or value != value else _text(value) for value, hidden in values]
+
+
+def _text(value: Any) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text[:LONGEST_NAME].strip()
 
 
 def _numbers(column: Any, ours: str) -> np.ndarray:
@@ -359,11 +370,11 @@ def _numbers(column: Any, ours: str) -> np.ndarray:
         return values
     values = np.full(len(column), np.nan)
     for row, text in enumerate(_texts(column)):
-        if ours in ("ra_deg", "dec_deg") and _SEXAGESIMAL.fullmatch(text):
-            values[row] = Angle(text, unit="hourangle" if ours == "ra_deg" else "deg").deg
-        else:
-            try:
+        try:
+            if ours in ("ra_deg", "dec_deg") and _SEXAGESIMAL.fullmatch(text):
+                values[row] = Angle(text, unit="hourangle" if ours == "ra_deg" else "deg").deg
+            else:
                 values[row] = float(text)
-            except ValueError:
-                values[row] = np.nan  # '', '--', '~': catalogues have many words for missing
+        except ValueError:
+            values[row] = np.nan  # '', '--', '~', 61 minutes: catalogues have many words for missing
     return values

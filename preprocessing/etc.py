@@ -7,9 +7,10 @@ gzipped. Nothing raises for a bad file: the answer is then a `Refusal`.
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
+import math
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,24 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harps_dist.intake import read_file
+from harps_dist.spectra.quantities import QUANTITIES, expected, in_range, number
+from harps_dist.text import cleaned, printable
 from preprocessing.instrument import GAP_ORDER, GRATING_AA
-from preprocessing.records import Reason, Refusal
-from preprocessing.sed import SedRecord, interpolate_sed, read_sed
+from preprocessing.records import Reason, Refusal, RefusedError, refusing, require
+from preprocessing.sed import SedRecord, interpolate_sed, read_sed, require_flux
+
+MAX_BYTES = 256 * 2**20  # unpacked; a run of all 71 orders has 50 MB
+MAX_VALUES = 20_000_000  # numbers and texts; such a run has 4 million
+MAX_NESTED = 100_000  # lists and objects; such a run has 2 thousand
+MAX_ORDERS = 400
+MAX_PIXELS = 100_000  # of an order
+MAX_NAME_BYTES = 250
+MAX_NAMES = 100  # texts of a request that may name its SED
 
 _MISSING = object()
+_NUMBERS = {int, float, type(None)}
+_ORDER = re.compile(r"\d{1,3}", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +80,6 @@ class EtcRecord:
     sed: SedRecord
 
 
-class _Refused(Exception):
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
 def read_etc(path: Path, seds: Path | None = None) -> EtcRecord | Refusal:
     """Read one ETC output file, .json or .json.gz.
 
@@ -82,34 +89,35 @@ def read_etc(path: Path, seds: Path | None = None) -> EtcRecord | Refusal:
     value, a positive dispersion or an SED.
     """
     path = Path(path)
-    try:
-        document = _load(path)
-        request = _request(document)
-        _require_harps(document, request)
-        generation, orders = _orders(document)
-        orders.sort(key=lambda order: -order.order)
-        _require_sequence(orders)
-        sed = _named_sed(request, seds)
-        orders, sed = _with_sed(orders, sed, path)
-        stem = path.name.removesuffix(".gz").removesuffix(".json")
-        return EtcRecord(stem, generation, *_settings(request), tuple(orders), sed)
-    except _Refused as refused:
-        return Refusal(path.name, refused.reason, refused.detail)
+    return refusing(printable(path.name), Reason.NOT_JSON, lambda: _read(path, seds))
+
+
+def _read(path: Path, seds: Path | None) -> EtcRecord:
+    document = _load(path)
+    request = _request(document)
+    _require_harps(document, request)
+    generation, orders = _orders(document)
+    orders.sort(key=lambda order: -order.order)
+    _require_sequence(orders)
+    orders, sed = _with_sed(orders, _named_sed(request, seds), path)
+    return EtcRecord(_stem(path), generation, *_settings(request), tuple(orders), sed)
+
+
+def _stem(path: Path) -> str:
+    return printable(path.name.removesuffix(".gz").removesuffix(".json"))
 
 
 def _load(path: Path) -> dict:
-    try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise _Refused(Reason.UNREADABLE, f"{type(error).__name__}: {error}") from None
+    raw = read_file(path, MAX_BYTES)
+    for what, marks, most in (("values", b",", MAX_VALUES), ("lists and objects", b"[{", MAX_NESTED)):
+        found = sum(raw.count(mark) for mark in marks)
+        require(found <= most, Reason.TOO_LARGE, f"expected at most {most} {what}, got {found}")
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
-        raise _Refused(Reason.NOT_JSON, str(error)) from None
-    if not isinstance(document, dict):
-        raise _Refused(Reason.NOT_JSON, f"expected a JSON object at the top, found a {type(document).__name__}")
+        raise RefusedError(Reason.NOT_JSON, str(error)) from None
+    kind = type(document).__name__
+    require(isinstance(document, dict), Reason.NOT_JSON, f"expected a JSON object at the top, found a {kind}")
     return document
 
 
@@ -119,27 +127,29 @@ def _get(node: Any, dotted: str, default: Any = _MISSING) -> Any:
         if not isinstance(node, dict) or key not in node:
             if default is not _MISSING:
                 return default
-            raise _Refused(Reason.MISSING_FIELD, f"no {dotted}")
+            raise RefusedError(Reason.MISSING_FIELD, f"no {dotted}")
         node = node[key]
     return node
 
 
-def _number(node: Any, *keys: tuple[str, ...]) -> float:
-    """The first finite number among alternative key chains (the chains hold dots in their keys)."""
-    for chain in keys:
+def _quantity(node: Any, name: str, *chains: tuple[str, ...]) -> float:
+    """The first number among alternative key chains (the chains hold dots in their keys), within what it can be."""
+    for chain in chains:
         value = node
         for key in chain:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
-            return float(value)
-    raise _Refused(Reason.MISSING_FIELD, "no finite number at " + " or ".join(" > ".join(c) for c in keys))
+        if not math.isnan(found := number(value)):
+            detail = f"{' > '.join(chain)} is {found:g}, expected {expected(name)}"
+            require(in_range(name, found), Reason.OUT_OF_RANGE, detail)
+            return found
+    raise RefusedError(Reason.MISSING_FIELD, "no number at " + " or ".join(" > ".join(c) for c in chains))
 
 
 def _request(document: dict) -> dict:
     for key in ("input", "request"):
         if isinstance(document.get(key), dict):
             return document[key]
-    raise _Refused(Reason.MISSING_FIELD, "no echo of the request: neither input nor request")
+    raise RefusedError(Reason.MISSING_FIELD, "no echo of the request: neither input nor request")
 
 
 def _require_harps(document: dict, request: dict) -> None:
@@ -151,41 +161,47 @@ def _require_harps(document: dict, request: dict) -> None:
         _get(request, "instrument.driver", ""),
         _get(request, "instrument.name", ""),
     ]
-    named = [str(name) for name in named if name]
+    named = [cleaned(str(name), 100) for name in named if name]
     others = [name for name in named if "harps" not in name.lower()]
     if others:
-        raise _Refused(Reason.WRONG_INSTRUMENT, f"expected HARPS, found {others[0]!r}")
+        raise RefusedError(Reason.WRONG_INSTRUMENT, f"expected HARPS, found {others[0]!r}")
 
 
 def _settings(request: dict) -> tuple[float, float, float, float]:
     """airmass, pwv_mm, mag and exptime_s; the generations' key names differ."""
-    airmass = _number(request, ("sky", "airmass"))
-    pwv_mm = _number(request, ("sky", "pwv"), ("sky", "waterVapour"))
-    mag = _number(request, ("target", "brightness", "params", "mag"), ("target", "brightness", "mag"))
-    dit_s = _number(request, ("timesnr", "DET1.WIN1.UIT1"), ("timesnr", "DET1.DIT"))
-    nexp = _number(request, ("timesnr", "SEQ.NEXPO"), ("timesnr", "DET1.NDIT"))
-    return airmass, pwv_mm, mag, dit_s * nexp
+    airmass = _quantity(request, "airmass", ("sky", "airmass"))
+    pwv_mm = _quantity(request, "pwv", ("sky", "pwv"), ("sky", "waterVapour"))
+    mag = _quantity(request, "mag", ("target", "brightness", "params", "mag"), ("target", "brightness", "mag"))
+    dit_s = _quantity(request, "dit", ("timesnr", "DET1.WIN1.UIT1"), ("timesnr", "DET1.DIT"))
+    exposures = _quantity(request, "ndit", ("timesnr", "SEQ.NEXPO"), ("timesnr", "DET1.NDIT"))
+    exptime_s = dit_s * exposures
+    detail = f"{exposures:g} exposures of {dit_s:g} s are {exptime_s:g} s, expected {expected('exptime')}"
+    require(in_range("exptime", exptime_s), Reason.OUT_OF_RANGE, detail)
+    return airmass, pwv_mm, mag, exptime_s
 
 
 def _orders(document: dict) -> tuple[Literal["2023", "2026"], list[OrderRecord]]:
-    if isinstance(_get(document, "data.plots.spectra", None), list):
-        orders = [_newer_order(entry) for entry in document["data"]["plots"]["spectra"]]
-        generation: Literal["2023", "2026"] = "2026"
-    elif isinstance(_get(document, "data.orders", None), list):
-        orders = [_older_order(*pair) for pair in _detectors(document["data"]["orders"])]
-        generation = "2023"
-    else:
-        raise _Refused(Reason.MISSING_FIELD, "neither data.orders nor data.plots.spectra is a list")
-    if not orders:
-        raise _Refused(Reason.MISSING_ORDER, "the list of orders is empty")
-    return generation, orders
+    newer, older = _get(document, "data.plots.spectra", None), _get(document, "data.orders", None)
+    if isinstance(newer, list):
+        _require_few(newer)
+        return "2026", [_newer_order(entry) for entry in newer]
+    require(isinstance(older, list), Reason.MISSING_FIELD, "neither data.orders nor data.plots.spectra is a list")
+    entries = list(_detectors(older))
+    _require_few(entries)
+    return "2023", [_older_order(*entry) for entry in entries]
+
+
+def _require_few(entries: list) -> None:
+    require(entries, Reason.MISSING_ORDER, "the list of orders is empty")
+    detail = f"expected at most {MAX_ORDERS} orders, got {len(entries)}"
+    require(len(entries) <= MAX_ORDERS, Reason.TOO_LARGE, detail)
 
 
 def _detectors(entries: list) -> Iterator[tuple[Any, dict]]:
     for entry in entries:
         detectors = _get(entry, "detectors")
-        if not isinstance(detectors, list):
-            raise _Refused(Reason.MISSING_FIELD, "detectors is not a list")
+        require(isinstance(detectors, list), Reason.MISSING_FIELD, "detectors is not a list")
+        require(detectors, Reason.MISSING_ORDER, f"order {cleaned(str(_get(entry, 'order')), 40)} has no detector")
         for detector in detectors:
             yield _get(entry, "order"), detector
 
@@ -224,19 +240,16 @@ def _newer_order(entry: dict) -> OrderRecord:
 
 
 def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_info: Any) -> OrderRecord:
-    try:
-        number = int(order)
-    except (TypeError, ValueError):
-        raise _Refused(Reason.MISSING_FIELD, f"order {order!r} is not a number") from None
+    number = _order_number(order)
     where = f"of order {number}"
-    wave_aa = _array(wave_m, f"wavelength {where}") * 1e10
+    wave_aa = 1e10 * np.clip(_array(wave_m, f"wavelength {where}"), -1.0, 1.0)  # metres; what is clipped is refused
     if wave_aa.size < 2:
-        raise _Refused(Reason.LENGTH_MISMATCH, f"wavelength {where} has {wave_aa.size} values, expected 2 or more")
+        raise RefusedError(Reason.LENGTH_MISMATCH, f"wavelength {where} has {wave_aa.size} values, expected 2 or more")
     off = number * float(np.median(wave_aa)) / GRATING_AA - 1
     if abs(off) > 0.02:
         middle_aa, expected_aa = np.median(wave_aa), GRATING_AA / number
         detail = f"order {number} lies at {middle_aa:.0f} Å, on HARPS's echelle it would at {expected_aa:.0f} Å"
-        raise _Refused(Reason.WRONG_INSTRUMENT, detail)
+        raise RefusedError(Reason.WRONG_INSTRUMENT, detail)
     values: dict[str, Any] = {
         name: np.full(wave_aa.size, np.nan) if given is None else _array(given, f"{name} {where}")
         for name, given in arrays.items()
@@ -246,36 +259,45 @@ def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_i
     for name, value in values.items():
         if value.size != wave_aa.size:
             detail = f"{name} {where} has {value.size} values, the wavelength {wave_aa.size}"
-            raise _Refused(Reason.LENGTH_MISMATCH, detail)
+            raise RefusedError(Reason.LENGTH_MISMATCH, detail)
+    require(isinstance(detector, str | int), Reason.MISSING_FIELD, f"the detector {where} has no name")
     if not (values["dispersion_m_per_px"] > 0).all():
         worst = values["dispersion_m_per_px"].min()
-        raise _Refused(Reason.ZERO_DISPERSION, f"dispersion {where} falls to {worst:g} m/px, expected above 0")
+        raise RefusedError(Reason.ZERO_DISPERSION, f"dispersion {where} falls to {worst:g} m/px, expected above 0")
     if not (np.diff(wave_aa) > 0).all():
-        raise _Refused(Reason.NOT_INCREASING, f"wavelength {where} does not increase strictly")
-    return OrderRecord(
-        order=number,
-        detector=str(detector),
-        wave_aa=wave_aa,
-        **values,
-        nspat=_number(noise_info, ("nspat",)),
-        nspec=_number(noise_info, ("nspec",)),
-        ndit=_number(noise_info, ("ndit",)),
-        dit_s=_number(noise_info, ("dit",)),
-        dark=_number(noise_info, ("dark",)),
-        ron2=_number(noise_info, ("ron2",)),
-    )
+        raise RefusedError(Reason.NOT_INCREASING, f"wavelength {where} does not increase strictly")
+    for name in values.keys() & QUANTITIES.keys():
+        least, most = float(values[name].min()), float(values[name].max())
+        detail = f"{name} {where} runs from {least:g} to {most:g}, expected {expected(name)}"
+        require(in_range(name, least) and in_range(name, most), Reason.OUT_OF_RANGE, detail)
+    noise = [_quantity(noise_info, name, (name,)) for name in ("nspat", "nspec", "ndit", "dit", "dark", "ron2")]
+    found = [values[name] for name in ("sed", "target", "sky", "blaze", "dispersion_m_per_px")]
+    return OrderRecord(number, cleaned(str(detector), 100), wave_aa, *found, *noise)
+
+
+def _order_number(order: Any) -> int:
+    """The number of an order, a whole number or, in the older generation, a text of digits."""
+    text = cleaned(repr(order) if isinstance(order, str) else str(order)[:100], 40)
+    value = float(order) if isinstance(order, str) and _ORDER.fullmatch(order) else number(order)
+    require(not math.isnan(value), Reason.MISSING_FIELD, f"order {text} is not a number")
+    whole = in_range("order", value) and value == int(value)
+    require(whole, Reason.OUT_OF_RANGE, f"order {text} is no whole number of {expected('order')}")
+    return int(value)
 
 
 def _array(values: Any, what: str) -> np.ndarray:
-    """(n,) float64; JSON null and NaN count as missing."""
+    """(n,) float64; null, NaN, infinities, truth values and texts are no numbers."""
+    require(isinstance(values, list), Reason.MISSING_FIELD, f"{what} is not a list of numbers")
+    require(
+        len(values) <= MAX_PIXELS, Reason.TOO_LARGE, f"{what} has {len(values)} values, expected {MAX_PIXELS} at most"
+    )
+    require(set(map(type, values)) <= _NUMBERS, Reason.MISSING_FIELD, f"{what} is not a list of numbers")
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise _Refused(Reason.MISSING_FIELD, f"{what} is not a list of numbers") from None
-    if array.ndim != 1:
-        raise _Refused(Reason.MISSING_FIELD, f"{what} is not a list of numbers")
+        array = np.array(values, dtype=np.float64)
+    except OverflowError:  # of whole numbers of hundreds of digits
+        array = np.array([number(value) for value in values])
     if bad := int((~np.isfinite(array)).sum()):
-        raise _Refused(Reason.MISSING_FIELD, f"{what}: {bad} of {array.size} values are not finite")
+        raise RefusedError(Reason.MISSING_FIELD, f"{what}: {bad} of {array.size} values are not finite")
     return array
 
 
@@ -285,9 +307,9 @@ def _require_sequence(orders: list[OrderRecord]) -> None:
     absent = [m for m in range(first, last, -1) if m not in set(numbers) and m != GAP_ORDER]
     if absent:
         found = ", ".join(map(str, absent))
-        raise _Refused(Reason.MISSING_ORDER, f"orders {first}..{last} without {found}")
+        raise RefusedError(Reason.MISSING_ORDER, f"orders {first}..{last} without {found}")
     if len(set(numbers)) != len(numbers):
-        raise _Refused(Reason.DUPLICATE, f"{len(numbers)} spectra for {len(set(numbers))} orders")
+        raise RefusedError(Reason.DUPLICATE, f"{len(numbers)} spectra for {len(set(numbers))} orders")
 
 
 def _named_sed(request: dict, seds: Path | None) -> SedRecord | None:
@@ -296,21 +318,28 @@ def _named_sed(request: dict, seds: Path | None) -> SedRecord | None:
         return None
     for name in _texts(_get(request, "target.sed", {})):
         bare = Path(name).name  # an upload name never leads out of the folder
+        if not bare.isprintable() or len(os.fsencode(bare)) > MAX_NAME_BYTES:
+            continue
         for candidate in (bare, f"{bare}.fits", f"{bare}.npz"):
-            if Path(candidate).suffix in (".fits", ".npz") and (Path(seds) / candidate).is_file():
-                sed = read_sed(Path(seds) / candidate)
+            if Path(candidate).suffix in (".fits", ".npz") and os.path.isfile(seds / candidate):
+                sed = read_sed(seds / candidate)
                 if isinstance(sed, Refusal):
-                    raise _Refused(Reason.NO_SED, f"its SED {sed}")
+                    raise RefusedError(Reason.NO_SED, f"its SED {sed}")
                 return sed
     return None
 
 
-def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict | list):
-        for value in node.values() if isinstance(node, dict) else node:
-            yield from _texts(value)
+def _texts(node: Any) -> list[str]:
+    """The texts in a part of a document, in their order, however deep; raises RefusedError where they are many."""
+    found, ahead = [], [node]
+    while ahead:
+        value = ahead.pop()
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict | list):
+            ahead += reversed(list(value.values()) if isinstance(value, dict) else value)
+        require(len(ahead) + len(found) <= MAX_NAMES, Reason.TOO_LARGE, f"more than {MAX_NAMES} texts name the SED")
+    return found
 
 
 def _with_sed(orders: list[OrderRecord], sed: SedRecord | None, path: Path) -> tuple[list[OrderRecord], SedRecord]:
@@ -321,10 +350,12 @@ def _with_sed(orders: list[OrderRecord], sed: SedRecord | None, path: Path) -> t
     """
     own = all(np.isfinite(order.sed).all() for order in orders)
     if own and not all((order.sed > 0).all() for order in orders):
-        raise _Refused(Reason.NO_SED, "the SED of the output is not positive everywhere")
+        raise RefusedError(Reason.NO_SED, "the SED of the output is not positive everywhere")
+    if own:
+        require_flux(np.concatenate([order.sed for order in orders]))
     if sed is None:
         if not own:
-            raise _Refused(Reason.NO_SED, "no SED in the output, and none of the name it gives in the SED folder")
+            raise RefusedError(Reason.NO_SED, "no SED in the output, and none of the name it gives in the SED folder")
         return orders, _merged_sed(orders, path)
     sampled = [interpolate_sed(sed.wave_aa, sed.flux, order.wave_aa) for order in orders]
     if own:
@@ -341,6 +372,5 @@ def _merged_sed(orders: list[OrderRecord], path: Path) -> SedRecord:
         beyond = order.wave_aa > wave_aa[-1]
         wave_aa = np.concatenate([wave_aa, order.wave_aa[beyond]])
         flux = np.concatenate([flux, order.sed[beyond]])
-    stem = path.name.removesuffix(".gz").removesuffix(".json")
-    nan = float("nan")
-    return SedRecord(stem, nan, nan, nan, nan, wave_aa, flux.astype(np.float32), path.name)
+    nan = math.nan
+    return SedRecord(_stem(path), nan, nan, nan, nan, wave_aa, flux.astype(np.float32), printable(path.name))

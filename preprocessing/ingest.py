@@ -6,7 +6,6 @@ sorted order and committed in blocks, so that a killed ingest, started again, en
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,19 +19,24 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harps_dist.errors import SpectrumError
-from harps_dist.files import atomic_write
 from harps_dist.spectra.grid import Grid
-from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.observation import Response, fold_response
+from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
-from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken, standardise
-from preprocessing.archive import ROWS_PER_SHARD, Archive
+from harps_dist.spectra.standardise import BROKEN_SHARE, MINIMUM_COVERAGE, WILD, is_broken, standardise
+from harps_dist.text import printable
+from preprocessing.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
 from preprocessing.catalog import Catalog, resolve_target, telling_names
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.identity import KnownStars, KnownVersions
+from preprocessing.quarantine import Quarantine
+from preprocessing.quarantine import quarantine_path as quarantine_path
 from preprocessing.readers import find_spectra, read_spectrum
-from preprocessing.records import Reason, Refusal, SpectrumRecord
+from preprocessing.records import Reason, Refusal, SpectrumRecord, refusing, require
 from preprocessing.sed import SedRecord, read_sed
+
+BROKEN_COVERAGE = 0.5  # of valid pixels, that a spectrum has which is kept for the record alone
+LEAST_LIGHT = 1e-6  # of the blaze; below it an order has no light, and what is divided by it is no response
 
 Progress = Callable[[int, int], None]  # files done, files in all
 Row = tuple[dict[str, Any], np.ndarray]
@@ -54,41 +58,6 @@ class IngestReport:
         return self.added + self.already == 0
 
 
-def quarantine_path(archive: Path) -> Path:
-    return archive.with_name(f"{archive.name}.quarantine.csv")
-
-
-class Quarantine:
-    """The refused files of an archive, with their reasons, one line a file, in a CSV beside it."""
-
-    def __init__(self, archive: Path):
-        self.path = quarantine_path(archive)
-        self._rows: dict[str, Refusal] = {}
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    self._rows[row["source"]] = Refusal(row["source"], Reason(row["reason"]), row["detail"])
-
-    @property
-    def refused(self) -> list[Refusal]:
-        return list(self._rows.values())
-
-    def update(self, refused: Sequence[Refusal], accepted: Sequence[str] = ()) -> None:
-        """Add refusals, forget sources that were accepted meanwhile, and write the file."""
-        before = dict(self._rows)
-        self._rows |= {refusal.source: refusal for refusal in refused}
-        for source in accepted:
-            self._rows.pop(source, None)
-        if self._rows == before:
-            return
-        with atomic_write(self.path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["source", "reason", "detail"])
-            writer.writerows(
-                (r.source, r.reason.value, r.detail) for r in sorted(self._rows.values(), key=lambda r: r.source)
-            )
-
-
 def ingest_spectra(
     spectra: Path,
     archive: Path,
@@ -104,21 +73,22 @@ def ingest_spectra(
     again is taken where a newer version of the pipeline made it. Stars are known again by `KnownStars`. workers:
     processes that read files. wanted: which of the files, by relative name.
     """
-    report = IngestReport()
+    report = IngestReport(counts=Counter(catalog.counts if catalog else {}))
     root = spectra if spectra.is_dir() else spectra.parent
     with Archive.writing(archive, grid) as writer, _mapper(workers) as mapper:
         quarantine = Quarantine(archive)
         there = writer.rows("real")
         stamps = {row["source"]: row["stamp"] for row in there}
         versions, stars = KnownVersions(there), KnownStars(there)
-        paths = [path for path in find_spectra(spectra) if wanted(str(path.relative_to(root)))]
-        todo = [path for path in paths if stamps.get(str(path.relative_to(root))) != _stamp(path)]
+        sources = {path: printable(path.relative_to(root)) for path in find_spectra(spectra)}
+        paths = [path for path, source in sources.items() if wanted(source)]
+        todo = [path for path in paths if stamps.get(sources[path]) != _stamp(path)]
         report.already = len(paths) - len(todo)
         progress(report.already, len(paths))
         for block in blocks(todo, ROWS_PER_SHARD * workers):
             rows, refused = [], []
             for path, found in zip(block, mapper(partial(_read_real, grid=grid), block), strict=True):
-                source = str(path.relative_to(root))
+                source = sources[path]
                 if isinstance(found, Refusal):
                     refused.append(replace(found, source=source))
                     continue
@@ -129,7 +99,12 @@ def ingest_spectra(
                 if objection := versions.objection(record.dp_id, record.pipeline):
                     refused.append(Refusal(source, Reason.DUPLICATE, objection))
                     continue
-                columns = _real_columns(record, source, catalog, report.counts)
+                matched = refusing(source, Reason.NOT_FITS, partial(_real_columns, record, source, catalog))
+                if isinstance(matched, Refusal):
+                    refused.append(matched)
+                    continue
+                columns, counts = matched
+                report.counts.update(counts)
                 columns = stars.settle(columns | {"stamp": _stamp(path), "flag": flag})
                 versions.add(columns)
                 report.counts[flag] += bool(flag)
@@ -153,31 +128,39 @@ def _stamp(path: Path) -> str:
 
 def _read_real(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] | Refusal:
     """Read one file and bring it onto the grid, flagged if broken; refused where it could not be standardised there."""
+    return refusing(printable(path.name), Reason.NOT_FITS, partial(_on_grid, path, grid))
+
+
+def _on_grid(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] | Refusal:
     record = read_spectrum(path)
     if isinstance(record, Refusal):
         return record
     flux = regrid(record.wave_aa, record.flux, grid)
     flux[~grid.valid] = np.nan
+    broken = record.wild > BROKEN_SHARE  # then no release takes it, and coverage does not matter much
+    coverage = np.isfinite(flux).sum() / grid.valid.sum()
     try:
-        standardised, _ = standardise(flux, grid)
+        standardised, _ = standardise(flux, grid, BROKEN_COVERAGE if broken else MINIMUM_COVERAGE)
     except SpectrumError as error:
-        coverage = np.isfinite(flux).sum() / grid.valid.sum()
         reason = Reason.COVERAGE if coverage < MINIMUM_COVERAGE else Reason.NEGATIVE
         return Refusal(record.source, reason, str(error))
     empty = np.empty(0, np.float32)
-    flag = "numerically broken flux" if is_broken(standardised, grid) else ""
+    flag = "numerically broken flux" if broken or is_broken(standardised, grid) else ""
     return replace(record, wave_aa=empty, flux=empty), flux, flag
 
 
-def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None, counts: Counter[str]) -> dict[str, Any]:
-    match = catalog.match(record) if catalog else None
+def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) -> tuple[dict[str, Any], Counter[str]]:
+    """A spectrum's columns, and what is to be counted of them."""
+    match, counts = catalog.match(record) if catalog else None, Counter[str]()
     counts[f"matched by {match.by}" if match else "not in the catalogue"] += 1
     labels = dict.fromkeys(("rv", "teff", "mh", "logg"), np.nan)
     if match:
         labels |= match.labels
-        counts.update(f"{name} out of physical range" for name in match.out_of_range)
+    wrong = (*record.out_of_range, *(match.out_of_range if match else ()))
+    counts.update(f"{name} out of physical range" for name in wrong)
+    counts[f"with flux beyond {WILD:g} medians, which counts as missing"] += record.wild > 0
     counts.update(f"with {name}" for name, value in labels.items() if np.isfinite(value))
-    return {
+    columns = {
         "key": record.dp_id,
         "source": source,
         "product": record.product,
@@ -193,18 +176,11 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None, 
         "mjd": record.mjd_obs,
         "exptime": record.exptime_s,
         "snr": record.snr,
-        "berv": _physical("berv", record.berv_kms, counts),
-        "airmass": _physical("airmass", record.airmass, counts),
+        "berv": record.berv_kms,
+        "airmass": record.airmass,
         **labels,
     }
-
-
-def _physical(name: str, value: float, counts: Counter[str]) -> float:
-    low, high = LABEL[name].physical
-    if np.isfinite(value) and not low <= value <= high:
-        counts[f"{name} out of physical range"] += 1
-        return np.nan
-    return value
+    return columns, counts
 
 
 def ingest_etc(
@@ -231,15 +207,16 @@ def ingest_etc(
         total = sum(len(paths) for _, _, paths, _ in sources)
         for group, root, paths, read in sources:
             known = set(writer.column(group, "source"))
-            todo = [path for path in paths if str(path.relative_to(root)) not in known]
+            names = {path: printable(path.relative_to(root)) for path in paths}
+            todo = [path for path in paths if names[path] not in known]
             report.already += len(paths) - len(todo)
             for block in blocks(todo, ROWS_PER_SHARD):
                 sed_rows: list[Row] = []
                 response_rows: list[Row] = []
                 refused: list[Refusal] = []
                 for path in block:
-                    source = str(path.relative_to(root))
-                    found = read(path, source)
+                    source = names[path]
+                    found = refusing(source, Reason.UNREADABLE, partial(read, path, source))
                     if isinstance(found, Refusal):
                         refused.append(replace(found, source=source))
                         continue
@@ -301,7 +278,15 @@ def _response_rows(writer: Archive, seds: Path | None, path: Path, source: str) 
         return Refusal(record.etc_id, Reason.COVERAGE, f"{detail}, expected at least {MINIMUM_COVERAGE:.0%}")
     terms = np.stack([response.mean * level, response.variance * level, response.floor])
     signal = terms[0] * sed_flux
-    snr = signal / np.sqrt(terms[1] * sed_flux + terms[2])
+    snr = float(np.nanmedian((signal / np.sqrt(terms[1] * sed_flux + terms[2]))[inner][writer.grid.valid]))
+    terms = np.stack([_hold_ends(term) for term in terms])
+    for name, term in zip(RESPONSE_TERMS, terms, strict=True):
+        detail = (
+            f"the {name} of its response runs from {term.min():g} to {term.max():g}, expected {expected('response')}"
+        )
+        possible = in_range("response", term.min()) and in_range("response", term.max())
+        require(possible, Reason.OUT_OF_RANGE, detail)
+    require(in_range("snr", snr), Reason.OUT_OF_RANGE, f"its S/N is {snr:g}, expected {expected('snr')}")
     columns = {
         "key": record.etc_id,
         "source": source,
@@ -310,12 +295,9 @@ def _response_rows(writer: Archive, seds: Path | None, path: Path, source: str) 
         "pwv": record.pwv_mm,
         "mag": record.mag,
         "exptime": record.exptime_s,
-        "snr": float(np.nanmedian(snr[inner][writer.grid.valid])),
+        "snr": snr,
     }
-    return {
-        "sed": [(sed_columns, sed_flux)],
-        "response": [(columns, np.stack([_hold_ends(term) for term in terms]))],
-    }
+    return {"sed": [(sed_columns, sed_flux)], "response": [(columns, terms)]}
 
 
 def etc_response(record: EtcRecord, grid: Grid) -> Response:
@@ -329,7 +311,7 @@ def etc_response(record: EtcRecord, grid: Grid) -> Response:
     for order in record.orders:
         values = (
             order.target / order.sed,
-            order.blaze * order.dispersion_m_per_px / widest,
+            np.where(order.blaze > LEAST_LIGHT, order.blaze, np.nan) * order.dispersion_m_per_px / widest,
             order.sky,
             np.full(len(order.wave_aa), order.readout_variance),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,12 @@ from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
 from preprocessing.archive import DATA, ROWS_PER_SHARD, Archive
 from preprocessing.identity import KnownStars, KnownVersions
-from preprocessing.ingest import IngestReport, Progress, Quarantine, blocks
+from preprocessing.ingest import IngestReport, Progress, blocks
+from preprocessing.quarantine import Quarantine
 from preprocessing.records import Reason, Refusal
 
 _DONE = "{}.done.json"
+_PART = re.compile(r"\d{1,9}/\d{1,9}", re.ASCII)
 
 
 class Part(NamedTuple):
@@ -28,7 +31,7 @@ class Part(NamedTuple):
     def parse(cls, text: str) -> Part:
         """From "3/16". Raises ArchiveError where it is not of that form."""
         number, _, of = text.partition("/")
-        if not (number.isdigit() and of.isdigit() and int(number) < int(of)):
+        if not (_PART.fullmatch(text) and int(number) < int(of)):
             raise ArchiveError(f"a part is written as 3/16, counted from 0 to 15, but this is {text!r}.")
         return cls(int(number), int(of))
 

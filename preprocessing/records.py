@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
+
+from harps_dist.errors import Interrupted
+from harps_dist.intake import Fault, IntakeError, named
+from harps_dist.text import sentence
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +37,9 @@ class SpectrumRecord:
     pipeline: str  # DRS version
     radvel_guess_kms: float  # HIERARCH ESO TEL TARG RADVEL, the observer's guess
     wave_aa: np.ndarray  # (n,) float64, air, barycentric, strictly increasing
-    flux: np.ndarray  # (n,) float32, any scale; NaN where the file has no finite value
+    flux: np.ndarray  # (n,) float32, any scale; NaN where the file has no value that can be
+    out_of_range: tuple[str, ...] = ()  # header values that cannot be, by their names in the archive; they are NaN
+    wild: float = 0.0  # share of pixels that are NaN because their value lies beyond all reason
 
 
 class Reason(StrEnum):
@@ -68,6 +76,9 @@ class Reason(StrEnum):
     MISSING_ORDER = "missing_order"
     ZERO_DISPERSION = "zero_dispersion"
     NO_SED = "no_sed"
+    # any of them
+    OUT_OF_RANGE = "out_of_range"
+    UNEXPECTED = "unexpected"
 
 
 @dataclass(frozen=True)
@@ -78,5 +89,51 @@ class Refusal:
     reason: Reason
     detail: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", sentence(self.detail))
+
     def __str__(self) -> str:
         return f"{self.source}: {self.reason} ({self.detail})"
+
+
+class RefusedError(Exception):
+    """Ends the reading of a file, whose name its reader knows."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def require(condition: object, reason: Reason, detail: str) -> None:
+    """Raise RefusedError unless the condition holds."""
+    if not condition:
+        raise RefusedError(reason, detail)
+
+
+Read = TypeVar("Read")
+_REASONS: dict[Fault, Reason] = {
+    "unreadable": Reason.UNREADABLE,
+    "too_large": Reason.TOO_LARGE,
+    "truncated": Reason.TRUNCATED,
+    "checksum": Reason.CHECKSUM,
+}
+
+
+def refusing(source: str, foreign: Reason, read: Callable[[], Read | Refusal]) -> Read | Refusal:
+    """What a reader of one file gives, or why not: whatever is wrong with a file ends that file alone.
+
+    source: the file's name, printable. foreign: why a file of another kind is refused, or what is no file. A reader
+    may raise RefusedError or IntakeError; any other exception is a fault of the reader, and one line of the quarantine
+    all the same. Want of memory and requests to stop pass.
+    """
+    try:
+        return read()
+    except RefusedError as refused:
+        return Refusal(source, refused.reason, refused.detail)
+    except IntakeError as refused:
+        return Refusal(source, _REASONS.get(refused.fault, foreign), str(refused))
+    except (MemoryError, Interrupted):
+        raise
+    except Exception as error:
+        return Refusal(source, Reason.UNEXPECTED, f"reading it failed: {named(error)}")

@@ -6,19 +6,35 @@ header TEFF LOGG MH VMIC), or a node of a synthesised library (.npz).
 
 from __future__ import annotations
 
+import math
+import os
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from harps_dist.files import atomic_write
+from harps_dist.intake import named, read_file
 from harps_dist.spectra.exact import exp
+from harps_dist.spectra.quantities import expected, in_range, number
 from harps_dist.spectra.spline import cubic_spline
-from preprocessing.records import Reason, Refusal
+from harps_dist.text import cleaned, printable
+from preprocessing.hdus import BEGINS, open_hdus
+from preprocessing.headers import Header
+from preprocessing.records import Reason, Refusal, RefusedError, refusing, require
 
 FLUX_UNIT = "erg/s/cm**2/Angstrom"
+MAX_BYTES = 128 * 2**20
+MAX_MEMBERS = 1000  # of a .npz
+FLUX_RATIO = (1e-10, 1e5)  # of an SED to its median; in lines and in the ultraviolet there is little
+LABELS = ("teff", "logg", "mh", "vmic")
+NODE_LABELS = ("teff_k", "logg", "mh", "vmic_kms")
 ASSET = Path(__file__).parent / "assets" / "sed_grid_5985_6323.npz"
 
 
@@ -124,59 +140,117 @@ def write_sed(
 
 
 def read_sed(path: Path) -> SedRecord | Refusal:
-    """Read one SED, .fits (as `write_sed`) or .npz (a library node); refuses damaged ones and vacuum."""
+    """Read one SED, .fits (as `write_sed`) or .npz (a library node); refuses damaged ones, vacuum, and what cannot be.
+
+    Labels that no star has and fluxes that differ by more than `FLUX_RATIO` are refused: they are what is learned.
+    """
     path = Path(path)
-    if not path.is_file():
-        return Refusal(path.name, Reason.NO_SED, f"there is no SED file {path.name} in {path.parent.name}/")
-    return read_sed_library(path) if path.suffix == ".npz" else _read_fits(path)
+    source = printable(path.name)
+    if not os.path.isfile(path):
+        folder = printable(path.parent.name)
+        return Refusal(source, Reason.NO_SED, f"there is no SED file {cleaned(source, 100)} in {folder}/")
+    return refusing(source, Reason.UNREADABLE, lambda: _read_node(path) if path.suffix == ".npz" else _read_fits(path))
 
 
-def _read_fits(path: Path) -> SedRecord | Refusal:
-    from astropy.io import fits
-
+def _read_fits(path: Path) -> SedRecord:
+    raw = read_file(path, MAX_BYTES, BEGINS)
     try:
-        with fits.open(path, memmap=False) as hdus:
-            table = hdus[1]
-            header, names = table.header, {name.upper() for name in table.columns.names}
-            if missing := [name for name in ("WAVE", "FLUX") if name not in names]:
-                return Refusal(path.name, Reason.MISSING_COLUMN, f"no column {', '.join(missing)}")
-            medium = str(header.get("TUCD1", ""))
-            if "obs.atmos" not in medium:
-                detail = f"wavelengths are marked {medium!r}, expected air, 'em.wl;obs.atmos'"
-                return Refusal(path.name, Reason.VACUUM, detail)
-            if missing := [key for key in ("TEFF", "LOGG", "MH") if key not in header]:
-                return Refusal(path.name, Reason.MISSING_FIELD, f"no header keyword {', '.join(missing)}")
-            teff_k, logg, mh, vmic_kms = (float(header.get(key, np.nan)) for key in ("TEFF", "LOGG", "MH", "VMIC"))
-            wave_aa = np.array(table.data["WAVE"], np.float64).ravel()
-            flux = np.array(table.data["FLUX"], np.float32).ravel()
+        with open_hdus(raw) as hdus:
+            return _read_table(hdus, path)
+    except RefusedError:
+        raise
     except Exception as error:  # astropy raises nearly anything on a damaged file
-        return Refusal(path.name, Reason.UNREADABLE, f"{type(error).__name__}: {error}")
-    return _checked(SedRecord(path.stem, teff_k, logg, mh, vmic_kms, wave_aa, flux, path.name))
+        raise RefusedError(Reason.UNREADABLE, f"expected a readable FITS file, got {named(error)}") from None
 
 
-def read_sed_library(path: Path) -> SedRecord | Refusal:
-    """Read a node of a synthesised library: log flux = log_flux_offset + log_flux_scale · log_flux_u16."""
-    path = Path(path)
+def _read_table(hdus: Any, path: Path) -> SedRecord:
+    table = hdus[1]
+    header, names = Header(table.header), {name.upper() for name in table.columns.names}
+    missing = [name for name in ("WAVE", "FLUX") if name not in names]
+    require(not missing, Reason.MISSING_COLUMN, f"no column {', '.join(missing)}")
+    medium = header.text("TUCD1")
+    detail = f"wavelengths are marked {medium!r}, expected air, 'em.wl;obs.atmos'"
+    require("obs.atmos" in medium, Reason.VACUUM, detail)
+    labels = {name: header.number(name.upper()) for name in LABELS}
+    if "VMIC" in table.header and math.isnan(labels["vmic"]):
+        labels["vmic"] = math.inf  # it need not be there, but what is there must be a number
+    wave_aa, flux = (np.ravel(np.asarray(table.data[name])) for name in ("WAVE", "FLUX"))
+    return _checked(path, labels, wave_aa, flux)
+
+
+def _read_node(path: Path) -> SedRecord:
+    """A node of a synthesised library: log flux = log_flux_offset + log_flux_scale · log_flux_u16."""
+    node = read_npz(path, ("log_flux_u16", "log_flux_offset", "log_flux_scale", "wave0_aa", "step_aa", *NODE_LABELS))
+    numbers = {name: number(values.item()) if values.size == 1 else math.nan for name, values in node.items()}
+    labels = {name: numbers[key] for name, key in zip(LABELS, NODE_LABELS, strict=True)}
+    if math.isnan(labels["vmic"]):
+        labels["vmic"] = math.inf
+    codes = node["log_flux_u16"]
+    require(codes.ndim == 1 and codes.dtype.kind in "iuf", Reason.MISSING_FIELD, "log_flux_u16 is no list of numbers")
+    with np.errstate(over="ignore", invalid="ignore"):
+        log_flux = numbers["log_flux_offset"] + numbers["log_flux_scale"] * codes
+        wave_aa = numbers["wave0_aa"] + numbers["step_aa"] * np.arange(codes.size)
+        return _checked(path, labels, wave_aa, np.exp(log_flux))
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file, none of them unpacked before its size is known; raises RefusedError or IntakeError."""
+    raw = read_file(path, MAX_BYTES, b"PK")
+    require(raw.count(b"PK\x01\x02") <= MAX_MEMBERS, Reason.TOO_LARGE, f"expected at most {MAX_MEMBERS} arrays")
     try:
-        with np.load(path) as node:
-            log_flux = node["log_flux_offset"] + node["log_flux_scale"] * node["log_flux_u16"]
-            wave_aa = node["wave0_aa"] + node["step_aa"] * np.arange(log_flux.size)
-            teff_k, logg, mh, vmic_kms = (float(node[key]) for key in ("teff_k", "logg", "mh", "vmic_kms"))
-            flux = np.exp(log_flux).astype(np.float32)
-    except KeyError as error:
-        return Refusal(path.name, Reason.MISSING_FIELD, str(error.args[0]))
-    except Exception as error:  # zipfile, zlib, OSError, ValueError: all mean a damaged file
-        return Refusal(path.name, Reason.UNREADABLE, f"{type(error).__name__}: {error}")
-    return _checked(SedRecord(path.stem, teff_k, logg, mh, vmic_kms, wave_aa, flux, path.name))
+        with zipfile.ZipFile(BytesIO(raw)) as packed:
+            sizes = {member.filename: member.file_size for member in packed.infolist()}
+            missing = [name for name in names if f"{name}.npy" not in sizes]
+            require(not missing, Reason.MISSING_FIELD, f"no array {', '.join(missing)}")
+            total = sum(sizes[f"{name}.npy"] for name in names)
+            detail = f"expected at most {MAX_BYTES} bytes unpacked, got {total}"
+            require(total <= MAX_BYTES, Reason.TOO_LARGE, detail)
+            return {name: _npy(packed.read(f"{name}.npy"), name) for name in names}
+    except RefusedError:
+        raise
+    except Exception as error:  # zipfile, zlib, struct: all mean a damaged file
+        raise RefusedError(Reason.UNREADABLE, f"expected a readable .npz file, got {named(error)}") from None
 
 
-def _checked(record: SedRecord) -> SedRecord | Refusal:
-    wave_aa, flux = record.wave_aa, record.flux
-    if wave_aa.size != flux.size or wave_aa.size < 4:
-        detail = f"{wave_aa.size} wavelengths and {flux.size} fluxes, expected as many, and at least 4"
-        return Refusal(record.source, Reason.LENGTH_MISMATCH, detail)
-    if not (np.diff(wave_aa) > 0).all():
-        return Refusal(record.source, Reason.NOT_INCREASING, "wavelengths do not increase strictly")
-    if not (np.isfinite(flux).all() and (flux > 0).all()):
-        return Refusal(record.source, Reason.NO_FINITE_FLUX, "an SED must be finite and positive everywhere")
-    return record
+def _npy(content: bytes, name: str) -> np.ndarray:
+    stream = BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, kind = read_header(stream)
+    promised, held = math.prod(shape) * kind.itemsize, len(content) - stream.tell()
+    detail = f"{name} promises {promised} bytes, it has {held}"
+    require(not kind.hasobject and promised == held, Reason.TRUNCATED, detail)
+    return np.load(BytesIO(content), allow_pickle=False)
+
+
+def _checked(path: Path, labels: dict[str, float], wave_aa: np.ndarray, flux: np.ndarray) -> SedRecord:
+    missing = [name.upper() for name in LABELS[:3] if math.isnan(labels[name])]
+    require(not missing, Reason.MISSING_FIELD, f"no number for {', '.join(missing)}")
+    for name, value in labels.items():
+        detail = f"{name} is {value:g}, expected {expected(name)}"
+        require(in_range(name, value) or math.isnan(value), Reason.OUT_OF_RANGE, detail)
+    numbers = wave_aa.dtype.kind in "fiu" and flux.dtype.kind in "fiu"
+    require(numbers, Reason.MISSING_COLUMN, f"wavelengths are {wave_aa.dtype} and fluxes {flux.dtype}, no numbers")
+    wave_aa = wave_aa.astype(np.float64)
+    detail = f"{wave_aa.size} wavelengths and {flux.size} fluxes, expected as many, and at least 4"
+    require(wave_aa.size == flux.size >= 4, Reason.LENGTH_MISMATCH, detail)
+    increasing = np.isfinite(wave_aa).all() and (np.diff(wave_aa) > 0).all()
+    require(increasing, Reason.NOT_INCREASING, "wavelengths do not increase strictly")
+    detail = f"expected wavelengths of {expected('sed_wave')}, got {wave_aa[0]:.6g}..{wave_aa[-1]:.6g}"
+    require(in_range("sed_wave", wave_aa[0]) and in_range("sed_wave", wave_aa[-1]), Reason.WRONG_UNIT, detail)
+    require_flux(flux)
+    teff_k, logg, mh, vmic_kms = (labels[name] for name in LABELS)
+    source, flux = printable(path.name), flux.astype(np.float32)
+    return SedRecord(printable(path.stem), teff_k, logg, mh, vmic_kms, wave_aa, flux, source)
+
+
+def require_flux(flux: np.ndarray) -> None:
+    """Refuse a model flux that is not finite and positive, that float32 cannot hold, or that varies beyond reason."""
+    good = np.isfinite(flux).all() and (flux > 0).all()
+    require(good, Reason.NO_FINITE_FLUX, "an SED must be finite and positive everywhere")
+    low, median, high = float(flux.min()), float(np.median(flux)), float(flux.max())
+    detail = f"expected a median flux of {expected('median_flux')}, got {median:.4g}"
+    require(in_range("median_flux", median), Reason.OUT_OF_RANGE, detail)
+    least, most = FLUX_RATIO
+    detail = f"expected flux of {least:g}..{most:g} times its median, got {low / median:.4g}..{high / median:.4g}"
+    require(least <= low / median and high / median <= most, Reason.OUT_OF_RANGE, detail)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,10 @@ import numpy as np
 from specutils.io.registers import data_loader
 
 from harps_dist.errors import ConfigError, SpectrumError
-from preprocessing.readers import WAVE_RANGE_AA, is_fibre_b, read_stream
+from harps_dist.intake import IntakeError, open_regular
+from harps_dist.spectra.quantities import in_range
+from harps_dist.text import printable
+from preprocessing.readers import is_fibre_b, read_stream
 from preprocessing.records import Refusal, SpectrumRecord
 
 if TYPE_CHECKING:
@@ -46,12 +50,11 @@ def identify_adp(origin: str, path: Any, fileobj: Any, *args: Any, **kwargs: Any
 def identify_s1d(origin: str, path: Any, fileobj: Any, *args: Any, **kwargs: Any) -> bool:
     """Whether a file is a DRS s1d of HARPS, fibre A: one axis of wavelengths. Fibre B and bisectors are none."""
     cards = _leading_cards(origin, path, fileobj, {"INSTRUME", "NAXIS", "CRVAL1"})
-    low, high = WAVE_RANGE_AA
-    return (
-        cards.get("NAXIS") == "1"
-        and low <= float(cards.get("CRVAL1", "nan")) <= high
-        and not is_fibre_b(_name(path or fileobj))
-    )
+    try:
+        begins_aa = float(cards.get("CRVAL1", "nan"))
+    except ValueError:
+        return False
+    return cards.get("NAXIS") == "1" and in_range("wave", begins_aa) and not is_fibre_b(_name(path or fileobj))
 
 
 @data_loader(ADP, identifier=identify_adp, extensions=EXTENSIONS, priority=PRIORITY, force=True)
@@ -109,8 +112,11 @@ def as_spectrum(record: SpectrumRecord, uncertainty: Uncertainty = "none") -> Sp
 
 
 def _read(file: Any, uncertainty: Uncertainty) -> Spectrum:
-    with _opened(file) as stream:
-        record = read_stream(stream, _name(file))
+    try:
+        with _opened(file) as stream:
+            record = read_stream(stream, _name(file))
+    except IntakeError as error:
+        raise SpectrumError(f"{printable(_name(file))}: {error}. Give another file.") from None
     if isinstance(record, Refusal):
         raise SpectrumError(f"{record}. Read it with another format=, or as astropy.io.fits does.")
     return as_spectrum(record, uncertainty)
@@ -138,7 +144,7 @@ def _opened(file: Any) -> Iterator[IO[bytes]]:
         file.seek(0)
         yield file
     else:
-        with Path(file).open("rb") as stream:
+        with open_regular(Path(file)) as stream:
             yield stream
 
 
@@ -147,21 +153,28 @@ def _leading_cards(origin: str, path: Any, fileobj: Any, needed: set[str]) -> di
     kilobytes."""
     if origin != "read" or (fileobj is None and path is None):
         return {}
-    with _opened(path if fileobj is None else fileobj) as stream:
-        gzipped = stream.read(2) == b"\x1f\x8b"
+    try:
+        with _opened(path if fileobj is None else fileobj) as stream:
+            return _cards_of(stream, needed)
+    except (IntakeError, OSError, EOFError, zlib.error):  # damaged: not known to be ours
+        return {}
+
+
+def _cards_of(stream: IO[bytes], needed: set[str]) -> dict[str, str]:
+    gzipped = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    source = gzip.GzipFile(fileobj=stream) if gzipped else stream
+    try:
+        cards: dict[str, str] = {}
+        for _ in range(_MOST_BLOCKS):
+            block = source.read(_BLOCK)
+            if len(block) < _BLOCK or not (cards or block.startswith(b"SIMPLE  =")):
+                break
+            lines = [block[first : first + 80].decode("latin-1") for first in range(0, _BLOCK, 80)]
+            found = ((line[:8].rstrip(), _VALUE.match(line[8:])) for line in lines)
+            cards |= {key: (value[1] or value[2] or "").strip() for key, value in found if value}
+            if needed <= cards.keys() or any(line.rstrip() == "END" for line in lines):
+                return cards if cards.get("INSTRUME") == "HARPS" else {}
+        return {}
+    finally:
         stream.seek(0)
-        source = gzip.GzipFile(fileobj=stream) if gzipped else stream
-        try:
-            cards: dict[str, str] = {}
-            for _ in range(_MOST_BLOCKS):
-                block = source.read(_BLOCK)
-                if len(block) < _BLOCK or not (cards or block.startswith(b"SIMPLE  =")):
-                    break
-                lines = [block[first : first + 80].decode("latin-1") for first in range(0, _BLOCK, 80)]
-                found = ((line[:8].rstrip(), _VALUE.match(line[8:])) for line in lines)
-                cards |= {key: (value[1] or value[2] or "").strip() for key, value in found if value}
-                if needed <= cards.keys() or any(line.rstrip() == "END" for line in lines):
-                    return cards if cards.get("INSTRUME") == "HARPS" else {}
-            return {}
-        finally:
-            stream.seek(0)

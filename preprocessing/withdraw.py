@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from harps_dist.errors import ArchiveError
+from harps_dist.intake import read_text
+from harps_dist.text import cleaned, printable
 from preprocessing.archive import Archive
 from preprocessing.identity import newest_versions, version_order
+
+MAX_LISTED_BYTES = 2**26  # a million ids
 
 
 def withdraw_spectra(archive: Path, keys: Sequence[str], reason: str) -> int:
@@ -25,14 +29,26 @@ def withdraw_spectra(archive: Path, keys: Sequence[str], reason: str) -> int:
         newest = {products[row]: pipelines[row] for row in newest_versions(products, pipelines)}
         unknown = [key for key in keys if key not in newest]
         if unknown:
+            few = cleaned(", ".join(unknown[:5])) + (" …" if len(unknown) > 5 else "")
             raise ArchiveError(
-                f"{archive} holds no data product {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}, so "
+                f"{printable(archive)} holds no data product {few}, so "
                 f"nothing was withdrawn. Check the ids: they are those of column `key` in its group `real`."
             )
         before = _withdrawn(writer)
         fresh = [key for key in dict.fromkeys(keys) if before.get(key, (None,))[0] != newest[key]]
-        writer.append("withdrawn", [({"key": key, "pipeline": newest[key], "reason": reason}, None) for key in fresh])
+        writer.append(
+            "withdrawn", [({"key": key, "pipeline": newest[key], "reason": cleaned(reason)}, None) for key in fresh]
+        )
     return len(fresh)
+
+
+def read_listed(path: Path) -> list[str]:
+    """Ids of data products from a file with one a line; raises ArchiveError where it cannot be read."""
+    try:
+        lines = read_text(path, "list of data products", ArchiveError, MAX_LISTED_BYTES).splitlines()
+    except FileNotFoundError:
+        raise ArchiveError(f"there is no list {printable(path)}. Write a file with one id a line.") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def standing(archive: Archive) -> tuple[np.ndarray, dict[str, str]]:

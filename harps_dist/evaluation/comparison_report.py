@@ -48,7 +48,6 @@ def write_report(comparison: Comparison, folder: Path) -> None:
 
 def comparison_table(comparison: Comparison, population: Population) -> Table:
     """The label errors of one population, overall, as a rich table."""
-    from rich.markup import escape
     from rich.table import Table
 
     words = f"{POPULATION_WORDS[population]}; {comparison.split} split of release {comparison.release.digest[:12]}"
@@ -57,8 +56,7 @@ def comparison_table(comparison: Comparison, population: Population) -> Table:
         table.add_column(header, justify="left" if place < 2 or place == len(HEADER) else "right")
     for kind in KINDS:
         for place, entry in enumerate(_of(comparison, kind, population, NAMES)):
-            cells = map(escape, _row(entry))
-            table.add_row("" if place else _origin(comparison, kind), *cells)
+            table.add_row("" if place else _origin(comparison, kind), *_row(entry))
     return table
 
 

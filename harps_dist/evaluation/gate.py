@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.comparison import (
@@ -38,7 +38,9 @@ from harps_dist.evaluation.comparison import (
 )
 from harps_dist.evaluation.metrics import NAN
 from harps_dist.frozen import Frozen
+from harps_dist.intake import read_text
 from harps_dist.spectra.labels import NAMES
+from harps_dist.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 LABELS = "labels"  # each that either model has
 EACH = "each"  # bin
 BY_CHANCE = 0.01
+MAX_DEPTH = 20  # of a gate's YAML; a gate has 3
 FAMILIES = {LABELS: NAMES} | {
     family: tuple(f"{family} {name}" for name in NAMES) for family in (*OF_LABELS, *COVERAGES)
 }
@@ -86,11 +89,11 @@ class Line(Frozen):
     measure: str
     by: By = "overall"
     bin: str = EACH
-    relative: float | None = Field(None, ge=0)
-    absolute: float | None = Field(None, ge=0)
+    relative: float | None = Field(None, ge=0, allow_inf_nan=False)
+    absolute: float | None = Field(None, ge=0, allow_inf_nan=False)
     judge_by: Literal["lower", "mean", "upper"] = "lower"
-    least: float | None = None
-    most: float | None = None
+    least: float | None = Field(None, allow_inf_nan=False)
+    most: float | None = Field(None, allow_inf_nan=False)
     least_stars: int = Field(5, ge=1)
     optional: bool = False
 
@@ -192,8 +195,8 @@ class Gate(Frozen):
 
     failed_predictions: int = Field(0, ge=0)
     least_stars: int = Field(5, ge=1)
-    slower: float | None = Field(2.0, gt=0)
-    surprise: float | None = Field(2.0, gt=0)
+    slower: float | None = Field(2.0, gt=0, allow_inf_nan=False)
+    surprise: float | None = Field(2.0, gt=0, allow_inf_nan=False)
     lines: tuple[Line, ...] = Field(default_factory=_default_lines)
 
     @property
@@ -250,7 +253,6 @@ class Verdict(Frozen):
 
     def table(self) -> Table:
         """As a rich table, what failed first."""
-        from rich.markup import escape
         from rich.table import Table
 
         counts = {status: sum(line.status == status for line in self.lines) for status in ("passed", "failed")}
@@ -259,7 +261,7 @@ class Verdict(Frozen):
             table.add_column(header, justify="right" if header in ("value", "limit") else "left")
         for judged in sorted(self.lines, key=lambda line: line.status != "failed"):
             figures = ["" if math.isnan(value) else f"{value:.4g}" for value in (judged.value, judged.limit)]
-            table.add_row(judged.status, *map(escape, (judged.line, *figures, judged.reason)))
+            table.add_row(judged.status, judged.line, *figures, judged.reason)
         return table
 
 
@@ -270,11 +272,26 @@ def read_gate(path: Path | None) -> Gate:
     if path is None:
         return Gate()
     try:
-        return Gate.model_validate(yaml.safe_load(path.read_text()) or {})
+        text = read_text(path, "gate")
+        _require_plain(text)
+        return Gate.model_validate(yaml.safe_load(text) or {})
     except FileNotFoundError:
-        raise ConfigError(f"there is no gate {path}. Give a YAML file with the lines of a gate.") from None
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ConfigError(f"gate {path} cannot be used: {error}") from None
+        raise ConfigError(f"there is no gate {printable(path)}. Give a YAML file with the lines of a gate.") from None
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:  # pydantic's is a ValueError
+        raise ConfigError(f"gate {printable(path)} cannot be used: {error}") from None
+
+
+def _require_plain(text: str) -> None:
+    """Refuse YAML of which a few lines are billions, or that is nested so deep that reading it takes minutes."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases (*name); write out what they stand for")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def say(failures: Sequence[Judged]) -> str:

@@ -253,7 +253,6 @@ class Registry:
 
 def history_table(events: list[Event], folder: Path) -> Table:
     """Everything that was done, as a rich table."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=str(folder), caption=f"current: {_name_of_current(events)}")
@@ -264,7 +263,7 @@ def history_table(events: list[Event], folder: Path) -> Table:
         model = event.model
         row = (f"{event.number}", event.event, event.time, model.folder_name, f"{model.step:,}", event.replaced or "")
         last = (model.release_digest[:12], (model.git or "")[:12], event.reason or failures)
-        table.add_row(*map(escape, (*row, *last)))
+        table.add_row(*row, *last)
     return table
 
 

@@ -108,11 +108,10 @@ class PaperTable:
         return f"## {self.title}\n\n{markdown_table(self.header, list(self.lines()))}{note}\n"
 
     def console(self) -> RichTable:
-        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=self.title, caption=self.note or None)
-        for place, title in enumerate(map(escape, self.header)):
+        for place, title in enumerate(self.header):
             table.add_column(title, justify="right" if place else "left", no_wrap=not place)
         for line in self.lines():
             table.add_row(*(cell.replace("**", "") for cell in line), style="dim" if line[0].startswith(" ") else None)

@@ -19,7 +19,7 @@ def simulated_figure(path: Path, wave_aa: np.ndarray, flux: np.ndarray, title: s
         grid = figure.add_gridspec(rows, max(1, len(zooms)))
         top = figure.add_subplot(grid[0, :])
         top.plot(wave_aa, flux, color=BLACK, linewidth=0.5)
-        top.set_title(title, wrap=True, fontsize=8)
+        top.set_title(title, wrap=True, fontsize=8, parse_math=False)  # names may hold a dollar sign
         top.set(xlabel=WAVELENGTH, ylabel="flux / median", xlim=(wave_aa[0], wave_aa[-1]))
         for column, (low, high) in enumerate(zooms):
             axes, near = figure.add_subplot(grid[1, column]), (wave_aa >= low) & (wave_aa <= high)
@@ -56,7 +56,7 @@ def traversal_figure(
         for value, one in zip(values, flux, strict=True):
             top.plot(wave_aa, one, color=scale.to_rgba(value), linewidth=0.5)
             beneath.plot(wave_aa, one - base, color=scale.to_rgba(value), linewidth=0.5)
-        top.set_title(title, wrap=True, fontsize=8)
+        top.set_title(title, wrap=True, fontsize=8, parse_math=False)  # names may hold a dollar sign
         top.set(ylabel="flux / median", xlim=(wave_aa[0], wave_aa[-1]))
         top.tick_params(labelbottom=False)
         beneath.set(xlabel=WAVELENGTH, ylabel="change")

@@ -11,7 +11,10 @@ from harps_dist.errors import ConfigError
 from harps_dist.inference.simulated import Request
 from harps_dist.inference.simulator import Simulator
 from harps_dist.spectra.labels import LABEL
+from harps_dist.spectra.quantities import expected, in_range_each
+from harps_dist.text import cleaned, printable
 
+LONGEST_NAME = 100  # characters of an object's name
 OBJECT, SNR, SEED = "object", "snr", "seed"
 
 
@@ -34,30 +37,28 @@ def read_request(
     """
     from preprocessing.tables import read_table
 
-    table = read_table(path, "table of labels", ConfigError)
+    table, where = read_table(path, "table of labels", ConfigError), f"table of labels {printable(path)}"
     if not len(table):
-        raise ConfigError(f"table of labels {path} has no rows. Give one row a spectrum.")
+        raise ConfigError(f"{where} has no rows. Give one row a spectrum.")
     columns = {name.strip().lower(): name for name in table.colnames}
     known = (*simulator.nodes, SNR, SEED, OBJECT)
     if strange := [name for lower, name in columns.items() if lower not in known]:
         raise ConfigError(
-            f"table of labels {path}: columns {', '.join(strange)} mean nothing to {simulator.name}, which knows "
-            f"{', '.join(known)}. Rename them or leave them out."
+            f"{where}: columns {cleaned(', '.join(strange))} mean nothing to {simulator.name}, "
+            f"which knows {', '.join(known)}. Rename them or leave them out."
         )
-    numbers = {name: _numbers(table[columns[name]], name, path) for name in columns if name != OBJECT}
+    numbers = {name: _numbers(table[columns[name]], name, where) for name in columns if name != OBJECT}
     twice = [name for name in fixed or {} if name in numbers]
     factors = [name for name in numbers if name in simulator.nodes and name not in LABEL]
     twice += ["u"] * bool(factors and unknown != "zero") + [SNR] * bool(SNR in numbers and snr is not None)
     if twice:
-        raise ConfigError(
-            f"{', '.join(twice)} is given for all rows, and table {path} has it too. Leave one of them out."
-        )
+        raise ConfigError(f"{', '.join(twice)} is given for all rows, and {where} has it too. Leave one of them out.")
     values = [numbers.get(name, np.zeros(len(table))) for name in simulator.nodes if name not in LABEL]
     every = fixed or {}
     labels = {name: numbers.get(name, every.get(name)) for name in simulator.labels if name in {*numbers, *every}}
     seeds = numbers.get(SEED)
-    if seeds is not None and (seeds != np.rint(seeds)).any():
-        raise ConfigError(f"table of labels {path}: seeds are whole numbers. Round them.")
+    if seeds is not None and not ((seeds == np.rint(seeds)) & in_range_each("seed", seeds)).all():
+        raise ConfigError(f"{where}: seeds are whole numbers of {expected('seed')}. Round them.")
     return simulator.request(
         labels | {name: value for name, value in every.items() if name not in simulator.labels},
         unknown=np.stack(values, axis=1) if factors else unknown,
@@ -68,7 +69,7 @@ def read_request(
     )
 
 
-def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
+def _numbers(column: Any, name: str, where: str) -> np.ndarray:
     """(rows,) float64 in the label's unit; raises ConfigError with the row of what is missing or no number."""
     from astropy import units
 
@@ -77,29 +78,33 @@ def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
     if column.dtype.kind in "fiu":
         values = np.asarray(np.ma.filled(np.ma.asarray(column, dtype=float), np.nan))
     else:
-        for row, text in enumerate(column.tolist()):
+        for row, text in enumerate(np.ma.getdata(column).tolist()):
             try:
-                values[row] = np.nan if hidden[row] else float(text)
+                values[row] = np.nan if hidden[row] else float(_number_text(text))
             except (TypeError, ValueError):
-                raise ConfigError(_wrong(path, row, name, repr(text))) from None
+                raise ConfigError(_wrong(where, row, name, cleaned(repr(text), 100))) from None
     usable = ~np.isnan(values) if name == SNR else np.isfinite(values)  # an infinite S/N: no noise
     if not usable.all():
         row = int(np.argmin(usable))
-        raise ConfigError(_wrong(path, row, name, "nothing" if hidden[row] else str(values[row])))
+        raise ConfigError(_wrong(where, row, name, "nothing" if hidden[row] else str(values[row])))
     unit, wanted = getattr(column, "unit", None), LABEL[name].unit if name in LABEL else ""
     if wanted and wanted != "dex" and unit is not None and unit != units.dimensionless_unscaled:
         try:
             return values * unit.to(wanted)
         except (units.UnitConversionError, AttributeError):
-            raise ConfigError(f"table of labels {path}: {name} is in {unit}, expected {wanted}. Convert it.") from None
+            raise ConfigError(f"{where}: {name} is in {unit}, expected {wanted}. Convert it.") from None
     return values
 
 
-def _wrong(path: Path, row: int, name: str, found: str) -> str:
-    return (
-        f"table of labels {path}, row {row + 1}: {name} is {found}, expected a number. Fill it in, or leave the column "
-        f"out."
-    )
+def _number_text(value: Any) -> Any:
+    """What a number is made of; raises ValueError for truth values, which would be 0 and 1."""
+    if isinstance(value, bool | np.bool_):
+        raise ValueError("a truth value is no number")
+    return value
+
+
+def _wrong(where: str, row: int, name: str, found: str) -> str:
+    return f"{where}, row {row + 1}: {name} is {found}, expected a number. Fill it in, or leave the column out."
 
 
 def _texts(column: Any) -> np.ndarray:
@@ -107,6 +112,6 @@ def _texts(column: Any) -> np.ndarray:
     hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
     found = [
         "" if hide or value is None else value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        for value, hide in zip(column.tolist(), hidden, strict=True)
+        for value, hide in zip(np.ma.getdata(column).tolist(), hidden, strict=True)
     ]
-    return np.array(found, dtype=object)
+    return np.array([cleaned(text, LONGEST_NAME) for text in found], dtype=object)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from harps_dist.errors import ConfigError
+from harps_dist.text import cleaned
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +86,9 @@ class Options:
         try:
             return [float(number) for number in self.u.split(",")]
         except ValueError:
-            raise ConfigError(f"--u takes zero, prior or numbers with commas between, got {self.u!r}.") from None
+            raise ConfigError(
+                f"--u takes zero, prior or numbers with commas between, got {cleaned(self.u, 100)!r}."
+            ) from None
 
 
 def carry_out(
@@ -108,7 +111,7 @@ def carry_out(
 
 def _request(options: Options, simulator: Simulator, console: Console) -> Request:
     request = simulator.request(
-        options.given, options.unknown, options.snr, options.seed, options.name, options.extrapolate
+        options.given, options.unknown, options.snr, options.seed, cleaned(options.name, 100), options.extrapolate
     )
     _say(request.notes, console)
     return request

@@ -175,7 +175,8 @@ def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Obse
     predicted = exported.predict_flux(flux, np.stack([found.noise for _, found in good]), batch_size)
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
-    columns |= columns_of(exported, predicted, np.array([found.coverage for _, found in good]), flux)
+    coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
+    columns |= columns_of(exported, predicted, coverage, flux, broken=broken)
     name = hashlib.sha256("\n".join(columns["identity"]).encode()).hexdigest()[:32]
     parts.mkdir(parents=True, exist_ok=True)
     with sealed_write(parts / f"{name}.parquet") as aside:
@@ -226,7 +227,7 @@ def write_failed(path: Path, failed: Sequence[Refusal]) -> None:
     if not failed:
         path.unlink(missing_ok=True)
         return
-    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "reason", "detail"])
         writer.writerows(sorted((refusal.source, refusal.reason.value, refusal.detail) for refusal in failed))

@@ -23,6 +23,7 @@ from harps_dist.spectra.doppler import bspline_coefficients, resample_shifted
 from harps_dist.spectra.grid import Grid, fill_invalid
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.noise import keyed_normals
+from harps_dist.spectra.quantities import QUANTITIES, expected, in_range_each
 
 if TYPE_CHECKING:
     from harps_dist.training.run import Which
@@ -108,7 +109,7 @@ class Simulator:
             raise ConfigError(f"{self.name} has no node for {', '.join(strange)}: {known}. Leave it out.")
         given = {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in labels.items()}
         ratio = np.atleast_1d(np.asarray(np.inf if snr is None else snr, np.float64))
-        seeds, called = np.atleast_1d(np.asarray(seed, np.int64)), np.atleast_1d(np.asarray(names, object))
+        seeds, called = _whole(seed), np.atleast_1d(np.asarray(names, object))
         factors: str | np.ndarray = (
             unknown if isinstance(unknown, str) else np.atleast_2d(np.asarray(unknown, np.float64))
         )
@@ -123,13 +124,19 @@ class Simulator:
         if missing := [f"{name} {_said(name, self.mean[name])}" for name in self.labels if name not in given]:
             notes.append(f"not given, so that the training mean is taken: {', '.join(missing)}.")
         _require_finite(table, self.labels)
+        for column, name in enumerate(self.labels):
+            _require_possible(name, name, table[:, column])
         outside = self._outside(table)
         if outside and not extrapolate:
             raise ConfigError(f"{' '.join(outside)} Give values inside, or extrapolate (--extrapolate).")
         notes += outside
-        if not (ratio > 0).all():
-            row = int(np.argmin(ratio > 0))
-            raise ConfigError(f"row {row + 1}: a signal-to-noise ratio of {ratio[row]:g} cannot be. Give one above 0.")
+        possible = (ratio > 0) & (in_range_each("snr", ratio) | np.isposinf(ratio))  # infinite: no noise
+        if not possible.all():
+            row = int(np.argmin(possible))
+            raise ConfigError(
+                f"row {row + 1}: a signal-to-noise ratio of {ratio[row]:g} cannot be. Give one above 0 and up to "
+                f"{QUANTITIES['snr'].high:g}, or none."
+            )
         seeds = seeds + np.arange(count) if len(seeds) == 1 else seeds
         return Request(
             labels=table,
@@ -232,6 +239,8 @@ class Simulator:
                     f"{self.name} has {self.unknown} unknown factors a spectrum, got values for {unknown.shape[1]}."
                 )
             _require_finite(unknown, self.nodes[len(self.labels) :])
+            for column, name in enumerate(self.nodes[len(self.labels) :]):
+                _require_possible(name, "unknown", unknown[:, column])
             return np.broadcast_to(unknown, (count, self.unknown))
         if unknown == "zero":
             return np.zeros((count, self.unknown))
@@ -261,6 +270,22 @@ def _usual_range(label: str, mean: float, std: float) -> tuple[float, float]:
 def _said(name: str, *values: float) -> str:
     numbers = "..".join(f"{value:.6g}" for value in values)
     return f"{numbers} {LABEL[name].unit}".rstrip()
+
+
+def _whole(seed: Any) -> np.ndarray:
+    """(n,) int64 seeds; raises ConfigError where they are none."""
+    seeds = np.atleast_1d(np.asarray(seed))
+    if seeds.dtype.kind not in "iu" or not in_range_each("seed", seeds.astype(np.float64)).all():
+        raise ConfigError(f"seeds are whole numbers of {expected('seed')}, got {str(seed)[:40]}. Give others.")
+    return seeds.astype(np.int64)
+
+
+def _require_possible(name: str, quantity: str, values: np.ndarray) -> None:
+    """Even beyond what training saw, a label is one that there can be."""
+    possible = in_range_each(quantity, values)
+    if not possible.all():
+        row = int(np.argmin(possible))
+        raise ConfigError(f"row {row + 1}: {name} = {values[row]:.6g} cannot be, expected {expected(quantity)}.")
 
 
 def _require_finite(table: np.ndarray, names: Sequence[str]) -> None:

@@ -22,10 +22,12 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, HarpsDistError, SpectrumError
 from harps_dist.inference.spectra import LEAST_COVERAGE
 from harps_dist.inference.table import OBSERVED
+from harps_dist.intake import open_regular
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.noise import photon_noise
 from harps_dist.spectra.regrid import regrid
-from harps_dist.spectra.standardise import standardise
+from harps_dist.spectra.standardise import BROKEN_SHARE, standardise
+from harps_dist.text import printable
 
 if TYPE_CHECKING:
     from preprocessing.archive import Archive
@@ -48,26 +50,23 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people; bytes of a path that are no UTF-8 as escapes."""
-        where = as_text(self.where)
+        """For people, on one line, and for tables."""
+        where = printable(self.where)
         return where if self.row is None else f"{where}, row {self.row}"
-
-
-def as_text(name: str) -> str:
-    """A name that any file can hold: bytes of it that are no UTF-8 become backslash escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class Observed(NamedTuple):
     """A spectrum on the model's grid. columns: what is known of it, by the names of `table.OBSERVED`.
 
     flux: (pixel,) float32 standardised. coverage: share of valid pixels with data. noise: (chunk,), `photon_noise`.
+    broken: whether the file is numerically broken, more of it than the grid shows.
     """
 
     columns: dict[str, Any]
     flux: np.ndarray
     coverage: float
     noise: np.ndarray
+    broken: bool
 
 
 def find_items(inputs: Sequence[str | Path]) -> tuple[list[Item], list[Refusal]]:
@@ -86,7 +85,9 @@ def find_items(inputs: Sequence[str | Path]) -> tuple[list[Item], list[Refusal]]
             else:
                 refused.append(found)
         if not items and (len(items), len(refused)) == before:
-            raise ConfigError(f"{given} holds no spectrum: no file ends in .fits or .fits.gz. Check the path.")
+            raise ConfigError(
+                f"{printable(given)} holds no spectrum: no file ends in .fits or .fits.gz. Check the path."
+            )
     return list(items.values()), refused
 
 
@@ -101,11 +102,13 @@ def _expanded(given: str) -> Iterator[Item | Refusal]:
     elif _PATTERN & set(given):
         matches = sorted(glob.glob(os.path.expanduser(given), recursive=True))
         if not matches:
-            raise ConfigError(f"no file or folder matches {given}. Check the pattern.")
+            raise ConfigError(f"no file or folder matches {printable(given)}. Check the pattern.")
         for match in matches:
             yield from _expanded(match)
     else:
-        raise ConfigError(f"there is nothing at {given}. Give FITS files, folders, patterns, an archive or a release.")
+        raise ConfigError(
+            f"there is nothing at {printable(given)}. Give FITS files, folders, patterns, an archive or a release."
+        )
 
 
 def _of_folder(path: Path) -> Iterator[Item | Refusal]:
@@ -119,11 +122,11 @@ def _of_folder(path: Path) -> Iterator[Item | Refusal]:
             version = f"{state.st_size} {state.st_mtime_ns}"
         except OSError:  # a link that leads nowhere or in a circle: reading it says so
             version = "unreadable"
-        yield Item(str(file), f"{as_text(os.path.realpath(file))} {version}")
+        yield Item(str(file), f"{printable(os.path.realpath(file))} {version}")
     misnamed = [Path(top, name) for top, names, _ in os.walk(path) for name in names if name.lower().endswith(SUFFIXES)]
     for folder in [path, *misnamed] if path.name.lower().endswith(SUFFIXES) and path.is_dir() else misnamed:
         if not any(folder in file.parents for file in found):
-            yield Refusal(as_text(str(folder)), Reason.NOT_FITS, "expected a file, got a directory")
+            yield Refusal(printable(folder), Reason.NOT_FITS, "expected a file, got a directory")
 
 
 def _of_archive(given: str) -> Iterator[Item]:
@@ -160,13 +163,19 @@ def _column(path: str, name: str) -> np.ndarray:
 
 
 def read_item(item: Item, grid: Grid) -> Observed | Refusal:
-    """Read a spectrum and bring it onto the grid; a Refusal where it cannot be used."""
+    """Read a spectrum and bring it onto the grid; a Refusal where it cannot be used, whatever is wrong with it."""
+    from preprocessing.records import Reason, refusing
+
+    return refusing(item.name, Reason.NOT_FITS, lambda: _read_item(item, grid))
+
+
+def _read_item(item: Item, grid: Grid) -> Observed | Refusal:
     from preprocessing.records import Reason, Refusal
 
-    try:
-        columns, flux = _read(item, grid)
-    except _RefusedError as refused:
-        return refused.refusal
+    found = _read(item, grid)
+    if isinstance(found, Refusal):
+        return found
+    columns, flux, broken = found
     flux = np.where(grid.valid, flux, np.nan)
     coverage = float(np.isfinite(flux[grid.valid]).mean())
     try:
@@ -174,48 +183,39 @@ def read_item(item: Item, grid: Grid) -> Observed | Refusal:
     except SpectrumError as error:
         reason = Reason.COVERAGE if coverage < LEAST_COVERAGE else Reason.NEGATIVE
         return Refusal(item.name, reason, str(error))
-    return Observed(columns, standardised, coverage, photon_noise(standardised[grid.valid]))
+    return Observed(columns, standardised, coverage, photon_noise(standardised[grid.valid]), broken)
 
 
-class _RefusedError(Exception):
-    def __init__(self, refusal: Refusal):
-        super().__init__(str(refusal))
-        self.refusal = refusal
-
-
-def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray]:
-    """What is known of a spectrum, and its flux on the grid."""
+def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | Refusal:
+    """What is known of a spectrum, its flux on the grid, and whether its file is broken."""
     from preprocessing.records import Reason, Refusal
 
     if item.row is None:
         return _read_file(item, grid)
     try:
         if "://" in item.where or (Path(item.where) / MANIFEST).is_file():
-            release = _release(item.where)
+            release, broken = _release(item.where), False  # which none that is broken is in
             columns, flux, wider = _release_row(release, item.row), release.array(item.row), release.grid
         else:
-            archive = _archive(item.where)
+            archive, broken = _archive(item.where), bool(_column(item.where, "flag")[item.row])
             columns, flux = _archive_row(item.where, item.row), archive.data("real", item.row)
             wider = archive.grid
     except HarpsDistError as error:  # of one damaged row
-        raise _RefusedError(Refusal(item.name, Reason.CHECKSUM, str(error))) from None
-    return columns, flux[grid.within(wider)]
+        return Refusal(item.name, Reason.CHECKSUM, str(error))
+    return columns, flux[grid.within(wider)], broken
 
 
-def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray]:
+def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | Refusal:
     from preprocessing.readers import read_spectrum
-    from preprocessing.records import Reason, Refusal
+    from preprocessing.records import Refusal
 
     record = read_spectrum(Path(item.where))
     if isinstance(record, Refusal):
-        raise _RefusedError(Refusal(item.name, record.reason, record.detail))
-    try:
-        with open(item.where, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise _RefusedError(Refusal(item.name, Reason.UNREADABLE, f"expected a readable file, got {error}")) from None
+        return Refusal(item.name, record.reason, record.detail)
+    with open_regular(Path(item.where)) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     columns = {
-        "dp_id": as_text(record.dp_id),  # of a file's name, where the header has none
+        "dp_id": record.dp_id,
         "object": record.object,
         "ra": record.ra_deg,
         "dec": record.dec_deg,
@@ -227,7 +227,7 @@ def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray]:
         "prog_id": record.prog_id,
         "sha256": sha256,
     }
-    return columns, regrid(record.wave_aa, record.flux, grid)
+    return columns, regrid(record.wave_aa, record.flux, grid), record.wild > BROKEN_SHARE
 
 
 def _archive_row(path: str, row: int) -> dict[str, Any]:

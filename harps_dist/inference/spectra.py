@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harps_dist.errors import ConfigError
+from harps_dist.errors import ConfigError, SpectrumError
 from harps_dist.spectra.medium import vacuum_to_air
+from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
-from harps_dist.spectra.standardise import standardise
+from harps_dist.spectra.standardise import BROKEN_SHARE, standardise, without_wild
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 Medium = Literal["air", "vacuum"]
 LEAST_COVERAGE = 0.5  # of the grid's valid pixels; below the 0.98 of training a prediction is flagged
 _IN_VACUUM = ("vac", "wave")  # how a spectrum's own notes begin that say so; FITS' CTYPE "AWAV" is in air
-_NOTES = ("medium", "wave_medium", "wavelength_medium", "airorvac", "CTYPE1")
+_NOTES = ("medium", "wave_medium", "wavelength_medium", "airorvac", "ctype1")
+_MADE_BY = ("procsoft", "pipe id", "pipeline")  # how keys end that name the pipeline
+_NEWER = ("espdr", "harps/")
 
 
 def predict(
@@ -41,6 +44,7 @@ def predict(
     from harps_dist.inference.table import columns_of, to_table
 
     wave_aa, values = _arrays(exported, spectrum, flux, medium)
+    values, broken = _without_wild(values)
     if wave_aa is not None:
         values = np.stack([regrid(wave_aa, one, exported.grid) for one in values])
     elif values.shape[1] != exported.grid.length:
@@ -51,7 +55,21 @@ def predict(
     coverage = np.isfinite(values[:, exported.grid.valid]).mean(axis=1)
     standardised = np.stack([standardise(one, exported.grid, LEAST_COVERAGE)[0] for one in values])
     found = exported.predict_flux(standardised, batch_size=batch_size)
-    return to_table(columns_of(exported, found, coverage, standardised, latents), exported)
+    return to_table(columns_of(exported, found, coverage, standardised, latents, broken), exported)
+
+
+def _without_wild(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flux (n, sample) without values beyond all reason, and which spectra (n,) have too many of them."""
+    kept, broken = values.astype(values.dtype, copy=True), np.zeros(len(values), bool)
+    for row, one in enumerate(values):
+        finite = np.isfinite(one)
+        median = float(np.median(one[finite])) if finite.any() else 0.0
+        if in_range("median_flux", median):  # else it is refused below, or has no scale to go by
+            kept[row], count = without_wild(one, median)
+            broken[row] = count > BROKEN_SHARE * one.size
+        elif median > 0:
+            raise SpectrumError(f"the median flux is {median:g}, expected {expected('median_flux')}. Scale it.")
+    return kept, broken
 
 
 def _arrays(
@@ -98,11 +116,15 @@ def _arrays(
 
 
 def _vacuum_note(meta: Any) -> str | None:
-    """What a spectrum's notes, or the FITS header among them, say of vacuum; None where they do not."""
+    """What a spectrum's notes, or the FITS header among them, say of vacuum; None where they do not.
+
+    The newer HARPS pipeline's wavelengths are in vacuum, and it is known by its name.
+    """
     headers = [meta] + [meta[key] for key in ("header", "primary_header") if meta and key in meta] if meta else []
     for header in headers:
         for key in header:
-            value = str(header[key]).strip().lower() if str(key).lower() in {note.lower() for note in _NOTES} else ""
-            if value.startswith(_IN_VACUUM) and not value.startswith("wavelength"):
+            known, value = str(key).lower(), str(header[key]).strip().lower()
+            says_so = known in _NOTES and value.startswith(_IN_VACUUM) and not value.startswith("wavelength")
+            if says_so or (known.endswith(_MADE_BY) and value.startswith(_NEWER)):
                 return f"{key} = {header[key]}"
     return None

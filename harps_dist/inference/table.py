@@ -80,11 +80,16 @@ def fields_of(exported: Exported) -> dict[str, Field]:
 
 
 def columns_of(
-    exported: Exported, found: Predicted, coverage: np.ndarray, flux: np.ndarray, latents: bool = True
+    exported: Exported,
+    found: Predicted,
+    coverage: np.ndarray,
+    flux: np.ndarray,
+    latents: bool = True,
+    broken: np.ndarray | bool = False,
 ) -> Columns:
     """The columns that follow from predictions of n spectra. coverage: (n,) share of valid pixels with data. flux: (n,
-    pixel) standardised."""
-    broken = np.array([is_broken(one, exported.grid) for one in flux], bool)
+    pixel) standardised. broken: (n,) which are known to be, besides those that show it."""
+    broken = np.array([is_broken(one, exported.grid) for one in flux], bool) | broken
     found = found.without(broken)
     facts, columns = exported.description.labels, {}
     for number, label in enumerate(facts):

@@ -12,7 +12,10 @@ from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Request, relative_velocity
 from harps_dist.inference.simulator import Simulator
 from harps_dist.spectra.labels import LABEL
+from harps_dist.spectra.quantities import expected as possible
+from harps_dist.spectra.quantities import in_range
 
+MAX_POINTS = 1000
 UNKNOWN_SPAN = (-2.0, 2.0)  # of an unknown factor: what 95 % of a standard normal prior holds
 
 
@@ -91,11 +94,14 @@ def traverse(
     """
     if node not in simulator.nodes:
         raise ConfigError(f"{simulator.name} has no node {node!r}; it has {', '.join(simulator.nodes)}.")
-    if points < 2:
-        raise ConfigError(f"a traversal takes at least 2 points, got {points}.")
+    if not 2 <= points <= MAX_POINTS:
+        raise ConfigError(f"a traversal takes at least 2 points and at most {MAX_POINTS}, got {points}.")
     number = simulator.nodes.index(node)
     nodes = simulator.normalised(base.labels, base.unknown)[0] if isinstance(base, Request) else np.asarray(base)
     low, high = span or simulator.ranges.get(node, UNKNOWN_SPAN)
+    quantity = node if node in LABEL else "unknown"
+    if not (in_range(quantity, low) and in_range(quantity, high)):
+        raise ConfigError(f"{node} cannot run from {low:g} to {high:g}, expected values of {possible(quantity)}.")
     values = np.linspace(low, high, points)
     base_value = float(simulator.physical(nodes)[number])
     varied = np.repeat(nodes[None], points, axis=0)

@@ -8,6 +8,8 @@ from harps_dist.errors import SpectrumError
 from harps_dist.spectra.grid import Grid, fill_invalid
 
 MINIMUM_COVERAGE = 0.98
+WILD = 1e5  # medians of the flux; the sound genuine spectra reach 3.6e3, at their noisy blue end
+BROKEN_SHARE = 1e-3  # of the pixels
 
 
 def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_COVERAGE) -> tuple[np.ndarray, float]:
@@ -15,8 +17,8 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
 
     flux: (grid.length,), any unit, NaN where the spectrum has no data. Returns the standardised spectrum,
     (grid.length,) float32 and finite everywhere, and the median. Missing pixels inside the valid range are
-    bridged by straight lines. Raises SpectrumError where fewer than `minimum_coverage` of the valid pixels
-    are finite, or where the median is not positive.
+    bridged by straight lines, as are those beyond `WILD` medians. Raises SpectrumError where fewer than
+    `minimum_coverage` of the valid pixels are finite, or where the median is not positive.
     """
     finite = np.isfinite(flux)
     usable = finite & grid.valid
@@ -29,9 +31,24 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
     median = float(np.median(flux[usable]))
     if not median > 0:
         raise SpectrumError(f"the median flux is {median:g}, expected a positive number. Leave the spectrum out.")
+    usable &= ~(np.abs(flux) > WILD * median)  # of an archive from before these counted as missing
     pixel = np.arange(grid.length)
     flux = np.where(usable, flux, np.interp(pixel, pixel[usable], flux[usable]))
     return (fill_invalid(flux, grid) / median).astype(np.float32), median
+
+
+def without_wild(flux: np.ndarray, median: float) -> tuple[np.ndarray, int]:
+    """The flux with NaN where it lies beyond `WILD` times its median, and how many pixels these are.
+
+    flux: (n,), NaN where missing. No star and no cosmic hit is so bright: such a value is an overflow or a fault of the
+    pipeline. It counts as missing, because one of 1e38 would outweigh all others in every sum, and a spline would carry
+    it to its neighbours; and it is one pixel, for which a spectrum need not be lost. The limit is relative since flux
+    scales differ by 1e20 between products. A spectrum with more than a thousandth of them is broken, see `is_broken`.
+    """
+    with np.errstate(invalid="ignore"):
+        wild = np.abs(flux) > WILD * median
+    count = int(np.count_nonzero(wild))
+    return (np.where(wild, flux.dtype.type(np.nan), flux), count) if count else (flux, 0)
 
 
 def is_broken(standardised: np.ndarray, grid: Grid) -> bool:
@@ -40,4 +57,4 @@ def is_broken(standardised: np.ndarray, grid: Grid) -> bool:
     Cosmic hits touch fewer pixels and emission lines stay lower. Some products of the HARPS pipeline diverged in
     its interpolation to +-1e20 while the median stayed sane; one of them outweighs all others in a loss.
     """
-    return bool(np.mean(np.abs(standardised[grid.valid]) > 100) > 1e-3)
+    return bool(np.mean(np.abs(standardised[grid.valid]) > 100) > BROKEN_SHARE)

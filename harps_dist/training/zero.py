@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,10 @@ from torch import Tensor
 
 from harps_dist.config import Engine, Training
 from harps_dist.errors import ConfigError
+from harps_dist.intake import read_text
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.spectra.quantities import number
+from harps_dist.text import printable
 from harps_dist.training.distributed import World
 from harps_dist.training.precision import ForwardPass
 from harps_dist.training.strategy import (
@@ -61,13 +65,35 @@ def deepspeed_config(model: SpectrumModel, training: Training, engine: Engine, w
     }
     if engine.deepspeed_config is None:
         return config
-    path = Path(engine.deepspeed_config)
+    return _merged(config, _read_settings(Path(engine.deepspeed_config)))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    where = printable(path)
     try:
-        return _merged(config, json.loads(path.read_text()))
+        settings = json.loads(read_text(path, "DeepSpeed's configuration"), parse_constant=_no_number)
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing. Give a JSON file to --deepspeed-config, or leave it out.") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}. DeepSpeed's documentation lists its settings.") from None
+        raise ConfigError(f"{where} is missing. Give a JSON file to --deepspeed-config, or leave it out.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {error}. DeepSpeed's documentation lists its settings.") from None
+    if not isinstance(settings, dict):
+        kind = type(settings).__name__
+        raise ConfigError(f"{where} holds a {kind}, expected an object of settings, as DeepSpeed's documentation has.")
+    _require_possible(settings, where)
+    return settings
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _require_possible(settings: Any, where: str) -> None:
+    """Refuse numbers that no float can hold."""
+    if isinstance(settings, dict | list):
+        for value in settings.values() if isinstance(settings, dict) else settings:
+            _require_possible(value, where)
+    elif math.isinf(number(settings)):
+        raise ConfigError(f"{where} has a number that is too large, {str(settings)[:20]}…. Give a smaller one.")
 
 
 def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

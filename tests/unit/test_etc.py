@@ -158,7 +158,7 @@ def test_unreadable(run: Path, tmp_path: Path):
     refused(tmp_path / "absent.json", Reason.UNREADABLE)
     path = tmp_path / "cut.json.gz"
     path.write_bytes(gzip.compress((run / "2023.json").read_bytes())[:5000])
-    refused(path, Reason.UNREADABLE)
+    refused(path, Reason.TRUNCATED)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -63,7 +63,7 @@ def test_other_forms_of_the_table_and_other_units(ending, tmp_path):
         ("teff,u3\n5000,1\n", "columns u3 mean nothing"),
         ("teff,seed\n5000,1.5\n", "seeds are whole numbers"),
         ("teff\n5000\n9000\n", r"teff = 9000 K \(row 2\) lies outside"),
-        ("rv\n10\n", "rv is given for all rows, and table"),
+        ("rv\n10\n", "rv is given for all rows, and table of labels .* has it too"),
     ],
 )
 def test_tables_that_cannot_be_used_say_why(text, message, tmp_path):

@@ -22,6 +22,7 @@ def write_s1d(folder: Path, flux: np.ndarray | None = None, name: str = "x_s1d_A
     """A small s1d as the DRS writes it; a card set to None is left out."""
     hdu = fits.PrimaryHDU(np.linspace(1, 2, N, dtype=np.float32) if flux is None else flux)
     own = {"CRPIX1": 1.0, "CRVAL1": 6100.0, "CDELT1": 0.01, "CTYPE1": "Angstrom", "OBJECT": "HD128621"}
+    own["ESO DRS VERSION"] = "HARPS_3.8"
     for key, value in (own | {key.replace("_", " "): value for key, value in cards.items()}).items():
         if value is not None:
             hdu.header[f"HIERARCH {key}" if " " in key else key] = value
@@ -304,7 +305,7 @@ def test_absent_nan_and_placeholder_cards_are_missing_values(tmp_path):
     record = read_spectrum(path)
     assert isinstance(record, SpectrumRecord), record
     assert np.isnan([record.radvel_guess_kms, record.berv_kms, record.exptime_s, record.snr]).all()
-    assert (record.target_name, record.prog_id, record.pipeline) == ("", "", "")
+    assert (record.target_name, record.prog_id, record.pipeline) == ("", "", "HARPS_3.8")
 
 
 def test_an_object_name_that_is_not_ascii_is_read(tmp_path):
