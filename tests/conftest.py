@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,13 @@ def tiny_demo(tmp_path_factory) -> Path:
 def tiny_release(tiny_demo) -> Path:
     """A small release with real and simulated samples on the tiny grid. Read only."""
     return tiny_demo / "release"
+
+
+@pytest.fixture
+def formats_0_1(tmp_path) -> Path:
+    """Folder of what version 0.1 wrote (tests/data/README.md): archive.zarr, release, run, export, models … To be
+    changed at will."""
+    folder = tmp_path / "formats-0.1"
+    with tarfile.open(Path(__file__).parent / "data" / "formats-0.1.tar.xz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder
