@@ -31,6 +31,7 @@ C_KMS = 299_792.458
 GAP_AA = (5304.32, 5337.26)
 GAP_VACUUM_SHIFT_AA = 1.48
 
+_SIMULATED = re.compile("simul|synth|mock", re.IGNORECASE)  # in ORIGIN
 _END_CARD = b"END" + b" " * 77
 _S1D_NAME = re.compile(r"(HARPS\.\d{4}-\d\d-\d\dT\d\d)[:_-](\d\d)[:_-](\d\d\.\d+)_s1d_([AB])")
 
@@ -120,7 +121,7 @@ def _whole(stream: IO[bytes]) -> bytes:
 
 def _read(hdus: Any, n_bytes: int, source: str) -> SpectrumRecord:
     header = _checked_header(hdus, 0, n_bytes)
-    _check_origin(header, source)
+    _check_instrument(header, source)
     axes = header["NAXIS"]
     _require(axes <= 1, Reason.NO_SPECTRUM, f"expected a 1-D image or a table, got {axes} axes in HDU 0")
     wave, flux = _read_image(hdus[0]) if axes else _read_table(hdus, n_bytes)
@@ -128,6 +129,7 @@ def _read(hdus: Any, n_bytes: int, source: str) -> SpectrumRecord:
     flux = _checked_flux(flux)
     berv_kms = _number(header, "ESO DRS BERV")
     _check_gap(wave, flux, berv_kms)
+    headers = (header,) if axes else (header, hdus[1].header)
     ra_deg, dec_deg = _position(header)
     radvel_kms = _number(header, "ESO TEL TARG RADVEL")
     return SpectrumRecord(
@@ -145,6 +147,8 @@ def _read(hdus: Any, n_bytes: int, source: str) -> SpectrumRecord:
         airmass=_airmass(header),
         prog_id=_text(header, "PROG_ID", "ESO OBS PROG ID"),
         pipeline=_text(header, "ESO DRS VERSION", "PROCSOFT"),
+        origin=_text(header, "ORIGIN"),
+        simulated=next(filter(None, map(simulated_by, headers)), ""),
         radvel_guess_kms=np.nan if radvel_kms <= -99999 else radvel_kms,
         wave_aa=wave,
         flux=flux,
@@ -174,7 +178,7 @@ def _end_of(hdus: Any, index: int) -> int:
     return place["datLoc"] + place["datSpan"]
 
 
-def _check_origin(header: Any, source: str) -> None:
+def _check_instrument(header: Any, source: str) -> None:
     instrument, category = _text(header, "INSTRUME"), _text(header, "ESO DPR CATG")
     detail = f"expected INSTRUME = 'HARPS', got {instrument!r}"
     _require(instrument in ("", "HARPS"), Reason.WRONG_INSTRUMENT, detail)
@@ -182,6 +186,20 @@ def _check_origin(header: Any, source: str) -> None:
     _require(category in ("", "SCIENCE"), Reason.NOT_SCIENCE, detail)
     detail = "expected fibre A (the star), got fibre B (sky or lamp)"
     _require(not is_fibre_b(source), Reason.WRONG_FIBRE, detail)
+
+
+def simulated_by(header: Any) -> str:
+    """What in a header says that no telescope took the spectrum, '' where nothing does: its ORIGIN, the software that
+    made it, or the cards of `harps_dist.inference.spectrum_files`.
+
+    ORIGIN is 'ESO' or, in files of the DRS, 'TEST'; ESO INS SWSIM and its kin are in genuine files too.
+    """
+    origin, software = _text(header, "ORIGIN"), _text(header, "PROCSOFT")
+    if _SIMULATED.search(origin):
+        return f"ORIGIN = {origin}"
+    if software.lower().startswith("harps_dist"):
+        return f"PROCSOFT = {software}"
+    return next((f"HIERARCH {key}" for key in header if key.startswith("SIM ")), "")
 
 
 def is_fibre_b(source: str) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 from harps_dist.data.manifest import MANIFEST, Manifest
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
-from preprocessing.archive import DATA, SCHEMAS, Archive
+from preprocessing.archive import Archive
+from preprocessing.columns import DATA, SCHEMAS, content_of
 
 Progress = Callable[[int, int], None]
 
@@ -33,19 +34,29 @@ def verify(path: Path, progress: Progress = lambda done, total: None) -> list[st
 
 
 def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
+    yield from archive.problems()
     counts = {group: archive.count(group) for group in SCHEMAS}
     done, total = 0, sum(counts.values())
     for group, rows in counts.items():
-        columns = {name: archive.column(group, name) for name in SCHEMAS[group]}
-        for name, values in columns.items():
-            if len(values) != rows:
-                yield f"column {group}/{name} has {len(values)} rows, {group}/key has {rows}."
-        versions = zip(columns["key"], columns.get("pipeline", columns["key"]), strict=False)
-        yield from (f"{group} holds {key} {n} times." for (key, _), n in Counter(versions).items() if n > 1)
+        columns: dict[str, np.ndarray] = {}
+        for name in SCHEMAS[group]:
+            try:
+                columns[name] = archive.column(group, name)
+            except ArchiveError as error:
+                yield str(error)
+                continue
+            if len(columns[name]) != rows:
+                yield f"column {group}/{name} has {len(columns[name])} rows, {group}/key has {rows}."
+        keys, contents = (columns.get(name, np.full(rows, "", object)) for name in ("key", "content"))
+        versions = zip(keys, columns.get("pipeline", keys), strict=False)
+        yield from (f"{group} holds {key} {n} times." for (key, _), n in Counter(versions).items() if key and n > 1)
         for row in range(rows) if group in DATA else ():
             try:
-                if not np.isfinite(archive.data(group, row)).any():
-                    yield f"row {row} of {group} ({columns['key'][row]}) has no finite value: its chunk is missing."
+                data = archive.data(group, row)
+                if not np.isfinite(data).any():
+                    yield f"row {row} of {group} ({keys[row]}) has no finite value: its chunk is missing."
+                elif contents[row] and contents[row] != content_of(data):
+                    yield f"row {row} of {group} ({keys[row]}) is not what was appended: its hash is another."
             except ArchiveError as error:
                 yield str(error)
             done += 1
