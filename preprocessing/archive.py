@@ -63,6 +63,7 @@ class Archive:
         self.grid = Grid(**attributes["grid"])
         self.source_grid = self.grid.widened(attributes["source_margin"])
         self._arrays: dict[str, zarr.Array] = {}
+        self._contents: dict[str, np.ndarray] = {}
 
     def _opened(self, writable: bool) -> tuple[Committed, zarr.Group]:
         """The committed metadata, and the same as Zarr reads them."""
@@ -270,10 +271,12 @@ class Archive:
 
         Raises ArchiveError where such an array cannot be read.
         """
-        found = self.column(group, "content")[rows]
-        for place in np.flatnonzero(found == ""):
-            found[place] = content_of(self.data(group, int(rows[place])))
-        return found
+        if group not in self._contents:
+            self._contents[group] = self.column(group, "content")
+        found = self._contents[group]
+        for row in np.unique(rows[found[rows] == ""]):
+            found[row] = content_of(self.data(group, int(row)))
+        return found[rows]
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the committed metadata's copies and with the wavelengths; data and columns say so when

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from harps_dist.data.manifest import MANIFEST, Manifest
+from harps_dist.data.manifest import MANIFEST, Shard
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
 from preprocessing.archive import Archive
@@ -66,7 +66,7 @@ def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
 def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
     release = Release(path)
     index, manifest = release.index, release.manifest
-    yield from shard_problems(path, manifest)
+    yield from shard_problems(path, manifest.shards)
     keys = set(index["key"])
     if len(keys) != len(index):
         yield "a key occurs more than once in the index."
@@ -87,9 +87,9 @@ def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
     release.close()
 
 
-def shard_problems(path: Path, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with the shards of a release, and with what lists their members."""
-    for shard in manifest.shards:
+def shard_problems(path: Path, shards: Iterable[Shard]) -> Iterator[str]:
+    """What is wrong with shards of a release, and with what lists their members."""
+    for shard in shards:
         try:
             with (path / shard.name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -98,7 +98,7 @@ def shard_problems(path: Path, manifest: Manifest) -> Iterator[str]:
             continue
         if found != shard.sha256:
             yield f"shard {path / shard.name} has sha256 {found[:12]}, the manifest says {shard.sha256[:12]}."
-        beside = (path / shard.name).with_suffix(".idx")
+        beside = path / shard.listing
         listed = hashlib.sha256(beside.read_bytes()).hexdigest() if beside.exists() else "none"
         if listed != shard.index_sha256:
             yield f"{beside} has sha256 {listed[:12]}, the manifest says {shard.index_sha256[:12]}."
