@@ -18,7 +18,7 @@ from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 from preprocessing.factorise import misses, terms_of
-from preprocessing.rows import REAL, RESPONSE, Fractions, Row, Simulations
+from preprocessing.rows import REAL, RESPONSE, Fractions, Row, Simulations, same
 
 NOTED = ("split", "object", "snr", *NAMES, "mjd", "ra", "dec", "catalogue_id")  # of a spectrum, and may change
 SAID = ("origin", "simulated")  # the same, where the release knows it
@@ -139,11 +139,6 @@ class Conflicts:
                 f"release {self._parent} cannot grow by {self._archive}, which does not hold what it was packed from: "
                 f"{found}. Give the archive that it was packed from, or pack without --grow."
             )
-
-
-def same(one: object, other: object) -> bool:
-    """Whether two values are equal, both missing included."""
-    return one == other or (one != one and other != other)
 
 
 def _is_other_flux(old: Release, archive: Archive, place: int, number: int) -> bool:

@@ -146,6 +146,11 @@ def index_row(**columns: Any) -> Row:
     return texts | numbers | {"coefficients": []} | columns
 
 
+def same(one: object, other: object) -> bool:
+    """Whether two values are equal, or both missing."""
+    return one == other or (one != one and other != other)
+
+
 def _by_key(archive: Archive, group: str) -> dict[str, Row]:
     rows = archive.rows(group, *MADE_OF[group])
     contents = archive.contents(group, np.arange(len(rows)))

@@ -164,6 +164,12 @@ class Manifest(Frozen):
         return f"{said}; not genuine" if of == every else f"{said} in {of:,} of {every:,}; not genuine as a whole"
 
     @property
+    def genuine_spectra(self) -> int:
+        """How many real spectra may be called so."""
+        every, said = self.counts.get("real", 0), sum(self.simulated.values())
+        return every if self.genuine else every - said if said else 0
+
+    @property
     def parent(self) -> str | None:
         """Digest of the release that this one grew from, None for one that was packed from an archive alone."""
         return self.ancestors[-1] if self.ancestors else None

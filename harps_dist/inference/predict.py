@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 BLOCK = 64  # rows that are kept together
-PARTS_FORMAT = 1
+PARTS_FORMAT = 2
 
 
 @dataclass

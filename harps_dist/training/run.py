@@ -77,6 +77,7 @@ def save_recipe(run: Path, recipe: Recipe, release: Release, name: str, start_fr
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,
+        "not_genuine": manifest.not_genuine,
         "split": [list(manifest.split_fractions), manifest.split_salt],
         "grid": manifest.grid.model_dump(),
         "label_ranges": {key: list(limits) for key, limits in label_ranges(release.index, recipe).items()},
