@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def pack(
     split: tuple[float, float, float] | None = None,
     keep_out_of_range: bool | None = None,
     description: str | None = None,
-    genuine: bool = True,
+    genuine: tyro.conf.FlagCreatePairsOff[bool] = False,
+    no_genuine: tyro.conf.FlagCreatePairsOff[bool] = False,
     codec: CodecName | None = None,
     bound: float | None = None,
     grow: Path | None = None,
@@ -153,7 +155,8 @@ def pack(
         split: Fractions of stars for train, validation and test; default 0.9 0.05 0.05.
         keep_out_of_range: Keep spectra with a label outside the paper's training ranges.
         description: A sentence about the data that evaluation reports repeat.
-        genuine: Whether the spectra came from a telescope; reports say it.
+        genuine: Insist that all spectra came from a telescope: an error where a file says that it is simulated.
+        no_genuine: Say that they did not, of files that do not say so themselves. Else the files decide.
         codec: How real spectra are stored: noise (steps of a quarter of the photon noise), u16 or lossless.
         bound: Largest error of a sample, in standard deviations of its own photon noise; others are left out.
         grow: Release to grow from: only what the archive has gained since is written; how it is split and stored is
@@ -161,18 +164,22 @@ def pack(
         workers: Threads that encode samples; the release is the same.
     """
     from preprocessing.growth import grow as grow_release
-    from preprocessing.pack import Settings
+    from preprocessing.pack import Settings, manifest_of, replaced_because
     from preprocessing.pack import pack as write_release
 
     named = {"fractions": split, "keep_out_of_range": keep_out_of_range, "codec": codec, "bound": bound}
     chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    if genuine and no_genuine:
+        raise ConfigError("--genuine and --no-genuine contradict each other. Give one, or neither: the files decide.")
+    asked, before = (True if genuine else False if no_genuine else None), manifest_of(release)
+    changes = Counter[str]()
     with progress_bars() as progress:
 
         def told(done: int, total: int) -> None:
             progress("pack", done, total)
 
         if grow is None:
-            settings = Settings(description=description or "", genuine=genuine)._replace(**chosen)
+            settings = Settings(description=description or "", genuine=asked)._replace(**chosen)
             manifest = write_release(archive, release, settings, workers, progress=told)
         elif chosen:
             raise ConfigError(
@@ -180,8 +187,16 @@ def pack(
                 f"chosen with --grow. Leave it out, or pack a new release without --grow."
             )
         else:
-            manifest = grow_release(archive, grow, release, description, genuine, workers, progress=told)
+            manifest = grow_release(archive, grow, release, description, asked, workers, progress=told, changes=changes)
     say(f"release {release}: digest {manifest.digest}, generation {manifest.generation}")
+    if before and (reason := replaced_because(before, manifest)):
+        say(f"in place of release {before.digest[:12]} there: {reason}")
+    elif before:
+        say("it is just what was there before")
+    if changes:
+        say(f"spectra of the parent and new ones: {_counts(changes)}")
+    if manifest.not_genuine:
+        say(f"the real spectra are called observed-like ({manifest.not_genuine})")
     say(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
     worst = ", ".join(f"{kind} {error:.3f}" for kind, error in manifest.codec.largest.items())
     say(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {manifest.codec.bound:g})")

@@ -10,138 +10,84 @@
 Rows are committed in blocks: chunks and columns are written first, then the consolidated metadata in the root
 `zarr.json` is replaced in one step. Readers go by it, so they see whole blocks only, and a killed writer leaves
 at most rows that nobody sees and the next writer overwrites.
+
+Every byte is vouched for: chunks carry a CRC32C, every chunk exists, the committed metadata carry their own sha256, and
+column `content` has a hash of every row's array. An archive of schema 3 has that of arrays of data alone; it is read as
+it is, and brought to schema 4 by the first writer, in one step too.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harps_dist.data.manifest import GridSpec
 from harps_dist.errors import ArchiveError
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import Grid
+from preprocessing.columns import DATA, RESPONSE_TERMS, SCHEMAS, content_of
+from preprocessing.committed import ROOT, Committed
 
 if TYPE_CHECKING:
     import zarr
 
-SCHEMA = 3
+SCHEMA = 4
+OLDEST = 3  # schema that is still read
 ROWS_PER_SHARD = 16
 ROWS_PER_COLUMN_CHUNK = 4096
-
-
-class Column(NamedTuple):
-    """A value per row. dtype: "f8" (NaN where missing) or "str" ("" where missing)."""
-
-    dtype: str
-    unit: str = ""
-    note: str = ""
-
-
-LABEL_COLUMNS = {
-    "rv": Column("f8", "km/s", "radial velocity, catalogue"),
-    "teff": Column("f8", "K", "effective temperature, catalogue"),
-    "mh": Column("f8", "dex", "metallicity, catalogue"),
-    "logg": Column("f8", "dex", "surface gravity (cgs), catalogue"),
-}
-SCHEMAS: dict[str, dict[str, Column]] = {
-    "real": {
-        "key": Column("str", note="data product id"),
-        "source": Column("str", note="file, relative to the ingested folder"),
-        "stamp": Column("str", note="size and time of the file, by which a changed one is noticed"),
-        "product": Column("str", note="ADP or s1d"),
-        "object": Column("str"),
-        "names": Column("str", note="normalised names of the star in the header"),
-        "target": Column("str", note="resolved target id, one per star"),
-        "catalogue_id": Column("str", note="the star's id in the catalogue of its ingest"),
-        "matched_by": Column("str", note="how the catalogue row was found"),
-        "prog_id": Column("str"),
-        "pipeline": Column("str", note="version; the newest of a data product supersedes the others"),
-        "ra": Column("f8", "deg"),
-        "dec": Column("f8", "deg"),
-        "mjd": Column("f8", "d"),
-        "exptime": Column("f8", "s"),
-        "snr": Column("f8"),
-        "flag": Column("str", note="why no release takes the spectrum, '' where one may"),
-        "berv": Column("f8", "km/s", "header"),
-        "airmass": Column("f8", "", "header, mean over the exposure"),
-        **LABEL_COLUMNS,
-    },
-    "sed": {
-        "key": Column("str", note="id of the SED"),
-        "source": Column("str"),
-        "teff": Column("f8", "K"),
-        "mh": Column("f8", "dex"),
-        "logg": Column("f8", "dex"),
-        "vmic": Column("f8", "km/s"),
-    },
-    "response": {
-        "key": Column("str", note="id of the ETC run"),
-        "source": Column("str"),
-        "sed": Column("str", note="id of the SED the ETC was run with"),
-        "airmass": Column("f8"),
-        "pwv": Column("f8", "mm"),
-        "mag": Column("f8", "mag"),
-        "exptime": Column("f8", "s"),
-        "snr": Column("f8", "", "median per pixel for its own SED"),
-    },
-    "generative": {
-        "key": Column("str", note="id of the SED"),
-        "source": Column("str", note="file, relative to the design"),
-        "core": Column("str", note="what it varies from: all of a core shares response, velocities and noise"),
-        "varied": Column("str", note="the label that varies"),
-        "split": Column("str", note="validation or test"),
-        "etc_run": Column("str", note="id of the ETC run it is seen through"),
-        "teff": Column("f8", "K"),
-        "mh": Column("f8", "dex"),
-        "logg": Column("f8", "dex"),
-        "vmic": Column("f8", "km/s"),
-    },
-    "withdrawn": {
-        "key": Column("str", note="data product id"),
-        "pipeline": Column("str", note="version that is withdrawn, with all older ones"),
-        "reason": Column("str"),
-    },
-}
-DATA = {"real": "flux", "sed": "flux", "response": "response", "generative": "flux"}
-RESPONSE_TERMS = ("mean", "variance", "floor")
+WAVE = "wave"
+_FLAT: dict[str, Any] = {"name": "default", "separator": "."}  # c.0; those of schema 3 lie in c/
+_COMPLETE = {"write_empty_chunks": True}  # so that a chunk that is not there is a fault, and no fill value
 
 
 class Archive:
     """An archive opened for reading or, through `Archive.writing`, for appending."""
 
-    def __init__(self, path: Path, *, consolidated: bool = True):
+    def __init__(self, path: Path, *, writable: bool = False):
+        self.path = Path(path)
+        self._committed, self._root = self._opened(writable)
+        attributes = self._committed.attributes
+        self.schema = int(attributes["harps_dist_schema"])
+        if not OLDEST <= self.schema <= SCHEMA:
+            raise ArchiveError(
+                f"{path} has schema {self.schema}, this code knows {OLDEST} to {SCHEMA}. "
+                f"{'Update harps_dist.' if self.schema > SCHEMA else 'Ingest the files into a new archive.'}"
+            )
+        self.grid = GridSpec(**attributes["grid"]).grid()
+        self.source_grid = self.grid.widened(attributes["source_margin"])
+        self._arrays: dict[str, zarr.Array] = {}
+        self._contents: dict[str, np.ndarray] = {}
+
+    def _opened(self, writable: bool) -> tuple[Committed, zarr.Group]:
+        """The committed metadata, and the same as Zarr reads them."""
         import zarr
         import zarr.errors
 
-        self.path = Path(path)
-        try:
-            self._root = zarr.open_group(self.path, mode="r" if consolidated else "r+", use_consolidated=consolidated)
-            attributes: dict[str, Any] = self._root.attrs.asdict()
-            self.grid = Grid(**attributes["grid"])
-            schema = attributes["harps_dist_schema"]
-        except (FileNotFoundError, KeyError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
-            raise ArchiveError(
-                f"{path} is not an archive of harps_dist ({type(error).__name__}: {error}). "
-                f"Make one with `python -m preprocessing ingest`, or check the path."
-            ) from None
-        if schema != SCHEMA:
-            raise ArchiveError(
-                f"{path} has schema {schema}, this code knows {SCHEMA}. "
-                f"{'Update harps_dist.' if schema > SCHEMA else 'Ingest the files into a new archive.'}"
-            )
-        self.source_grid = self.grid.widened(attributes["source_margin"])
+        while True:
+            committed = Committed.read(self.path)
+            try:
+                mode, consolidated = ("r+", False) if writable else ("r", True)
+                root = zarr.open_group(self.path, mode=mode, use_consolidated=consolidated)  # type: ignore[arg-type]
+            except (OSError, KeyError, ValueError, TypeError, zarr.errors.BaseZarrError) as error:
+                raise ArchiveError(
+                    f"{self.path} cannot be opened ({type(error).__name__}: {error}). Restore its {ROOT} from a copy."
+                ) from None
+            if Committed.read(self.path).attributes == committed.attributes:  # no commit came between the two
+                return committed, root
 
     @classmethod
     @contextmanager
     def writing(cls, path: Path, grid: Grid) -> Iterator[Archive]:
-        """Open for appending, alone: created where absent, cut back to its last commit where a writer was killed.
+        """Open for appending, alone: created where absent, cut back to its last commit where a writer was killed, and
+        brought to this schema.
 
         Raises ArchiveError where the archive has another grid or another process is writing to it.
         """
@@ -153,33 +99,42 @@ class Archive:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ArchiveError(f"another process is writing to {path}. Wait until it has ended.") from None
-            if not (path / "zarr.json").exists():
-                cls._create(path, grid)
-            archive = cls(path, consolidated=False)
-            if archive.grid != grid:
+            if not (path / ROOT).exists():
+                if path.is_dir() and any(path.iterdir()):
+                    raise ArchiveError(f"{path} holds files but no {ROOT}. Restore it from a copy, or give a new path.")
+                aside = path.with_name(f".{path.name}.new")
+                cls._create(aside, grid, MARGIN)
+                os.replace(aside, path)
+            committed = cls(path)
+            if committed.grid != grid:
                 raise ArchiveError(
-                    f"{path} is on grid {archive.grid.name}, asked for {grid.name}. "
-                    f"Use --grid {archive.grid.name}, or another archive."
+                    f"{path} is on grid {committed.grid.name}, asked for {grid.name}. "
+                    f"Use --grid {committed.grid.name}, or another archive."
                 )
-            archive._roll_back()
+            committed._committed.restore()
+            committed._committed.drop_strays()
+            if committed.schema < SCHEMA:
+                committed._upgrade()
+            archive = cls(path, writable=True)
+            archive._complete_contents()
             yield archive
         finally:
             os.close(lock)
 
     @classmethod
-    def _create(cls, path: Path, grid: Grid) -> None:
+    def _create(cls, path: Path, grid: Grid, margin: int) -> None:
         import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
 
-        aside = path.with_name(f".{path.name}.new")
-        root = zarr.open_group(aside, mode="w", zarr_format=3)
+        root = zarr.open_group(path, mode="w", zarr_format=3)
         root.attrs.update(
             {
                 "harps_dist_schema": SCHEMA,
-                "grid": {"name": grid.name, "start": grid.start, "length": grid.length},
-                "source_margin": MARGIN,
+                "grid": GridSpec.of(grid).model_dump(),
+                "source_margin": margin,
             }
         )
-        source_grid = grid.widened(MARGIN)
+        source_grid = grid.widened(margin)
         for name, columns in SCHEMAS.items():
             group = root.create_group(name)
             if name in DATA:
@@ -190,15 +145,20 @@ class Archive:
                     shape=(0,),
                     chunks=(ROWS_PER_COLUMN_CHUNK,),
                     dtype=str if dtype == "str" else dtype,
+                    fill_value="" if dtype == "str" else np.nan,
+                    compressors=[ZstdCodec(), Crc32cCodec()],
+                    chunk_key_encoding=_FLAT,
                     dimension_names=["spectrum"],
                 )
                 array.attrs.update({"units": unit, "long_name": note} if note else {"units": unit})
-        _consolidate(aside)
-        os.replace(aside, path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(path)
+        Committed.read(path, sealed=False).write()
 
     @staticmethod
     def _create_data(group: zarr.Group, name: str, grid: Grid) -> None:
-        from zarr.codecs import BloscCodec, Crc32cCodec
+        from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
         shape = (grid.length,) if name != "response" else (len(RESPONSE_TERMS), grid.length)
         dimensions = ("wave",) if name != "response" else ("term", "wave")
@@ -212,26 +172,78 @@ class Archive:
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
             dimension_names=["spectrum", *dimensions],
         )
-        wave = group.create_array("wave", data=grid.wave_aa, dimension_names=["wave"])
+        wave = group.create_array(
+            WAVE,
+            data=grid.wave_aa,
+            chunks=(grid.length,),
+            compressors=[ZstdCodec(), Crc32cCodec()],
+            chunk_key_encoding=_FLAT,
+            dimension_names=["wave"],
+        )
         wave.attrs.update({"units": "Angstrom", "medium": "air", "frame": "barycentric"})
 
-    def _roll_back(self) -> None:
-        """Cut arrays back to the last commit, where a killed writer left them longer."""
-        committed = Archive(self.path)
-        for name in SCHEMAS:
-            rows = committed.count(name)
-            for array in self._arrays(name).values():
-                if array.shape[0] != rows:
-                    array.resize((rows, *array.shape[1:]))
+    def _upgrade(self) -> None:
+        """Bring an older schema to this one: columns anew, with checksums, beside the old ones, then one commit.
+
+        Arrays of data stay as they are. Killed, it has changed nothing that anybody reads; what the old columns leave
+        behind goes at the next opening, for a reader may be at it.
+        """
+        aside = self.path.with_name(f".{self.path.name}.new")
+        self._create(aside, self.grid, self._committed.attributes["source_margin"])
+        new = Archive(aside, writable=True)
+        for group, columns in SCHEMAS.items():
+            new._write(group, {name: self.column(group, name) for name in columns}, first=0)
+        committed, data = new._committed, {f"{group}/{name}" for group, name in DATA.items()}
+        for member in data:
+            committed.members[member] = self._committed.members[member]
+        for member in committed.arrays() - data:
+            (self.path / member).mkdir(exist_ok=True)
+            for file in committed.chunk_files(member):
+                os.replace(file, self.path / file.relative_to(aside))
+        committed.path = self.path
+        committed.write()
+        committed.restore()
+        shutil.rmtree(aside)
+
+    def _complete_contents(self) -> None:
+        """Hash the arrays of rows that came without, block by block: those of an older schema, once. What cannot be
+        read keeps none, and is told of by whoever reads it."""
+        columns = {group: self.column(group, "content") for group in DATA}
+        if total := sum(int((contents == "").sum()) for contents in columns.values()):
+            note = f"{self.path} is of an older schema: its {total:,} arrays are read once, to note what they hold."
+            warnings.warn(note, stacklevel=4)
+        for group, contents in columns.items():
+            missing = contents == ""
+            for first in range(0, len(contents), ROWS_PER_COLUMN_CHUNK):
+                block = slice(first, first + ROWS_PER_COLUMN_CHUNK)
+                for row in np.flatnonzero(missing[block]) + first:
+                    with suppress(ArchiveError):
+                        contents[row] = content_of(self.data(group, int(row)))
+                if missing[block].any():
+                    self._array(group, "content")[block] = contents[block]
 
     def count(self, group: str) -> int:
         """Number of rows."""
-        return self._array(group, "key").shape[0]
+        return self._committed.rows(f"{group}/key")
 
     def column(self, group: str, name: str) -> np.ndarray:
-        """(row,) values of one column, float64 or object."""
-        values = np.asarray(self._array(group, name)[:])
-        return values if values.dtype == np.float64 else np.asarray(values, dtype=object)
+        """(row,) values of one column, float64 or object; all missing where an older schema has no such column.
+
+        Raises ArchiveError where it is damaged.
+        """
+        text = SCHEMAS[group][name].dtype == "str"
+        if f"{group}/{name}" not in self._committed.members and self.schema < SCHEMA:
+            return np.full(self.count(group), "" if text else np.nan, object if text else np.float64)
+        missing = [file for file in self._committed.chunk_files(f"{group}/{name}") if not file.is_file()]
+        if missing and self.schema == SCHEMA:  # before, a chunk of missing values alone was not written
+            raise ArchiveError(f"{missing[0]} is missing. Restore it from a copy of the archive.")
+        try:
+            values = np.asarray(self._array(group, name)[:])
+        except Exception as error:  # codecs raise errors of their own kinds
+            raise ArchiveError(
+                f"column {group}/{name} in {self.path} cannot be read ({error}). Restore its chunks from a copy."
+            ) from error
+        return np.asarray(values, dtype=object if text else np.float64)
 
     def rows(self, group: str, *names: str) -> list[dict[str, Any]]:
         """Every row as a dictionary of the named columns, of all where none is named."""
@@ -242,45 +254,80 @@ class Archive:
     def data(self, group: str, row: int) -> np.ndarray:
         """One row's float32 array: (pixel,) or, for a response, (3, source pixel).
 
-        Raises ArchiveError where its checksum fails.
+        Raises ArchiveError where it is missing or its checksum fails.
         """
+        member = f"{group}/{DATA[group]}"
+        file = self._committed.chunk_file(member, row // self._committed.chunk_rows(member))
         try:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing")
             return np.asarray(self._array(group, DATA[group])[row])
         except Exception as error:  # codecs raise errors of their own kinds
             raise ArchiveError(
                 f"row {row} of {group} in {self.path} cannot be read ({error}). Restore its shard from a copy."
             ) from error
 
+    def contents(self, group: str, rows: np.ndarray) -> np.ndarray:
+        """(n,) `content_of` the arrays of the given rows, from column `content`, or from the arrays where it has none.
+
+        Raises ArchiveError where such an array cannot be read.
+        """
+        if group not in self._contents:
+            self._contents[group] = self.column(group, "content")
+        found = self._contents[group]
+        for row in np.unique(rows[found[rows] == ""]):
+            found[row] = content_of(self.data(group, int(row)))
+        return found[rows]
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the committed metadata's copies and with the wavelengths; data and columns say so when
+        they are read."""
+        for member in self._committed.differing():
+            yield f"{self.path / member / ROOT} is not what was committed; the next ingest sets it right."
+        for group in DATA:
+            grid = self.grid if group == "real" else self.source_grid
+            try:
+                whole = np.array_equal(self._array(group, WAVE)[:], grid.wave_aa)
+            except Exception as error:  # codecs raise errors of their own kinds
+                yield f"the wavelengths of {group} in {self.path} cannot be read ({error})."
+            else:
+                if not whole:
+                    yield f"the wavelengths of {group} in {self.path} are not those of grid {grid.name}."
+
     def append(self, group: str, rows: Sequence[tuple[Mapping[str, Any], np.ndarray | None]]) -> None:
-        """Add rows of (columns, array) and commit them together; no array where the group has none."""
+        """Add rows of (columns, array) and commit them together; no array where the group has none.
+
+        Column `content` is made of the array, whatever the row says.
+        """
         if not rows:
             return
-        first = self.count(group)
-        arrays = self._arrays(group)
-        for array in arrays.values():
-            array.resize((first + len(rows), *array.shape[1:]))
+        first, columns = self.count(group), [dict(columns) for columns, _ in rows]
         if group in DATA:
-            arrays[DATA[group]][first:] = np.stack([np.asarray(data) for _, data in rows]).astype(np.float32)
-        for name, column in SCHEMAS[group].items():
-            values = [columns[name] for columns, _ in rows]
-            arrays[name][first:] = np.array(values, dtype=object if column.dtype == "str" else np.float64)
-        _consolidate(self.path)
+            data = np.stack([np.asarray(data) for _, data in rows]).astype(np.float32)
+            array = self._array(group, DATA[group])
+            array.resize((first + len(rows), *array.shape[1:]))
+            array[first:] = data
+            self._committed.resize(f"{group}/{DATA[group]}", first + len(rows))
+            for row, values in zip(columns, data, strict=True):
+                row["content"] = content_of(values)
+        self._write(group, {name: [row[name] for row in columns] for name in SCHEMAS[group]}, first)
+        self._committed.write()
 
-    def _arrays(self, group: str) -> dict[str, zarr.Array]:
-        return {name: self._array(group, name) for name in (*SCHEMAS[group], *([DATA[group]] if group in DATA else []))}
+    def _write(self, group: str, columns: Mapping[str, Sequence[Any] | np.ndarray], first: int) -> None:
+        """Put values into columns behind the first rows; not committed yet."""
+        for name, values in columns.items():
+            array = self._array(group, name)
+            array.resize((first + len(values),))
+            array[first:] = np.array(values, dtype=object if SCHEMAS[group][name].dtype == "str" else np.float64)
+            self._committed.resize(f"{group}/{name}", first + len(values))
 
     def _array(self, group: str, name: str) -> zarr.Array:
         import zarr
 
-        array = self._root[f"{group}/{name}"]
-        if not isinstance(array, zarr.Array):
-            raise ArchiveError(f"{group}/{name} in {self.path} is a group, expected an array. Restore it from a copy.")
-        return array
-
-
-def _consolidate(path: Path) -> None:
-    import zarr
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(path)
+        member = f"{group}/{name}"
+        if member not in self._arrays:
+            array = self._root[member]
+            if not isinstance(array, zarr.Array):
+                raise ArchiveError(f"{member} in {self.path} is a group, expected an array. Restore it from a copy.")
+            self._arrays[member] = array.with_config(_COMPLETE)  # type: ignore[call-overload]
+        return self._arrays[member]

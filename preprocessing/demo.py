@@ -64,7 +64,7 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     ingest_spectra(files / "spectra", archive, grid, catalog, progress=told("ingest spectra"))
     ingest_etc(files / "etc", archive, grid, files / "sed", progress=told("ingest ETC runs and SEDs"))
     ingest_generative(files / "generative" / DESIGN, archive, grid, told("ingest the generative set"))
-    settings = Settings(fractions=size.split, description=DESCRIPTION, genuine=False)
+    settings = Settings(fractions=size.split, description=DESCRIPTION)
     pack(archive, release, settings, progress=told("pack"))
     return release
 

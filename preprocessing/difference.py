@@ -14,11 +14,13 @@ from harps_dist.data.reader import Release
 from harps_dist.spectra.labels import NAMES
 from preprocessing.catalog import telling_name, unit_vectors
 from preprocessing.identity import RADIUS_ARCSEC
+from preprocessing.rows import same
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DRIFT_COLUMNS = (*(name for name in NAMES if name != "pwv"), "snr")
+DESCRIBED = ("object", "snr", "mjd", "ra", "dec", "catalogue_id")
 SECONDS_A_DAY = 86400.0
 
 
@@ -52,6 +54,8 @@ class Drift:
 class Difference:
     """Release B against release A, of which it need not be a descendant.
 
+    not_genuine: why the real spectra of either may not be called so, '' where they may. relabelled: spectra that both
+    have, with other labels; redescribed: with another position, time, S/N or name.
     Every list holds keys or stars, sorted. moved: stars that both have, in different splits. within: stars of B that
     lie in more than one split. aliases: pairs of stars of B in different splits that are one star by an id in a
     catalogue, or by a name or a place (within 5 arcsec) that no catalogue tells apart. twice: exposures of B that more
@@ -62,11 +66,13 @@ class Difference:
     after: str
     descends: bool
     counts: dict[str, tuple[int, int]]
+    not_genuine: tuple[str, str]
     added: list[str]
     superseded: list[str]
     withdrawn: dict[str, str]
     gone: list[str]
     relabelled: list[str]
+    redescribed: list[str]
     stars_added: list[str]
     stars_gone: list[str]
     new_visits: dict[str, int]
@@ -105,11 +111,15 @@ def compare_releases(before: Release, after: Release) -> Difference:
             kind: (before.manifest.counts.get(kind, 0), after.manifest.counts.get(kind, 0))
             for kind in sorted(before.manifest.counts.keys() | after.manifest.counts.keys())
         },
+        not_genuine=(before.manifest.not_genuine, after.manifest.not_genuine),
         added=added,
         superseded=sorted(key for key in both if a.value("pipeline", key) != b.value("pipeline", key)),
         withdrawn=withdrawn,
         gone=sorted(gone - withdrawn.keys()),
         relabelled=sorted(key for key in both if not np.array_equal(a.labels(key), b.labels(key), equal_nan=True)),
+        redescribed=sorted(
+            key for key in both if any(not same(a.value(name, key), b.value(name, key)) for name in DESCRIBED)
+        ),
         stars_added=sorted(splits_b.keys() - splits_a.keys()),
         stars_gone=sorted(splits_a.keys() - splits_b.keys()),
         new_visits=dict(sorted(visits.items())),
@@ -225,12 +235,14 @@ def difference_tables(difference: Difference) -> list[Table]:
     changes = Table(title=f"{d.before[:12]} to {d.after[:12]}", show_header=False)
     facts: dict[str, Any] = {
         "after grew from before": d.descends,
+        "real spectra": " to ".join(f"observed-like ({why})" if why else "genuine" for why in d.not_genuine),
         **{f"{kind} samples": f"{old:,} to {new:,}" for kind, (old, new) in d.counts.items()},
         "spectra added": f"{len(d.added):,}, {sum(d.new_visits.values()):,} of {len(d.new_visits):,} known stars",
         "spectra superseded": f"{len(d.superseded):,}",
         "spectra withdrawn": ", ".join(f"{n} {why or '(no reason given)'}" for why, n in _counted(d.withdrawn)) or "0",
         "spectra gone otherwise": f"{len(d.gone):,}",
         "spectra with other labels": f"{len(d.relabelled):,}",
+        "spectra otherwise described": f"{len(d.redescribed):,}",
         "stars added, gone": f"{len(d.stars_added):,}, {len(d.stars_gone):,}",
         "exposures there twice": f"{len(d.twice):,}",
     }

@@ -101,8 +101,7 @@ class ResponseBasis(NamedTuple):
 
     def missed(self, terms: Terms, combined: np.ndarray) -> bool:
         """Whether some pixel is off by more than the tolerances."""
-        error = np.abs(combined - terms.values) * _weights(terms.values)
-        return bool((error.max(axis=1) > 2 * np.array(TOLERANCES)).any())
+        return misses(terms.values, combined)
 
 
 def fit_basis(runs: Sequence[Terms]) -> ResponseBasis:
@@ -111,6 +110,12 @@ def fit_basis(runs: Sequence[Terms]) -> ResponseBasis:
     weights = np.stack([_weights(run.values) for run in runs])
     first, second, third = (fit_term(values[:, k], weights[:, k], TOLERANCES[k]) for k in range(3))
     return ResponseBasis((first, second, third))
+
+
+def misses(values: np.ndarray, stored: np.ndarray, grain: float = 1.0) -> bool:
+    """Whether some pixel of terms (3, pixel) is off by more than the tolerances, times a factor for rounding."""
+    error = np.abs(stored - values) * _weights(values)
+    return bool((error.max(axis=1) > 2 * grain * np.array(TOLERANCES)).any())
 
 
 def _weights(values: np.ndarray) -> np.ndarray:

@@ -5,37 +5,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harps_dist.data.manifest import Index, Kind, Manifest, read_index_table
+from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, read_index_table
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
 from preprocessing.archive import Archive
 from preprocessing.factorise import ResponseBasis, TermBasis
+from preprocessing.inherited import inherited
 from preprocessing.pack import (
     SHARD_BYTES,
     Contents,
     Progress,
     Settings,
     Taken,
+    is_genuine,
     same_release,
-    source_digest,
     write_release,
 )
+from preprocessing.rows import Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
-    REAL,
     Coding,
-    Row,
     Sample,
-    Wanted,
     basis_samples,
     generative_samples,
-    real_samples,
+    real_sample,
     response_samples,
     simulated_samples,
 )
 from preprocessing.withdraw import standing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def grow(
@@ -43,107 +46,101 @@ def grow(
     parent: Path,
     release: Path,
     description: str | None = None,
-    genuine: bool = True,
+    genuine: bool | None = None,
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda done, total: None,
+    changes: Counter[str] | None = None,
 ) -> Manifest:
     """Write a release that is its parent and what the archive has gained since; only that is written, in new shards.
 
     Split fractions, codec and bound are the parent's, whose shards lie in the new folder too, sharing their bytes where
-    the file system can link. Superseded versions and withdrawn spectra are not in the index any more. description:
-    default is the parent's. genuine: whether the new spectra came from a telescope. Other arguments as for `pack`.
-    Raises ReleaseError where the parent is not in a folder here, ArchiveError where it is not of this archive, or the
-    archive has nothing that the parent has not.
+    the file system can link. A spectrum that was reprocessed, or of which the archive says something else by now, is
+    written anew; superseded versions, withdrawn spectra and those that are left out now are not in the index any more.
+    description: default is the parent's. genuine: as for `pack`; what grows from a release that is not is none either.
+    changes: is filled with how many spectra changed in which way. Other arguments as for `pack`.
+    Raises ReleaseError where the parent is not in a folder here, or damaged; ArchiveError where it is not of this
+    archive, what it holds has changed under it, or the archive has nothing that the parent has not.
     """
     if release.resolve() == parent.resolve():
         raise ReleaseError(f"{release} cannot grow from itself: old runs replay from it. Give another --release.")
     old = Release(parent)
     archive = Archive(archive_path)
     manifest = old.manifest
+    _check_lattice(archive, old)
+    rows, withdrawn = standing(archive)
+    left_out: Counter[str] = Counter()
+    wanted = Wanted(manifest.split_fractions, manifest.keep_out_of_range, rows)
+    offered = {row["key"]: (number, row) for number, row in real_rows(archive, wanted, left_out)}
     settings = Settings(
         manifest.split_fractions,
         manifest.keep_out_of_range,
         manifest.description if description is None else description,
-        manifest.genuine and genuine,
+        is_genuine(genuine, [row for _, row in offered.values()]) and manifest.genuine,
         manifest.codec.real,
         manifest.codec.bound,
     )
     lineage = (*manifest.ancestors, old.digest)
-    rows, withdrawn = standing(archive)
     source = source_digest(archive, rows, withdrawn)
     if (there := same_release(release, settings, source, lineage)) is not None:
         return there
+    nothing = ArchiveError(f"{archive_path} has nothing that release {parent} has not. Ingest first.")
     if source == manifest.source:
-        raise ArchiveError(f"{archive_path} has nothing that release {parent} has not. Ingest first.")
-    table = read_index_table(old.store, manifest)
-    stays, fresh, first_seen = _compared(archive, rows, old.index, archive_path, parent)
-    taken_rows = table.filter(stays)
-    shards = set(old.index["shard"][stays])
-    taken = Taken(
-        parent,
-        taken_rows,
-        tuple(shard for shard in manifest.shards if shard.name in shards),
-        int(old.index["block"].max(initial=-1)) + 1,
-        lineage,
-    )
-    left_out: Counter[str] = Counter()
+        raise nothing
+    found = inherited(old, archive, offered, withdrawn)
+    if changes is not None:
+        changes.update(found.changes)
     coding = Coding.of(archive, settings.codec, _basis(old))
+    generations = dict(zip(old.index["key"], old.index["generation"].tolist(), strict=True))
     known = set(old.index["key"])
     stars = set(old.index["star"][old.index["kind"] == "simulated"])
     samples: dict[Kind, list[Sample]] = {
-        "real": [
-            _since(sample, first_seen)
-            for sample in real_samples(coding, Wanted(settings.fractions, settings.keep_out_of_range, fresh), left_out)
-        ],
+        "real": [_since(real_sample(coding, number, row), generations) for number, row in found.fresh],
         "simulated": list(simulated_samples(coding, settings.fractions, known, stars)),
         "basis": [sample for sample in basis_samples(coding) if sample.key not in known],
         "response": [sample for sample in response_samples(coding) if sample.key not in known],
         "generative": [sample for sample in generative_samples(coding) if sample.key not in known],
     }
+    as_before = found.stays.all() and (dict(left_out), withdrawn) == (manifest.left_out, manifest.withdrawn)
+    if as_before and not any(samples.values()):
+        raise nothing
+    shards = set(old.index["shard"][found.stays])
+    taken = Taken(
+        parent,
+        _with_known(read_index_table(old.store, manifest).filter(found.stays), found.known),
+        tuple(shard for shard in manifest.shards if shard.name in shards),
+        int(old.index["block"].max(initial=-1)) + 1,
+        lineage,
+    )
     contents = Contents(samples, left_out, withdrawn, source)
     return write_release(release, coding, contents, settings, taken, workers, shard_bytes, progress)
 
 
-def _compared(
-    archive: Archive, rows: np.ndarray, index: Index, archive_path: Path, parent: Path
-) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Which rows (n,) bool of the parent's index stay, which (m,) of the archive are new or reprocessed, and the
-    generation that every spectrum of the parent first came with."""
-    real = index["kind"] == "real"
-    there = {
-        key: (pipeline, int(generation))
-        for key, pipeline, generation in zip(
-            index["key"][real], index["pipeline"][real], index["generation"][real], strict=True
-        )
-    }
-    keys, pipelines = (archive.column("real", name) for name in ("key", "pipeline"))
-    now = {f"{REAL}{keys[row]}": (pipelines[row], int(row)) for row in rows}
-    held = {f"{REAL}{key}" for key in keys}
-    strangers = [key for key in there if key not in held]
-    if strangers:
+def _check_lattice(archive: Archive, parent: Release) -> None:
+    """Raises ArchiveError where the archive is on another grid, or its SEDs on another margin, than the release."""
+    found, expected = [((g.start, g.length), s.start) for g, s in ((a.grid, a.source_grid) for a in (archive, parent))]
+    if found != expected:
         raise ArchiveError(
-            f"{archive_path} does not hold {len(strangers)} of the spectra of release {parent} (such as "
-            f"{strangers[0].removeprefix(REAL)}), so the release is not of this archive. Give the archive that it was "
-            f"packed from, or pack without --grow."
+            f"{archive.path} is on grid {archive.grid.name} {found}, release {parent.location} on "
+            f"{parent.grid.name} {expected}. Give the archive that the release was packed from."
         )
-    stays = np.array(
-        [
-            not is_real or (key in now and now[key][0] == there[key][0])
-            for key, is_real in zip(index["key"], real, strict=True)
-        ],
-        dtype=bool,
-    )
-    fresh = [row for key, (pipeline, row) in now.items() if key not in there or there[key][0] != pipeline]
-    first_seen = {key: generation for key, (_, generation) in there.items()}
-    return stays, np.array(fresh, np.int64), first_seen
 
 
-def _since(sample: Sample, first_seen: Mapping[str, int]) -> Sample:
-    """A reprocessed spectrum keeps the generation that it first came with."""
-    if sample.key not in first_seen:
+def _with_known(table: pa.Table, known: Mapping[str, Row]) -> pa.Table:
+    """An index with the columns that an older one has not, filled with what the archive says of its rows."""
+    import pyarrow as pa
+
+    keys = table["key"].to_pylist()
+    for name in set(SINCE_5) - set(table.column_names):
+        table = table.append_column(name, pa.array([known.get(key, {}).get(name, "") for key in keys], pa.string()))
+    return table.select(INDEX_COLUMNS)
+
+
+def _since(sample: Sample, generations: Mapping[str, int]) -> Sample:
+    """A spectrum that is written anew keeps the generation that it first came with."""
+    if sample.key not in generations:
         return sample
-    generation = {"generation": first_seen[sample.key]}
+    generation = {"generation": generations[sample.key]}
 
     def encode() -> tuple[str, bytes | None, list[Row]]:
         tail, content, rows = sample.encode()

@@ -14,6 +14,7 @@ from harps_dist.text import cleaned
 LONGEST_TEXT = 100  # characters; a FITS card holds 68
 NO_VELOCITY = -99999  # and less: ESO's word for an unknown radial velocity
 
+_SIMULATED = re.compile("simul|synth|mock", re.IGNORECASE)  # in ORIGIN
 _SIGNAL_TO_NOISE = re.compile(r"ESO DRS SPE EXT SN\d+")
 
 
@@ -52,6 +53,20 @@ class Header:
         if not all(map(math.isnan, values)):
             self._wrong[name] = None
         return math.nan
+
+    @property
+    def simulated(self) -> str:
+        """What says that no telescope took the spectrum, '' where nothing does.
+
+        ORIGIN, the software that made it, or the cards of simulated spectra. ORIGIN is 'ESO' or, in files of the DRS,
+        'TEST'; ESO INS SWSIM and its kin are in genuine files too.
+        """
+        origin, software = self.text("ORIGIN"), self.text("PROCSOFT")
+        if _SIMULATED.search(origin):
+            return f"ORIGIN = {origin}"
+        if software.lower().startswith("harps_dist"):
+            return f"PROCSOFT = {software}"
+        return next((f"HIERARCH {key}" for key in self._cards if key.startswith("SIM ")), "")
 
     @property
     def snr(self) -> float:

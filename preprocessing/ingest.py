@@ -170,6 +170,8 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) 
         "catalogue_id": match.target_id if match else "",
         "matched_by": match.by if match else "",
         "prog_id": record.prog_id,
+        "origin": record.origin,
+        "simulated": record.simulated,
         "pipeline": record.pipeline,
         "ra": record.ra_deg,
         "dec": record.dec_deg,

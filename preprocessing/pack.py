@@ -23,6 +23,7 @@ from harps_dist.data.manifest import (
     INDEX,
     INDEX_COLUMNS,
     MANIFEST,
+    SCHEMA,
     Codec,
     CodecName,
     GridSpec,
@@ -38,15 +39,14 @@ from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.files import publish_folder
 from harps_dist.spectra.labels import NAMES
 from preprocessing.archive import Archive
+from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
     Coding,
     Encoded,
-    Row,
     Sample,
-    Wanted,
     basis_samples,
     generative_samples,
-    real_samples,
+    real_sample,
     response_samples,
     simulated_samples,
 )
@@ -67,15 +67,16 @@ class Settings(NamedTuple):
     """How a release is made of an archive.
 
     fractions: of stars in train, validation and test. keep_out_of_range: keep spectra with a label outside the
-    paper's ranges, which are left out and counted otherwise, as are flagged ones always. genuine: False where no
-    telescope was involved, which every report then says. codec: of real spectra. bound: largest error of a sample in
+    paper's ranges, which are left out and counted otherwise, as are flagged ones always. genuine: whether all spectra
+    came from a telescope. The files decide: None takes them at their word, False says it of files that do not say that
+    they are simulated, True is an error where one does. codec: of real spectra. bound: largest error of a sample in
     standard deviations of its own photon noise; what exceeds it is left out and counted.
     """
 
     fractions: tuple[float, float, float] = PAPER_FRACTIONS
     keep_out_of_range: bool = False
     description: str = ""
-    genuine: bool = True
+    genuine: bool | None = None
     codec: CodecName = "noise"
     bound: float = BOUND
 
@@ -111,19 +112,19 @@ def pack(
     """Write a release of everything in the archive that may be trained on.
 
     workers: threads that encode. progress is told (samples done, samples in all). The folder appears when it is whole;
-    a release that stood there is replaced, unless it is the very same. Raises ArchiveError where there is nothing to
-    pack.
+    a release that stood there is replaced, unless it is the very same; `replaced_because` says why. Raises ArchiveError
+    where there is nothing to pack, or spectra are said to be genuine whose files say otherwise.
     """
     archive = Archive(archive_path)
     rows, withdrawn = standing(archive)
-    source = source_digest(archive, rows, withdrawn)
+    source, left_out = source_digest(archive, rows, withdrawn), Counter[str]()
+    spectra = list(real_rows(archive, Wanted(settings.fractions, settings.keep_out_of_range, rows), left_out))
+    settings = settings._replace(genuine=is_genuine(settings.genuine, [row for _, row in spectra]))
     if (there := same_release(release, settings, source, ())) is not None:
         return there
-    left_out: Counter[str] = Counter()
     coding = Coding.of(archive, settings.codec)
-    wanted = Wanted(settings.fractions, settings.keep_out_of_range, rows)
     samples: dict[Kind, list[Sample]] = {
-        "real": list(real_samples(coding, wanted, left_out)),
+        "real": [real_sample(coding, number, row) for number, row in spectra],
         "simulated": list(simulated_samples(coding, settings.fractions)),
         "basis": list(basis_samples(coding)),
         "response": list(response_samples(coding)),
@@ -137,29 +138,55 @@ def pack(
     return write_release(release, coding, contents, settings, None, workers, shard_bytes, progress)
 
 
-def source_digest(archive: Archive, rows: np.ndarray, withdrawn: dict[str, str]) -> str:
-    """sha256 of which spectra, in which version, SEDs and ETC runs of an archive a release is made of."""
-    columns = {name: archive.column("real", name)[rows] for name in ("key", "pipeline", "flag")}
-    held = {group: sorted(archive.column(group, "key")) for group in ("sed", "response", "generative")}
-    content = [sorted(zip(*columns.values(), strict=True)), held, withdrawn]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def is_genuine(asked: bool | None, rows: Sequence[Row]) -> bool:
+    """Whether real spectra with these rows of the index may be called genuine, given what was asked for.
+
+    Raises ArchiveError where that is more than their files say.
+    """
+    said = [row for row in rows if row["simulated"]]
+    if said and asked:
+        raise ArchiveError(
+            f"{len(said):,} of {len(rows):,} spectra are not genuine, as their files say (such as "
+            f"{said[0]['key'].removeprefix(REAL)}: {said[0]['simulated']}). Leave --genuine out."
+        )
+    return asked is not False and not said
+
+
+def replaced_because(before: Manifest, after: Manifest) -> str:
+    """Why a release takes the place of another, '' where it is the very same."""
+    if before.digest == after.digest:
+        return ""
+    if before.schema_version != after.schema_version:
+        return f"it was of schema {before.schema_version}"
+    if before.ancestors != after.ancestors:
+        return "it grew from another one"
+    if before.source != after.source:
+        return "the archive's content differs"
+    names = ("split_fractions", "keep_out_of_range", "description", "genuine", "codec")
+    differing = [name for name in names if getattr(before, name) != getattr(after, name)]
+    return f"its {' and '.join(differing) or 'shards'} differ"
+
+
+def manifest_of(release: Path) -> Manifest | None:
+    """The manifest of the release that stands there; None where there is none that can be read."""
+    try:
+        return Release(release).manifest if (release / MANIFEST).exists() else None
+    except ReleaseError:
+        return None
 
 
 def same_release(release: Path, settings: Settings, source: str, lineage: tuple[str, ...]) -> Manifest | None:
     """The manifest of the release that stands there, if it is what would be written, and its shards are whole."""
-    if not (release / MANIFEST).exists():
-        return None
-    try:
-        there = Release(release).manifest
-    except ReleaseError:
+    there = manifest_of(release)
+    if there is None:
         return None
     made = Settings(
         there.split_fractions, there.keep_out_of_range, there.description, there.genuine, there.codec.real,
         there.codec.bound,
     )  # fmt: skip
-    if (made, there.source, there.ancestors) != (settings, source, lineage):
+    if (made, there.source, there.ancestors, there.schema_version) != (settings, source, lineage, SCHEMA):
         return None
-    return None if any(shard_problems(release, there)) else there
+    return None if any(shard_problems(release, there.shards)) else there
 
 
 def write_release(
@@ -204,16 +231,19 @@ def write_release(
         table = _index_table(index)
         if taken:
             _link_shards(taken, aside)
-            table = pa.concat_tables([taken.rows, table.cast(taken.rows.schema)])
+            table = pa.concat_tables([taken.rows, table.select(taken.rows.column_names).cast(taken.rows.schema)])
         content = _parquet(table)
         columns = Index(table)
+        real = columns.rows("real")
         manifest = Manifest(
             description=settings.description,
-            genuine=settings.genuine,
+            genuine=bool(settings.genuine),
+            origins=_counted(columns["origin"][real]),
+            simulated=_counted(columns["simulated"][real][columns["simulated"][real] != ""]),
             ancestors=lineage,
             source=source,
             keep_out_of_range=settings.keep_out_of_range,
-            grid=GridSpec(name=archive.grid.name, start=archive.grid.start, length=archive.grid.length),
+            grid=GridSpec.of(archive.grid),
             source_margin=archive.grid.start - archive.source_grid.start,
             split_fractions=settings.fractions,
             label_statistics=_label_statistics(columns),
@@ -237,10 +267,17 @@ def write_release(
     return manifest
 
 
+def _counted(values: np.ndarray) -> dict[str, int]:
+    return dict(sorted(Counter(values.tolist()).items()))
+
+
 def _link_shards(taken: Taken, aside: Path) -> None:
-    """Put the shards of another release beside the new ones, sharing its bytes where the file system can."""
+    """Put the shards of another release beside the new ones, sharing its bytes where the file system can.
+
+    Raises ReleaseError where one is missing or damaged.
+    """
     for shard in taken.shards:
-        for name in (shard.name, str(Path(shard.name).with_suffix(".idx"))):
+        for name in (shard.name, shard.listing):
             try:
                 os.link(taken.folder / name, aside / name)
             except FileNotFoundError:
@@ -249,6 +286,9 @@ def _link_shards(taken: Taken, aside: Path) -> None:
                 ) from None
             except OSError:  # another file system, or one without links
                 shutil.copy2(taken.folder / name, aside / name)
+    if damage := next(shard_problems(aside, taken.shards), None):
+        problem = damage.replace(str(aside), str(taken.folder))
+        raise ReleaseError(f"nothing can grow from {taken.folder}: {problem} Restore it from a copy.")
 
 
 def _encoded(samples: Sequence[Sample], workers: int) -> Iterator[Encoded]:

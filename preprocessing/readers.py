@@ -93,6 +93,7 @@ def _read(hdus: Any, source: str) -> SpectrumRecord:
     flux, wild = _checked_flux(flux)
     berv_kms = header.quantity("berv", "ESO DRS BERV")
     require_air(header, ucd, header.text("CTYPE1") if axes else "", wave, flux, berv_kms)
+    headers = (header,) if axes else (header, Header(hdus[1].header))
     ra_deg, dec_deg = header.position
     return SpectrumRecord(
         dp_id=_product_id(header, source),
@@ -109,6 +110,8 @@ def _read(hdus: Any, source: str) -> SpectrumRecord:
         airmass=header.airmass,
         prog_id=header.text("PROG_ID", "ESO OBS PROG ID"),
         pipeline=header.text("ESO DRS VERSION", "PROCSOFT"),
+        origin=header.text("ORIGIN"),
+        simulated=next((one.simulated for one in headers if one.simulated), ""),
         radvel_guess_kms=header.radvel_guess,
         wave_aa=wave,
         flux=flux,

@@ -35,6 +35,8 @@ class SpectrumRecord:
     airmass: float  # mean of start and end
     prog_id: str
     pipeline: str  # DRS version
+    origin: str  # ORIGIN, who made the file: 'ESO', 'TEST' of the DRS, 'SIMULATED' …
+    simulated: str  # what in the header says that no telescope took it, such as 'ORIGIN = SIMULATED'
     radvel_guess_kms: float  # HIERARCH ESO TEL TARG RADVEL, the observer's guess
     wave_aa: np.ndarray  # (n,) float64, air, barycentric, strictly increasing
     flux: np.ndarray  # (n,) float32, any scale; NaN where the file has no value that can be

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from harps_dist.data.codec import FluxCodec, codec_of, npy_bytes, quantised, restored
 from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import CodecName
-from harps_dist.data.split import split_of
 from harps_dist.spectra.exact import exp, mean
-from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.spline import bspline_coefficients
 from harps_dist.spectra.standardise import standardise
 from preprocessing.archive import Archive
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
+from preprocessing.rows import Fractions, Row, Simulations, index_row
 
 BASIS = "response-basis"
-REAL = "real-"
 SED_TAIL = "sed.npy"
-OBSERVED = ("mjd", "ra", "dec", "pipeline", "catalogue_id")
 
-Row = dict[str, Any]  # of the index
 Encoded = tuple[str, bytes | None, list[Row]]  # tail and content of a member, rows of the index that it serves
 
 
@@ -56,6 +51,7 @@ class Coding(NamedTuple):
     codec: FluxCodec
     basis: ResponseBasis
     response: Callable[[int], Stored]
+    simulations: Simulations
 
     @classmethod
     def of(cls, archive: Archive, real_codec: CodecName, basis: ResponseBasis | None = None) -> Coding:
@@ -72,7 +68,7 @@ class Coding(NamedTuple):
                 kept = kept + residual
             return Stored(exp(terms.values), exp(kept), terms.level, coefficients, residual)
 
-        return cls(archive, codec_of(real_codec), basis, response)
+        return cls(archive, codec_of(real_codec), basis, response, Simulations(archive))
 
     @staticmethod
     def _fitted(archive: Archive) -> ResponseBasis:
@@ -83,44 +79,9 @@ class Coding(NamedTuple):
         return fit_basis(runs or [Terms(np.zeros((3, archive.source_grid.length)), 1.0)])
 
 
-class Wanted(NamedTuple):
-    """What of the archive's real spectra goes into a release.
-
-    fractions: of stars in train, validation and test. keep_out_of_range: those with a label outside the paper's ranges
-    too. rows (n,): of the archive; those that stand and are not in the release before.
-    """
-
-    fractions: tuple[float, float, float]
-    keep_out_of_range: bool
-    rows: np.ndarray
-
-
-def real_samples(coding: Coding, wanted: Wanted, left_out: Counter[str]) -> Iterator[Sample]:
-    """Spectra of stars; those that are flagged, or have a label out of range, are counted in left_out."""
-    names = ("key", "target", "object", "flag", "snr", "berv", "airmass", "rv", "teff", "mh", "logg")
-    columns = {name: coding.archive.column("real", name)[wanted.rows] for name in (*names, *OBSERVED)}
-    for number, row_values in zip(wanted.rows, zip(*columns.values(), strict=True), strict=True):
-        values = dict(zip(columns, row_values, strict=True))
-        if values["flag"]:
-            left_out[values["flag"]] += 1
-            continue
-        outside = [name for name in ("teff", "mh", "logg") if _outside(name, values[name])]
-        if outside and not wanted.keep_out_of_range:
-            left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
-            continue
-        labels = {name: values.get(name, np.nan) for name in NAMES}
-        if _outside("airmass", labels["airmass"]):
-            labels["airmass"] = np.nan
-        row = _row(
-            key=f"{REAL}{values['key']}",
-            star=values["target"],
-            split=split_of(values["target"], wanted.fractions),
-            object=values["object"],
-            snr=values["snr"],
-            **{name: values[name] for name in OBSERVED},
-            **labels,
-        )
-        yield Sample(row["key"], partial(_encode_real, coding, int(number), row))
+def real_sample(coding: Coding, number: int, row: Row) -> Sample:
+    """A spectrum of a star, in row `number` of the archive."""
+    return Sample(row["key"], partial(_encode_real, coding, number, row))
 
 
 def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
@@ -135,7 +96,7 @@ def _encode_real(coding: Coding, number: int, row: Row) -> Encoded:
 
 def simulated_samples(
     coding: Coding,
-    fractions: tuple[float, float, float],
+    fractions: Fractions,
     known: AbstractSet[str] = frozenset(),
     known_seds: AbstractSet[str] = frozenset(),
 ) -> Iterator[Sample]:
@@ -143,51 +104,28 @@ def simulated_samples(
 
     known: keys of samples that a release before has, and known_seds, stars that it has them of: these need no run.
     """
-    names = ("key", "sed", "airmass", "pwv", "snr")
-    runs = [run | {"number": number} for number, run in enumerate(_columns(coding.archive, "response", *names))]
-    runs.sort(key=lambda run: run["key"])
+    simulations = coding.simulations
+    runs = sorted(simulations.runs)
     if not runs:
         return
-    own: dict[str, list[Row]] = {}
+    own: dict[str, list[str]] = {}
     for run in runs:
-        own.setdefault(run["sed"], []).append(run)
-    for number, values in enumerate(_columns(coding.archive, "sed", "key", "teff", "mh", "logg")):
-        star = f"sed-{values['key']}"
-        by_hash = [] if star in known_seds else [runs[key_of("response of", values["key"]) % len(runs)]]
-        seen_through = [run for run in own.get(values["key"]) or by_hash if f"{star}@{run['key']}" not in known]
-        if not seen_through:
-            continue
-        rows = [
-            _row(
-                key=f"{star}@{run['key']}",
-                star=star,
-                split=split_of(star, fractions),
-                object=values["key"],
-                **_seen_through(run),
-                **_intrinsic(values),
-            )
-            for run in seen_through
-        ]
-        yield Sample(star, partial(_encode_sed, coding, "sed", number, rows, [run["number"] for run in seen_through]))
+        own.setdefault(simulations.runs[run]["sed"], []).append(run)
+    for sed, values in simulations.seds.items():
+        star = f"sed-{sed}"
+        by_hash = [] if star in known_seds else [runs[key_of("response of", sed) % len(runs)]]
+        seen_through = [run for run in own.get(sed) or by_hash if f"{star}@{run}" not in known]
+        if seen_through:
+            rows = [simulations.simulated_row(sed, run, fractions) for run in seen_through]
+            numbers = [simulations.runs[run]["number"] for run in seen_through]
+            yield Sample(star, partial(_encode_sed, coding, "sed", values["number"], rows, numbers))
 
 
 def generative_samples(coding: Coding) -> Iterator[Sample]:
     """SEDs that differ in one label within a core; a core stands in the place of a star."""
-    names = ("key", "core", "varied", "split", "etc_run", "teff", "mh", "logg")
-    runs = _columns(coding.archive, "response", "key", "airmass", "pwv", "snr")
-    numbers = {run["key"]: number for number, run in enumerate(runs)}
-    for number, values in enumerate(_columns(coding.archive, "generative", *names)):
-        run = numbers[values["etc_run"]]
-        row = _row(
-            key=f"generative-{values['key']}",
-            star=f"core-{values['core']}",
-            split=values["split"],
-            object=values["key"],
-            varied=values["varied"],
-            **_seen_through(runs[run]),
-            **_intrinsic(values),
-        )
-        yield Sample(row["key"], partial(_encode_sed, coding, "generative", number, [row], [run]))
+    for key, values in coding.simulations.generative.items():
+        row, run = coding.simulations.generative_row(key), coding.simulations.runs[values["etc_run"]]
+        yield Sample(row["key"], partial(_encode_sed, coding, "generative", values["number"], [row], [run["number"]]))
 
 
 def _encode_sed(coding: Coding, group: str, number: int, rows: list[Row], runs: list[int]) -> Encoded:
@@ -220,14 +158,14 @@ def _signal(terms: np.ndarray, sed: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def basis_samples(coding: Coding) -> Iterator[Sample]:
     """The vectors that responses are combinations of; none where there are no responses."""
     if coding.archive.count("response"):
-        yield Sample(BASIS, lambda: ("basis.npy", npy_bytes(coding.basis.vectors), [_row(key=BASIS)]))
+        yield Sample(BASIS, lambda: ("basis.npy", npy_bytes(coding.basis.vectors), [index_row(key=BASIS)]))
 
 
 def response_samples(coding: Coding) -> Iterator[Sample]:
     """Coefficients of ETC runs, and what these miss where that is too much."""
-    for number, values in enumerate(_columns(coding.archive, "response", "key", "sed", "airmass", "pwv", "snr")):
-        row = _row(key=f"response-{values['key']}", object=values["sed"], **(_seen_through(values) | {"response": ""}))
-        yield Sample(row["key"], partial(_encode_response, coding, number, row))
+    for key, values in coding.simulations.runs.items():
+        row = coding.simulations.response_row(key)
+        yield Sample(row["key"], partial(_encode_response, coding, values["number"], row))
 
 
 def _encode_response(coding: Coding, number: int, row: Row) -> Encoded:
@@ -235,28 +173,3 @@ def _encode_response(coding: Coding, number: int, row: Row) -> Encoded:
     content = None if stored.residual is None else npy_bytes(stored.residual)
     coefficients = [float(value) for value in stored.coefficients]
     return "residual.npy", content, [row | {"coefficients": coefficients, "median": stored.level}]
-
-
-def _row(**columns: Any) -> Row:
-    """A row of the index, without where its bytes lie; what is not given is '' or missing."""
-    texts = dict.fromkeys(("key", "star", "split", "object", "response", "varied", "pipeline", "catalogue_id"), "")
-    numbers = dict.fromkeys(("scale", "zero", "snr", "median", "error", "mjd", "ra", "dec", *NAMES), np.nan)
-    return texts | numbers | {"coefficients": []} | columns
-
-
-def _seen_through(run: Row) -> Row:
-    return {"response": f"response-{run['key']}", **{name: run[name] for name in ("snr", "airmass", "pwv")}}
-
-
-def _intrinsic(values: Row) -> Row:
-    return {name: values[name] for name in ("teff", "mh", "logg")}
-
-
-def _columns(archive: Archive, group: str, *names: str) -> list[dict[str, Any]]:
-    columns = [archive.column(group, name) for name in names]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _outside(name: str, value: float) -> bool:
-    low, high = LABEL[name].training
-    return bool(np.isfinite(value) and not low <= value <= high)

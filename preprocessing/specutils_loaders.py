@@ -107,6 +107,8 @@ def as_spectrum(record: SpectrumRecord, uncertainty: Uncertainty = "none") -> Sp
             "airmass": record.airmass,
             "prog_id": record.prog_id,
             "pipeline": record.pipeline,
+            "origin": record.origin,
+            "simulated": record.simulated,
         },
     )
 

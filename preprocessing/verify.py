@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from harps_dist.data.manifest import MANIFEST, Manifest
+from harps_dist.data.manifest import MANIFEST, Shard
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
-from preprocessing.archive import DATA, SCHEMAS, Archive
+from preprocessing.archive import Archive
+from preprocessing.columns import DATA, SCHEMAS, content_of
 
 Progress = Callable[[int, int], None]
 
@@ -33,19 +34,29 @@ def verify(path: Path, progress: Progress = lambda done, total: None) -> list[st
 
 
 def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
+    yield from archive.problems()
     counts = {group: archive.count(group) for group in SCHEMAS}
     done, total = 0, sum(counts.values())
     for group, rows in counts.items():
-        columns = {name: archive.column(group, name) for name in SCHEMAS[group]}
-        for name, values in columns.items():
-            if len(values) != rows:
-                yield f"column {group}/{name} has {len(values)} rows, {group}/key has {rows}."
-        versions = zip(columns["key"], columns.get("pipeline", columns["key"]), strict=False)
-        yield from (f"{group} holds {key} {n} times." for (key, _), n in Counter(versions).items() if n > 1)
+        columns: dict[str, np.ndarray] = {}
+        for name in SCHEMAS[group]:
+            try:
+                columns[name] = archive.column(group, name)
+            except ArchiveError as error:
+                yield str(error)
+                continue
+            if len(columns[name]) != rows:
+                yield f"column {group}/{name} has {len(columns[name])} rows, {group}/key has {rows}."
+        keys, contents = (columns.get(name, np.full(rows, "", object)) for name in ("key", "content"))
+        versions = zip(keys, columns.get("pipeline", keys), strict=False)
+        yield from (f"{group} holds {key} {n} times." for (key, _), n in Counter(versions).items() if key and n > 1)
         for row in range(rows) if group in DATA else ():
             try:
-                if not np.isfinite(archive.data(group, row)).any():
-                    yield f"row {row} of {group} ({columns['key'][row]}) has no finite value: its chunk is missing."
+                data = archive.data(group, row)
+                if not np.isfinite(data).any():
+                    yield f"row {row} of {group} ({keys[row]}) has no finite value: its chunk is missing."
+                elif contents[row] and contents[row] != content_of(data):
+                    yield f"row {row} of {group} ({keys[row]}) is not what was appended: its hash is another."
             except ArchiveError as error:
                 yield str(error)
             done += 1
@@ -55,7 +66,7 @@ def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
 def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
     release = Release(path)
     index, manifest = release.index, release.manifest
-    yield from shard_problems(path, manifest)
+    yield from shard_problems(path, manifest.shards)
     keys = set(index["key"])
     if len(keys) != len(index):
         yield "a key occurs more than once in the index."
@@ -76,9 +87,9 @@ def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
     release.close()
 
 
-def shard_problems(path: Path, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with the shards of a release, and with what lists their members."""
-    for shard in manifest.shards:
+def shard_problems(path: Path, shards: Iterable[Shard]) -> Iterator[str]:
+    """What is wrong with shards of a release, and with what lists their members."""
+    for shard in shards:
         try:
             with (path / shard.name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -87,7 +98,7 @@ def shard_problems(path: Path, manifest: Manifest) -> Iterator[str]:
             continue
         if found != shard.sha256:
             yield f"shard {path / shard.name} has sha256 {found[:12]}, the manifest says {shard.sha256[:12]}."
-        beside = (path / shard.name).with_suffix(".idx")
+        beside = path / shard.listing
         listed = hashlib.sha256(beside.read_bytes()).hexdigest() if beside.exists() else "none"
         if listed != shard.index_sha256:
             yield f"{beside} has sha256 {listed[:12]}, the manifest says {shard.index_sha256[:12]}."

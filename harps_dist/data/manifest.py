@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Literal
+import re
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harps_dist.data.split import PAPER_FRACTIONS, SALT, SplitName
 from harps_dist.errors import ReleaseError
 from harps_dist.frozen import Frozen
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.instrument import HARPS, named_instrument
 from harps_dist.spectra.labels import NAMES
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
     from harps_dist.data.stores import Store
 
-SCHEMA = 4
+SCHEMA = 5
+OLDEST = 4  # schema that is still read
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
@@ -46,18 +49,26 @@ INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32c"),
     *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),
     *("mjd", "ra", "dec", "pipeline", "catalogue_id", "generation"),
+    *("origin", "simulated", "content"),
 )
+SINCE_5 = ("origin", "simulated", "content")  # of the index; texts, '' where the release is older
 
 
 class GridSpec(Frozen):
-    """A `Grid` as JSON."""
+    """A `Grid` as JSON. instrument: by its name."""
 
     name: str
     start: int
     length: int
+    instrument: str = HARPS.name
 
     def grid(self) -> Grid:
-        return Grid(self.name, self.start, self.length)
+        """The grid; raises GridError for an instrument that this code does not know."""
+        return Grid(self.name, self.start, self.length, named_instrument(self.instrument))
+
+    @classmethod
+    def of(cls, grid: Grid) -> GridSpec:
+        return cls(name=grid.name, start=grid.start, length=grid.length, instrument=grid.instrument.name)
 
 
 class Codec(Frozen):
@@ -78,13 +89,26 @@ class Codec(Frozen):
 
 
 class Shard(Frozen):
-    """One tar file; `samples` counts its members' keys. index_sha256: of the .idx beside it."""
+    """One tar file; `samples` counts its members' keys. index_sha256: of the .idx beside it. name: a plain one, since
+    files are read and linked by it."""
 
     name: str
     sha256: str
-    bytes: int
-    samples: int
+    bytes: int = Field(ge=0)
+    samples: int = Field(ge=0)
     index_sha256: str
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar", name, re.ASCII):
+            raise ValueError(f"{name!r} is no plain name of a tar file")
+        return name
+
+    @property
+    def listing(self) -> str:
+        """Name of the .idx."""
+        return f"{self.name.removesuffix('.tar')}.idx"
 
 
 class LabelStatistics(Frozen):
@@ -98,15 +122,19 @@ class LabelStatistics(Frozen):
 class Manifest(Frozen):
     """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data.
 
-    genuine: whether the samples called real came from a telescope; the demo's did not. ancestors: digests of the
-    releases that this one grew from, the first one first. source: digest of what the archive held. withdrawn: data
-    products that no release takes any more, and why; their bytes may still lie in shards of older generations, as those
-    of superseded versions do, but no row of the index leads there. counts: samples of each kind.
+    genuine: whether all samples called real came from a telescope, as far as their files say. origins: how many of them
+    have which ORIGIN in their headers, '' where it is not known. simulated: of how many the header says that no
+    telescope took them, by what it says; the release is not genuine then. ancestors: digests of the releases that this
+    one grew from, the first one first. source: digest of what the archive held. withdrawn: data products that no
+    release takes any more, and why; their bytes may still lie in shards of older generations, as those of superseded
+    versions do, but no row of the index leads there. counts: samples of each kind.
     """
 
     schema_version: int = SCHEMA
     description: str
     genuine: bool
+    origins: dict[str, int] = Field(default_factory=dict)
+    simulated: dict[str, int] = Field(default_factory=dict)
     ancestors: tuple[str, ...] = ()
     source: str
     keep_out_of_range: bool = False
@@ -122,6 +150,32 @@ class Manifest(Frozen):
     shards: tuple[Shard, ...]
     index_sha256: str
 
+    @model_validator(mode="after")
+    def _files_decide(self) -> Manifest:
+        if self.genuine and self.simulated:
+            raise ValueError(f"it calls spectra genuine whose files say {', '.join(self.simulated)}")
+        names = [shard.name for shard in self.shards]
+        if len(set(names)) < len(names):
+            raise ValueError("it names a shard twice")
+        return self
+
+    @property
+    def not_genuine(self) -> str:
+        """Why its real spectra may not be called so, in a few words; '' where they may."""
+        if self.genuine:
+            return ""
+        said, of = ", ".join(sorted(self.simulated)[:3]), sum(self.simulated.values())
+        if not of:
+            return "not genuine"
+        every = self.counts.get("real", 0)
+        return f"{said}; not genuine" if of == every else f"{said} in {of:,} of {every:,}; not genuine as a whole"
+
+    @property
+    def genuine_spectra(self) -> int:
+        """How many real spectra may be called so."""
+        every, said = self.counts.get("real", 0), sum(self.simulated.values())
+        return every if self.genuine else every - said if said else 0
+
     @property
     def parent(self) -> str | None:
         """Digest of the release that this one grew from, None for one that was packed from an archive alone."""
@@ -135,7 +189,10 @@ class Manifest(Frozen):
     @property
     def digest(self) -> str:
         """sha256 over everything above but the index, which only says where the shards' bytes lie."""
-        content = self.model_dump(mode="json", exclude={"index_sha256"})
+        later: dict[str, Any] = {"origins": True, "simulated": True, "grid": {"instrument"}}
+        content = self.model_dump(
+            mode="json", exclude={"index_sha256": True} | (later if self.schema_version < 5 else {})
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -151,11 +208,12 @@ def read_manifest(store: Store, location: str | Path) -> Manifest:
         raw = json.loads(content)
     except ValueError as error:
         raise ReleaseError(f"{path} is damaged ({error}). Pack the release again.") from None
-    schema = raw.get("schema_version", 0)
-    if schema != SCHEMA:
+    schema = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(schema, int) or not OLDEST <= schema <= SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
         raise ReleaseError(
-            f"{path} has schema version {schema}, this code knows {SCHEMA}. "
-            f"{'Update harps_dist.' if schema > SCHEMA else 'Pack the release again.'}"
+            f"{path} has schema version {schema}, this code knows {OLDEST} to {SCHEMA}. "
+            f"{'Update harps_dist.' if newer else 'Pack the release again.'}"
         )
     stated = raw.pop("digest", None)
     try:
@@ -178,6 +236,7 @@ class Index:
     """
 
     def __init__(self, table: pa.Table):
+        table = with_later_columns(table)
         missing = set(INDEX_COLUMNS) - set(table.column_names)
         if missing:
             raise ReleaseError(f"the index lacks columns {sorted(missing)}. Pack the release again.")
@@ -197,10 +256,35 @@ class Index:
             chosen &= self["split"] == split
         return np.flatnonzero(chosen)
 
+    def check(self, manifest: Manifest) -> None:
+        """Raises ReleaseError where a row leads elsewhere than into a shard of the manifest."""
+        sizes = {shard.name: shard.bytes for shard in manifest.shards}
+        size = np.array([sizes.get(name, -1) for name in self["shard"].tolist()], np.int64)
+        offset, length = self["offset"].astype(np.int64), self["bytes"].astype(np.int64)
+        astray = (size < 0) | (offset < 0) | (length < 0) | (length > size - offset) | (self["block"] < 0)
+        if astray.any():
+            row = int(np.flatnonzero(astray)[0])
+            raise ReleaseError(
+                f"{INDEX} says that sample {self['key'][row]!r} lies in {self['shard'][row]!r} at bytes "
+                f"{offset[row]}+{length[row]}, where no shard of the manifest is. Pack the release again."
+            )
+
+
+def with_later_columns(table: pa.Table) -> pa.Table:
+    """An index with the columns that younger schemas have, empty where it has them not."""
+    import pyarrow as pa
+
+    for name in SINCE_5:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([""] * len(table), pa.string()))
+    return table
+
 
 def read_index(store: Store, manifest: Manifest) -> Index:
-    """Read and check the index; raises ReleaseError where its sha256 is not the manifest's."""
-    return Index(read_index_table(store, manifest))
+    """Read and check the index; raises ReleaseError where its sha256 is not the manifest's, or it leads out of it."""
+    index = Index(read_index_table(store, manifest))
+    index.check(manifest)
+    return index
 
 
 def read_index_table(store: Store, manifest: Manifest) -> pa.Table:
@@ -215,5 +299,8 @@ def read_index_table(store: Store, manifest: Manifest) -> pa.Table:
             f"{INDEX} is damaged: sha256 {found[:12]}, {MANIFEST} says {manifest.index_sha256[:12]}. "
             f"Pack the release again or copy it anew."
         )
-    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
-    return file.read(use_threads=False)  # Arrow's threads may abort a process that ends soon after
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+        return file.read(use_threads=False)  # Arrow's threads may abort a process that ends soon after
+    except (pa.ArrowException, OSError) as error:
+        raise ReleaseError(f"{INDEX} is no Parquet file ({error}). Pack the release again.") from None

@@ -62,7 +62,7 @@ class Release:
     @cached_property
     def instrument(self) -> Instrument:
         rows = self.index.rows("basis")
-        basis = npy_array(self._content(int(rows[0]))) if len(rows) else np.empty((0, self.source_grid.length))
+        basis = npy_array(self.content(int(rows[0]))) if len(rows) else np.empty((0, self.source_grid.length))
         terms = self.manifest.codec.response_terms
         return Instrument(self.grid, self.source_grid, self.codec, basis.astype(np.float32), terms)
 
@@ -71,7 +71,7 @@ class Release:
 
         Raises ReleaseError naming shard and sample where the bytes are missing or not those that were packed.
         """
-        content, index = self._content(row), self.index
+        content, index = self.content(row), self.index
         if index["kind"][row] == "real":
             return self.codec.decode(content)
         return Coded(npy_array(content), np.array([index["scale"][row], index["zero"][row]], np.float32))
@@ -107,10 +107,13 @@ class Release:
         return fill_invalid(flux, self.grid)
 
     def _residual(self, row: int) -> np.ndarray:
-        return npy_array(self._content(row))
+        return npy_array(self.content(row))
 
-    def _content(self, row: int) -> bytes:
-        """The bytes of a row's member; a damaged copy in the cache is dropped, told of, and fetched again once."""
+    def content(self, row: int) -> bytes:
+        """The bytes of a row's member; a damaged copy in the cache is dropped, told of, and fetched again once.
+
+        Raises ReleaseError where they are missing or not those that were packed.
+        """
         index = self.index
         shard, size, block = index["shard"][row], int(index["bytes"][row]), self._blocks[index["block"][row]]
         span = Span(int(index["offset"][row]), size)

@@ -112,6 +112,7 @@ def ridge_report(
         release_digest=release.digest,
         split=split,
         origin=origin_of(kind, release),
+        not_genuine=release.manifest.not_genuine,
         spectra=len(found),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, predicted, recipe.model.labels, sigma, stars),

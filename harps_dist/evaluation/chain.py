@@ -35,9 +35,9 @@ class Chain(Frozen):
 
     spectra: folder of files that the archive is to take in. parent: release that is grown. model: run whose place the
     new one is to take; default is the registry's current one. catalog: labels of the stars. parts: jobs that ingest
-    side by side. genuine: whether the spectra came from a telescope. gate: what the new model has to pass; default is
-    the usual one. jobs, ranks: options of sbatch, such as "--time=2:00:00", for the jobs that take one process, and for
-    those that run on all ranks.
+    side by side. genuine: False where the spectra came from no telescope and do not say so themselves. gate: what the
+    new model has to pass; default is the usual one. jobs, ranks: options of sbatch, such as "--time=2:00:00", for the
+    jobs that take one process, and for those that run on all ranks.
     """
 
     spectra: Path
@@ -106,9 +106,9 @@ def stages_of(folder: Path, chain: Chain, overrides: Sequence[str] = ()) -> list
     archive, parent, model = str(chain.archive), str(chain.parent), str(chain.model)
     jobs, ranks = tuple(shlex.split(chain.jobs)), tuple(shlex.split(chain.ranks))
     catalog = ("--catalog", str(chain.catalog)) if chain.catalog else ()
-    genuine = "--genuine" if chain.genuine else "--no-genuine"
+    genuine = () if chain.genuine else ("--no-genuine",)  # the files decide
     grid = ("--grid", _grid(chain.parent))
-    grow = ("pack", "--archive", archive, "--release", release, "--grow", parent, genuine)
+    grow = ("pack", "--archive", archive, "--release", release, "--grow", parent, *genuine)
     retrain = ("--from", model, "--release", release, "--policy", chain.policy, "--out", run, *overrides)
     gate = ("--gate", str(chain.gate)) if chain.gate else ()
     array = (f"--array=0-{chain.parts - 1}", *jobs)

@@ -18,12 +18,13 @@ from harps_dist.evaluation.comparison import (
     Population,
 )
 from harps_dist.evaluation.figures import BLACK, BLUE, GREY, VERMILLION, styled_figure
-from harps_dist.evaluation.report import ORIGIN_WORDS, Origin, format_value, markdown_table
+from harps_dist.evaluation.report import Origin, format_value, markdown_table, origin_name, origin_words
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import LABEL, NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 REPORT, OVERVIEW, BINS = "comparison.md", "comparison.png", "comparison_bins.png"
@@ -56,7 +57,7 @@ def comparison_table(comparison: Comparison, population: Population) -> Table:
         table.add_column(header, justify="left" if place < 2 or place == len(HEADER) else "right")
     for kind in KINDS:
         for place, entry in enumerate(_of(comparison, kind, population, NAMES)):
-            table.add_row("" if place else _origin(comparison, kind), *_row(entry))
+            table.add_row("" if place else _name(comparison, kind), *_row(entry))
     return table
 
 
@@ -73,7 +74,7 @@ def _markdown(comparison: Comparison, figures: dict[str, str]) -> str:
         overall = [entry for entry in comparison.entries if entry.kind == kind and entry.by == "overall"]
         if not overall:
             continue
-        parts.append(f"## {ORIGIN_WORDS[_origin(comparison, kind)].rstrip(',').capitalize()}")
+        parts.append(f"## {_sentence(_words(comparison, kind))}")
         for population in POPULATIONS:
             of_population = [entry for entry in overall if entry.population == population]
             parts.append(f"### {POPULATION_WORDS[population].capitalize()}")
@@ -120,12 +121,24 @@ def _data(comparison: Comparison) -> str:
             spectra = max((entry.spectra for entry in found), default=0)
             stars = max((entry.stars for entry in found), default=0)
             counts.append(f"{spectra:,} of {stars:,} stars ({population})")
-        lines.append(f"- {ORIGIN_WORDS[_origin(comparison, kind)].rstrip(',')}: {', '.join(counts)}")
+        lines.append(f"- {_words(comparison, kind)}: {', '.join(counts)}")
     return f"**Data: {comparison.split} split of release {comparison.release.digest[:12]}.**\n\n" + "\n".join(lines)
 
 
 def _origin(comparison: Comparison, kind: Kind) -> Origin:
-    return "demo" if kind == "real" and not comparison.release.genuine else kind
+    return "observed-like" if kind == "real" and not comparison.release.genuine else kind
+
+
+def _words(comparison: Comparison, kind: Kind) -> str:
+    return origin_words(_origin(comparison, kind), comparison.release.not_genuine or "not genuine")
+
+
+def _name(comparison: Comparison, kind: Kind) -> str:
+    return origin_name(_origin(comparison, kind), comparison.release.not_genuine or "not genuine")
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def _of(comparison: Comparison, kind: Kind, population: Population, measures: Sequence[str]) -> list[Entry]:
@@ -180,6 +193,7 @@ def _overview(comparison: Comparison, path: Path) -> bool:
     if not kinds:
         return False
     with styled_figure(path, 1.0 + 3.4 * len(kinds), 4.2) as figure:
+        _say_not_genuine(figure, comparison, kinds)
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             names = [entry.measure for entry in _of(comparison, kind, "all", NAMES)]
             for place, population in enumerate(POPULATIONS):
@@ -193,12 +207,19 @@ def _overview(comparison: Comparison, path: Path) -> bool:
     return True
 
 
+def _say_not_genuine(figure: Figure, comparison: Comparison, kinds: Sequence[Kind]) -> None:
+    """Title a figure with what its observed-like spectra are, where there are such."""
+    if "real" in kinds and not comparison.release.genuine:
+        figure.suptitle(_words(comparison, "real"), fontsize=9)
+
+
 def _bins(comparison: Comparison, path: Path) -> bool:
     """A row of panels for each kind, a panel for each quantity binned by, a mark for each label and bin."""
     kinds = [kind for kind in KINDS if any(_drawn(entry) for by in BYS[1:] for entry in _binned(comparison, kind, by))]
     if not kinds:
         return False
     with styled_figure(path, 12.0, 0.4 + 3.6 * len(kinds)) as figure:
+        _say_not_genuine(figure, comparison, kinds)
         panels = figure.subplots(len(kinds), len(BYS) - 1, squeeze=False)
         for row, kind in zip(panels, kinds, strict=True):
             for axes, by in zip(row, BYS[1:], strict=True):

@@ -31,7 +31,7 @@ from harps_dist.evaluation.metrics import (
     reconstruction_mae,
 )
 from harps_dist.evaluation.paper import PAPER_ROWS
-from harps_dist.evaluation.report import Measure, Origin, Report
+from harps_dist.evaluation.report import Measure, Origin, Report, origin_name
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.sealed import sealed, unsealed
@@ -104,6 +104,10 @@ class Evaluator:
 
     def origin(self, kind: Spectra) -> Origin:
         return origin_of(kind, self.release)
+
+    def origin_name(self, kind: Spectra) -> str:
+        """For titles."""
+        return origin_name(self.origin(kind), self.release.manifest.not_genuine)
 
     def predict(self, rows: np.ndarray, what: str = "samples") -> Predictions:
         """Predict the given rows, shared among the ranks, each exactly once; every rank returns all of them.
@@ -183,7 +187,7 @@ class Evaluator:
         reconstructed = output.reconstruction[0].cpu().numpy()
         path = folder / "spectrum.png"
         index, wave_aa = self.release.index, self.release.grid.wave_aa
-        title = f"{index['object'][row]} ({self.origin(index['kind'][row])}, S/N {index['snr'][row]:.0f})"
+        title = f"{index['object'][row]}, S/N {index['snr'][row]:.0f}, {self.origin_name(index['kind'][row])}"
         hide = np.where(self.valid, 0.0, np.nan)
         observed = batch.flux[0].cpu().numpy()
         spectrum_figure(path, wave_aa, observed + hide, reconstructed + hide, title)
@@ -232,8 +236,8 @@ class Evaluator:
 
 
 def origin_of(kind: Spectra, release: Release) -> Origin:
-    """What reports call this kind: spectra of the demo are never passed off as real."""
-    return "demo" if kind == "real" and not release.manifest.genuine else kind
+    """What reports call this kind: spectra whose files say that they are simulated are never passed off as real."""
+    return "observed-like" if kind == "real" and not release.manifest.genuine else kind
 
 
 def evaluate_run(
@@ -300,7 +304,9 @@ def evaluate(
         calibration_figure(figures["Calibration of the uncertainties"], calibrations)
     if known:
         figures["Residuals by label"] = folder / "residuals.png"
-        residual_figure(figures["Residuals by label"], truth, labels, known, f"{evaluator.origin(kind)}, {split} split")
+        residual_figure(
+            figures["Residuals by label"], truth, labels, known, f"{evaluator.origin_name(kind)}, {split} split"
+        )
     if kind == "generative":
         figures |= evaluator.generative_figures(found.rows, folder)
     else:
@@ -313,6 +319,7 @@ def evaluate(
         release_digest=release.digest,
         split=split,
         origin=evaluator.origin(kind),
+        not_genuine=release.manifest.not_genuine,
         spectra=len(found.rows),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, labels, known, sigma, stars),

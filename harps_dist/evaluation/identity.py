@@ -39,12 +39,14 @@ class TrainedModel(Frozen):
 
 
 class ReleaseIdentity(Frozen):
-    """A release that models were tried on, and the digest of the one that it grew from."""
+    """A release that models were tried on, and the digest of the one that it grew from. not_genuine: why its real
+    spectra may not be called so; '' where they may, or nobody noted it."""
 
     digest: str
     parent: str | None
     genuine: bool
     description: str
+    not_genuine: str = ""
 
     @classmethod
     def of(cls, manifest: Manifest) -> ReleaseIdentity:
@@ -53,6 +55,7 @@ class ReleaseIdentity(Frozen):
             parent=manifest.parent,
             genuine=manifest.genuine,
             description=manifest.description,
+            not_genuine=manifest.not_genuine,
         )
 
 

@@ -26,14 +26,26 @@ if TYPE_CHECKING:
     from harps_dist.evaluation.calibration import Calibration
 
 FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
-Origin = Literal["real", "demo", "simulated", "generative", "mixed"]
+Origin = Literal["real", "observed-like", "simulated", "generative", "mixed"]
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
-    "demo": "demo spectra, simulated by this project to look like observed ones,",
+    "observed-like": "observed-like spectra (not genuine)",
     "simulated": "simulated spectra (no telescope was involved)",
     "generative": "simulated spectra of the generative set (no telescope was involved)",
     "mixed": "real and simulated spectra together",
 }
+
+
+def origin_words(origin: Origin, not_genuine: str) -> str:
+    """What reports call spectra of an origin. not_genuine: why observed-like ones are not real, in a few words."""
+    return f"observed-like spectra ({not_genuine})" if origin == "observed-like" else ORIGIN_WORDS[origin]
+
+
+def origin_name(origin: Origin, not_genuine: str) -> str:
+    """The same, as short as a figure's title or a cell of a table wants it."""
+    return f"{origin} ({not_genuine})" if origin == "observed-like" else origin
+
+
 CALIBRATION_LEGEND = (
     "Share of truths within the central interval that is predicted, and after a split-conformal correction on the "
     "validation split, in which every star counts once; factor: half-width of the corrected interval in predicted σ. "
@@ -65,7 +77,8 @@ class Report:
     """What was evaluated, on which data, and how it went.
 
     run, step: name of the run and optimiser step of its checkpoint. release_digest: sha256 of the release's
-    manifest. split: train, validation or test. origin: where the spectra come from, said at the top.
+    manifest. split: train, validation or test. origin: where the spectra come from, said at the top. not_genuine: why
+    they may not be called real, for observed-like ones.
     spectra, stars: how many were evaluated. paper_row: key of PAPER_ROWS to print beside, or None. figures:
     caption to path. notes: sentences for the reader. Raises ConfigError for an unknown origin or row.
     """
@@ -84,6 +97,7 @@ class Report:
     paper_row: str | None = None
     figures: Mapping[str, Path] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    not_genuine: str = "not genuine"
 
     def __post_init__(self) -> None:
         if self.origin not in get_args(Origin):
@@ -101,10 +115,9 @@ class Report:
     @property
     def data_line(self) -> str:
         """The data in one sentence: how many, of what origin, which split of which release."""
-        return (
-            f"{self.spectra:,} {ORIGIN_WORDS[self.origin]} of {self.stars:,} stars, {self.split} split of "
-            f"release {self.release_digest[:12]}"
-        )
+        words = origin_words(self.origin, self.not_genuine)
+        which = f"{self.split} split of release {self.release_digest[:12]}"
+        return f"{self.spectra:,} {words} of {self.stars:,} stars, {which}"
 
     def write(self, folder: Path) -> None:
         """Write report.md, scores.csv and scores.json into `folder`, each whole or not at all."""

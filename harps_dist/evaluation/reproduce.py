@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
+from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated, origin_of
 from harps_dist.evaluation.evaluations import Evaluations
 from harps_dist.evaluation.figures import DPI
 from harps_dist.evaluation.paper import LABEL_TABLES, TABLE_7
 from harps_dist.evaluation.paper_figures import PaperFigure, draw_paper_figures
-from harps_dist.evaluation.report import ORIGIN_WORDS, strict_json
+from harps_dist.evaluation.report import origin_words, strict_json
 from harps_dist.evaluation.significance import LEVEL
 from harps_dist.evaluation.speed import InferenceSpeed, read_speeds
 from harps_dist.evaluation.tables import PaperTable, paper_tables
@@ -88,7 +88,7 @@ def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
     index.html there, which holds all of it and needs no other file."""
     found, manifest = Evaluations(runs, demo, release.digest), release.manifest
     speeds: list[InferenceSpeed] = [speed for path in sorted(runs.glob("speed*.json")) for speed in read_speeds(path)]
-    origin = ORIGIN_WORDS["real"] if manifest.genuine else "NOT genuine spectra"
+    origin = origin_words(origin_of("real", release), manifest.not_genuine)
     made = Reproduction(
         data=f"{origin}. {manifest.description}".strip(),
         genuine=manifest.genuine,

@@ -11,7 +11,7 @@ import yaml
 from harps_dist.config import Recipe
 from harps_dist.evaluation.calibration import calibrate, calibration_tables
 from harps_dist.evaluation.metrics import LabelScore, label_scores
-from harps_dist.evaluation.report import ORIGIN_WORDS, format_pair, format_value, markdown_table
+from harps_dist.evaluation.report import Origin, format_pair, format_value, markdown_table, origin_words
 from harps_dist.inference.description import Description
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def model_card(
     """README.md of an export. tests: the validation split, and a kind of the test split that the model was tried on."""
     origins = [release_origin(release, tried) for _, tried in tests]
     scores = [_scores(description, tried) for _, tried in tests]
+    words = [origin_words(origin, release.manifest.not_genuine) for origin in origins]
     parts = [
         _front_matter(description, release, dict(zip(origins, scores, strict=True))),
         f"# {description.name}, step {description.step:,}",
@@ -59,28 +60,25 @@ def model_card(
     ]
     if not tests:
         parts.append("A decoder alone reads no labels; `launch/evaluate.py` scores what it draws.")
-    for origin, of_kind, (_, tried) in zip(origins, scores, tests, strict=True):
-        parts += [f"### Test split, {len(tried.labels):,} {ORIGIN_WORDS[origin].rstrip(',')}", _score_table(of_kind)]
+    for said, of_kind, (_, tried) in zip(words, scores, tests, strict=True):
+        parts += [f"### Test split, {len(tried.labels):,} {said}", _score_table(of_kind)]
     if tests and description.labels:
         parts += ["## Uncertainties", _uncertainties(description)]
-        for origin, (held, tried) in zip(origins, tests, strict=True):
-            parts += [
-                f"### Coverage on the test split, {ORIGIN_WORDS[origin].rstrip(',')}",
-                _coverage(description, held, tried),
-            ]
+        for said, (held, tried) in zip(words, tests, strict=True):
+            parts += [f"### Coverage on the test split, {said}", _coverage(description, held, tried)]
     parts += ["## Anomalies", _anomalies(description)]
     parts += ["## Intended use", _use(description), "## Limits", _limits(description, release)]
     parts += ["## How to use", _how(description), "## Citation", CITATION]
     return "\n\n".join(parts) + "\n"
 
 
-def release_origin(release: Release, tried: Tried) -> str:
+def release_origin(release: Release, tried: Tried) -> Origin:
     from harps_dist.evaluation.evaluate import origin_of
 
     return origin_of(tried.kind, release)
 
 
-def _front_matter(description: Description, release: Release, scores: dict[str, list[LabelScore]]) -> str:
+def _front_matter(description: Description, release: Release, scores: dict[Origin, list[LabelScore]]) -> str:
     results = [
         {
             "task": {"type": "tabular-regression", "name": f"{score.name} from spectra"},
@@ -99,11 +97,18 @@ def _front_matter(description: Description, release: Release, scores: dict[str, 
         "license": "mit",
         "tags": ["astronomy", "spectroscopy", "stellar-parameters", "HARPS", description.model["kind"]],
         "datasets": [f"release-{description.release_digest[:12]}"],
-        "genuine_spectra": release.manifest.genuine,
+        "genuine_spectra": not _not_genuine(description, release),
     }
+    if reason := _not_genuine(description, release):
+        head["observed_spectra"] = reason
     if results:
         head["model-index"] = [{"name": description.name, "results": results}]
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+
+
+def _not_genuine(description: Description, release: Release) -> str:
+    """Why the observed spectra that it was trained or calibrated on may not be called real; '' where they may."""
+    return release.manifest.not_genuine or description.provenance.get("trained_not_genuine") or ""
 
 
 def _what(description: Description, recipe: Recipe) -> str:
@@ -122,21 +127,32 @@ def _what(description: Description, recipe: Recipe) -> str:
 
 def _data(description: Description, recipe: Recipe, release: Release) -> str:
     manifest, mix = release.manifest, recipe.data.mix
-    real = "genuine HARPS spectra" if manifest.genuine else "**simulated** spectra in the place of observed ones"
+    real = _observed(manifest.not_genuine)
+    same = description.calibrated_on == description.release_digest
+    trained = real if same else _observed(description.provenance.get("trained_not_genuine"))
     counts = manifest.counts
     lines = [
-        f"- Trained on release `{description.release_digest}`, weights of the mix: {real} {mix.real:g}, simulated "
+        f"- Trained on release `{description.release_digest}`, weights of the mix: {trained} {mix.real:g}, simulated "
         f"spectra {mix.simulated:g}.",
         f"- Scores and calibration: release `{description.calibrated_on}`"
-        + ("" if description.calibrated_on == description.release_digest else ", **another one**")
+        + ("" if same else ", **another one**")
         + f", {counts.get('real', 0):,} {real}, {counts.get('simulated', 0):,} simulated spectra; a star lies in one "
         f"split alone.",
     ]
-    if not manifest.genuine:
+    if same and not manifest.genuine_spectra:
         lines.append("- No genuine spectrum had a part in training, calibration or scores.")
+    elif same and not manifest.genuine:
+        lines.append(f"- Of the observed-like spectra {manifest.genuine_spectra:,} are genuine, as their files say.")
     if manifest.description:
         lines.append(f"- {manifest.description}")
     return "\n".join(lines)
+
+
+def _observed(not_genuine: str | None) -> str:
+    """What the card calls observed spectra; None where it is not known whether they are real."""
+    if not_genuine is None:
+        return "observed spectra"
+    return f"**observed-like** spectra ({not_genuine})" if not_genuine else "genuine HARPS spectra"
 
 
 def _scores(description: Description, tried: Tried) -> list[LabelScore]:
@@ -244,7 +260,7 @@ def _limits(description: Description, release: Release) -> str:
         "- Intervals hold for stars like those that calibrated them; for others nobody can promise it.",
         "- Another instrument, medium (vacuum) or frame (topocentric) gives wrong labels.",
     ]
-    if not release.manifest.genuine:
+    if description.calibrated_on == description.release_digest and not release.manifest.genuine_spectra:
         lines.append("- It has seen simulated spectra alone: on genuine ones errors are larger than any here.")
     return f"{text}\n\n" + "\n".join(lines)
 

@@ -167,6 +167,8 @@ def _describe(
             "validation_loss": checkpoint.validation_loss,
             "release": release.manifest.description,
             "genuine": release.manifest.genuine,
+            "not_genuine": release.manifest.not_genuine,
+            "trained_not_genuine": saved.not_genuine,
         },
         sha256={WEIGHTS: weights_sha256},
     )

@@ -225,13 +225,15 @@ def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool
         "berv_header": record.berv_kms,
         "airmass_header": record.airmass,
         "prog_id": record.prog_id,
+        "origin": record.origin,
+        "simulated": record.simulated,
         "sha256": sha256,
     }
     return columns, regrid(record.wave_aa, record.flux, grid), record.wild > BROKEN_SHARE
 
 
 def _archive_row(path: str, row: int) -> dict[str, Any]:
-    same = ("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id")
+    same = ("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id", "origin", "simulated")
     names = {"dp_id": "key", "berv_header": "berv", "airmass_header": "airmass"} | {name: name for name in same}
     return {name: _column(path, of_archive)[row] for name, of_archive in names.items()} | {"sha256": ""}
 
@@ -240,7 +242,8 @@ def _release_row(release: Release, row: int) -> dict[str, Any]:
     """A release knows less of a spectrum than its archive; what it does not know is missing."""
     index = release.index
     columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name != "file"}
-    columns |= {"dp_id": index["key"][row].removeprefix("real-"), "object": index["object"][row]}
+    columns |= {"dp_id": index["key"][row].removeprefix("real-")}
+    columns |= {name: index[name][row] for name in ("object", "origin", "simulated")}
     columns |= {name: float(index[name][row]) for name in ("ra", "dec", "mjd")}
     return columns | {
         "snr": float(index["snr"][row]),

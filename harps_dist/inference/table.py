@@ -48,6 +48,8 @@ OBSERVED = {  # what is known of a spectrum before anything is predicted
     "berv_header": Field("km/s", "barycentric velocity of the Earth, header"),
     "airmass_header": Field("", "mean airmass, header"),
     "prog_id": Field("", "ESO programme"),
+    "origin": Field("", "ORIGIN of the header"),
+    "simulated": Field("", "what in the header says that no telescope took it; empty where nothing does"),
     "file": Field("", "where the spectrum was read from"),
     "sha256": Field("", "of that file; empty for a row of an archive or a release"),
 }

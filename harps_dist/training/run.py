@@ -81,6 +81,7 @@ def save_recipe(run: Path, recipe: Recipe, release: Release, name: str, start_fr
         "recipe": recipe.model_dump(mode="json"),
         "recipe_digest": recipe.digest,
         "release_digest": manifest.digest,
+        "not_genuine": manifest.not_genuine,
         "split": [list(manifest.split_fractions), manifest.split_salt],
         "grid": manifest.grid.model_dump(),
         "label_ranges": {key: list(limits) for key, limits in label_ranges(release.index, recipe).items()},
@@ -98,7 +99,7 @@ class SavedRun(NamedTuple):
 
     written: the recipe as it stands there, which `recipe` may extend by what is newer, and recipe_digest its digest.
     label_ranges: see there; empty for runs of versions that did not note them. start_from, git, python, versions: where
-    the run came from; None where they were not noted.
+    the run came from; not_genuine: what says that its spectra are not; None where they were not noted.
     """
 
     name: str
@@ -110,6 +111,7 @@ class SavedRun(NamedTuple):
     split: tuple[tuple[float, float, float], str]  # fractions and salt of the stars' split
     label_ranges: dict[str, tuple[float, float]]
     start_from: str | None
+    not_genuine: str | None
     git: str | None
     python: str | None
     versions: dict[str, str | None] | None
@@ -146,7 +148,7 @@ def read_run(run: Path) -> SavedRun:
             release_digest=content["release_digest"],
             split=((first, second, third), content["split"][1]),
             label_ranges={key: (low, high) for key, (low, high) in content.get("label_ranges", {}).items()},
-            **{key: content.get(key) for key in ("start_from", "git", "python", "versions")},
+            **{key: content.get(key) for key in ("start_from", "not_genuine", "git", "python", "versions")},
         )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)  # pydantic's are ValueErrors
