@@ -14,8 +14,7 @@ at most rows that nobody sees and the next writer overwrites.
 
 from __future__ import annotations
 
-import fcntl
-import os
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harps_dist.errors import ArchiveError
+from harps_dist.files import full_disk_named, publish_folder, remove
+from harps_dist.ownership import OutputKind, check, claimed, first_line
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import Grid
 
@@ -113,6 +114,19 @@ DATA = {"real": "flux", "sed": "flux", "response": "response", "generative": "fl
 RESPONSE_TERMS = ("mean", "variance", "floor")
 
 
+def _is_archive(folder: Path) -> bool:
+    return "harps_dist_schema" in json.loads((folder / "zarr.json").read_text())["attributes"]
+
+
+ARCHIVE = OutputKind("archive", "--archive", _is_archive, "home", apart=True)
+REFUSED = ("source", "reason", "detail")  # columns of the list of what was not taken in
+QUARANTINE = OutputKind("list of quarantined files", "--archive", lambda path: first_line(path) == ",".join(REFUSED))
+
+
+def quarantine_path(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.quarantine.csv")
+
+
 class Archive:
     """An archive opened for reading or, through `Archive.writing`, for appending."""
 
@@ -143,16 +157,12 @@ class Archive:
     def writing(cls, path: Path, grid: Grid) -> Iterator[Archive]:
         """Open for appending, alone: created where absent, cut back to its last commit where a writer was killed.
 
-        Raises ArchiveError where the archive has another grid or another process is writing to it.
+        Raises ArchiveError where the archive has another grid, OutputError where something else stands there or another
+        process is writing to it.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ArchiveError(f"another process is writing to {path}. Wait until it has ended.") from None
+        with claimed(path, ARCHIVE, (quarantine_path(path), QUARANTINE)), full_disk_named(path):
+            remove(path.with_name(f".{path.name}.new"))  # as older versions left it
             if not (path / "zarr.json").exists():
                 cls._create(path, grid)
             archive = cls(path, consolidated=False)
@@ -163,15 +173,18 @@ class Archive:
                 )
             archive._roll_back()
             yield archive
-        finally:
-            os.close(lock)
 
     @classmethod
     def _create(cls, path: Path, grid: Grid) -> None:
+        path = path.resolve()
+        with publish_folder(path, lambda: check(path, ARCHIVE)) as aside:
+            cls._fill(aside, grid)
+
+    @classmethod
+    def _fill(cls, folder: Path, grid: Grid) -> None:
         import zarr
 
-        aside = path.with_name(f".{path.name}.new")
-        root = zarr.open_group(aside, mode="w", zarr_format=3)
+        root = zarr.open_group(folder, mode="w", zarr_format=3)
         root.attrs.update(
             {
                 "harps_dist_schema": SCHEMA,
@@ -193,8 +206,7 @@ class Archive:
                     dimension_names=["spectrum"],
                 )
                 array.attrs.update({"units": unit, "long_name": note} if note else {"units": unit})
-        _consolidate(aside)
-        os.replace(aside, path)
+        _consolidate(folder)
 
     @staticmethod
     def _create_data(group: zarr.Group, name: str, grid: Grid) -> None:

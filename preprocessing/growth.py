@@ -11,9 +11,11 @@ import numpy as np
 from harps_dist.data.manifest import Index, Kind, Manifest, read_index_table
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
+from harps_dist.ownership import check, claimed
 from preprocessing.archive import Archive
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.pack import (
+    RELEASE,
     SHARD_BYTES,
     Contents,
     Progress,
@@ -54,12 +56,27 @@ def grow(
     the file system can link. Superseded versions and withdrawn spectra are not in the index any more. description:
     default is the parent's. genuine: whether the new spectra came from a telescope. Other arguments as for `pack`.
     Raises ReleaseError where the parent is not in a folder here, ArchiveError where it is not of this archive, or the
-    archive has nothing that the parent has not.
+    archive has nothing that the parent has not, OutputError as `pack`.
     """
+    check(release, RELEASE)
     if release.resolve() == parent.resolve():
         raise ReleaseError(f"{release} cannot grow from itself: old runs replay from it. Give another --release.")
-    old = Release(parent)
-    archive = Archive(archive_path)
+    old, archive = Release(parent), Archive(archive_path)
+    with claimed(release, RELEASE):
+        return _grow(archive, old, parent, release, description, genuine, workers, shard_bytes, progress)
+
+
+def _grow(
+    archive: Archive,
+    old: Release,
+    parent: Path,
+    release: Path,
+    description: str | None,
+    genuine: bool,
+    workers: int,
+    shard_bytes: int,
+    progress: Progress,
+) -> Manifest:
     manifest = old.manifest
     settings = Settings(
         manifest.split_fractions,
@@ -75,9 +92,9 @@ def grow(
     if (there := same_release(release, settings, source, lineage)) is not None:
         return there
     if source == manifest.source:
-        raise ArchiveError(f"{archive_path} has nothing that release {parent} has not. Ingest first.")
+        raise ArchiveError(f"{archive.path} has nothing that release {parent} has not. Ingest first.")
     table = read_index_table(old.store, manifest)
-    stays, fresh, first_seen = _compared(archive, rows, old.index, archive_path, parent)
+    stays, fresh, first_seen = _compared(archive, rows, old.index, archive.path, parent)
     taken_rows = table.filter(stays)
     shards = set(old.index["shard"][stays])
     taken = Taken(

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harps_dist.errors import SpectrumError
+from harps_dist.errors import ArchiveError, SpectrumError
 from harps_dist.files import atomic_write
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken, standardise
-from preprocessing.archive import ROWS_PER_SHARD, Archive
+from preprocessing.archive import REFUSED, ROWS_PER_SHARD, Archive, quarantine_path
 from preprocessing.catalog import Catalog, resolve_target, telling_names
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.identity import KnownStars, KnownVersions
@@ -54,10 +54,6 @@ class IngestReport:
         return self.added + self.already == 0
 
 
-def quarantine_path(archive: Path) -> Path:
-    return archive.with_name(f"{archive.name}.quarantine.csv")
-
-
 class Quarantine:
     """The refused files of an archive, with their reasons, one line a file, in a CSV beside it."""
 
@@ -83,7 +79,7 @@ class Quarantine:
             return
         with atomic_write(self.path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["source", "reason", "detail"])
+            writer.writerow(REFUSED)
             writer.writerows(
                 (r.source, r.reason.value, r.detail) for r in sorted(self._rows.values(), key=lambda r: r.source)
             )
@@ -102,16 +98,19 @@ def ingest_spectra(
 
     A file that is in the archive already, by its relative name, size and time, is left alone; a data product that comes
     again is taken where a newer version of the pipeline made it. Stars are known again by `KnownStars`. workers:
-    processes that read files. wanted: which of the files, by relative name.
+    processes that read files. wanted: which of the files, by relative name. Nothing is made where there is no file to
+    take in; raises ArchiveError where there is not even `spectra`.
     """
     report = IngestReport()
-    root = spectra if spectra.is_dir() else spectra.parent
+    root = existing(spectra) if spectra.is_dir() else existing(spectra).parent
+    paths = [path for path in find_spectra(spectra) if wanted(str(path.relative_to(root)))]
+    if not paths:
+        return report
     with Archive.writing(archive, grid) as writer, _mapper(workers) as mapper:
         quarantine = Quarantine(archive)
         there = writer.rows("real")
         stamps = {row["source"]: row["stamp"] for row in there}
         versions, stars = KnownVersions(there), KnownStars(there)
-        paths = [path for path in find_spectra(spectra) if wanted(str(path.relative_to(root)))]
         todo = [path for path in paths if stamps.get(str(path.relative_to(root))) != _stamp(path)]
         report.already = len(paths) - len(todo)
         progress(report.already, len(paths))
@@ -140,6 +139,13 @@ def ingest_spectra(
             report.refused += refused
             progress(report.already + report.added + len(report.refused), len(paths))
     return report
+
+
+def existing(path: Path) -> Path:
+    """A file or folder that is to be read; raises ArchiveError where there is none."""
+    if not path.exists():
+        raise ArchiveError(f"there is nothing at {path} to be taken in. Check the path.")
+    return path
 
 
 def _stamp(path: Path) -> str:
@@ -217,16 +223,19 @@ def ingest_etc(
     """Add ETC 2.0 outputs below a folder, and every SED of the folder `seds`, to the archive.
 
     Each run adds a response; its SED is added with it unless it is there. SEDs are scaled to unit median and
-    the response takes up the brightness, so that any SED may be seen through any response.
+    the response takes up the brightness, so that any SED may be seen through any response. Nothing is made where there
+    is no file to take in; raises ArchiveError where a folder is missing.
     """
     report = IngestReport()
+    sed_paths = sorted((*existing(seds).rglob("*.fits"), *seds.rglob("*.npz"))) if seds else []
+    etc_paths = sorted((*existing(runs).rglob("*.json"), *runs.rglob("*.json.gz")))
+    if not sed_paths and not etc_paths:
+        return report
     with Archive.writing(archive, grid) as writer:
         quarantine = Quarantine(archive)
         sources: list[tuple[str, Path, list[Path], Callable[[Path, str], dict[str, list[Row]] | Refusal]]] = []
         if seds:
-            sed_paths = sorted((*seds.rglob("*.fits"), *seds.rglob("*.npz")))
             sources.append(("sed", seds, sed_paths, partial(_sed_rows, writer)))
-        etc_paths = sorted((*runs.rglob("*.json"), *runs.rglob("*.json.gz")))
         sources.append(("response", runs, etc_paths, partial(_response_rows, writer, seds)))
         total = sum(len(paths) for _, _, paths, _ in sources)
         for group, root, paths, read in sources:

@@ -7,6 +7,7 @@ so that a chain that is submitted twice, or was killed while it was being submit
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from pydantic import Field
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.submit import sbatch
-from harps_dist.files import atomic_write, exclusive
+from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.training.retrain import Policy
 
 if TYPE_CHECKING:
@@ -52,6 +54,13 @@ class Chain(Frozen):
     ranks: str = ""
 
 
+def _is_chain(folder: Path) -> bool:
+    return {"spectra", "archive", "parent", "registry"} <= json.loads((folder / SETTINGS).read_text()).keys()
+
+
+CHAIN = OutputKind("chain", "folder", _is_chain, "home")
+
+
 class Stage(NamedTuple):
     """One job: its name, script and arguments, and options of sbatch; it waits until the one before has succeeded."""
 
@@ -64,12 +73,17 @@ class Stage(NamedTuple):
 def settle(folder: Path, chain: Chain) -> Chain:
     """The chain that this folder is of: what it was begun with, whatever the registry's current model is by now.
 
-    Raises ConfigError where the folder is of another chain, or something that the chain begins with is missing.
+    Raises ConfigError where the folder is of another chain, or something that the chain begins with is missing;
+    OutputError where it is of none.
     """
+    check(folder, CHAIN)
     model = chain.model or chain.registry / "current"
     path = folder / SETTINGS
     if path.exists():
-        begun = Chain.model_validate_json(path.read_text())
+        try:
+            begun = Chain.model_validate_json(path.read_text())
+        except ValueError as error:  # pydantic's are
+            raise ConfigError(f"{path} is damaged: {error}. Restore it, or give another folder.") from None
         asked = chain.model_copy(update={"model": begun.model if chain.model is None else model.resolve()})
         if (found := _absolute(asked)) != begun:
             different = [name for name in Chain.model_fields if getattr(found, name) != getattr(begun, name)]
@@ -129,15 +143,12 @@ def stages_of(folder: Path, chain: Chain, overrides: Sequence[str] = ()) -> list
 def submit_chain(folder: Path, chain: Chain, stages: Sequence[Stage]) -> dict[str, str]:
     """Submit what is not in the queue yet, each job after the one before; returns every stage's job id.
 
-    Raises ConfigError where sbatch refuses, or another process is submitting the same chain.
+    Raises ConfigError where sbatch refuses, OutputError where another process is submitting the same chain.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
-    with exclusive(folder / ".lock") as free:
-        if not free:
-            raise ConfigError(f"another process submits the chain of {folder}. Look at the queue: squeue --me.")
+    with claimed(folder, CHAIN):
         with atomic_write(folder / SETTINGS) as aside:
             aside.write_text(chain.model_dump_json(indent=1) + "\n")
+        (folder / "logs").mkdir(exist_ok=True)
         queued, jobs, last = _queued(), {}, ""
         for stage in stages:
             name = job_name(folder, stage)

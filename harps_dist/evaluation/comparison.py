@@ -16,10 +16,18 @@ from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.report import strict_json
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import home
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 
 FORMAT = 1
 COMPARISON = "comparison.json"
+
+
+def _has_comparison(folder: Path) -> bool:
+    return {"format", "new", "old", "entries", "conditions"} <= json.loads((folder / COMPARISON).read_text()).keys()
+
+
+COMPARED = home("comparison", "-o", _has_comparison)
 FIBRE_CHANGE_MJD = 57171.0  # 2015-05-29, when the fibres of HARPS were changed
 EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, dex, per pixel, d
     "teff": (4000.0, 5000.0, 6000.0, 7000.0),

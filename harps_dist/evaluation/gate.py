@@ -273,7 +273,7 @@ def read_gate(path: Path | None) -> Gate:
         return Gate.model_validate(yaml.safe_load(path.read_text()) or {})
     except FileNotFoundError:
         raise ConfigError(f"there is no gate {path}. Give a YAML file with the lines of a gate.") from None
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"gate {path} cannot be used: {error}") from None
 
 
