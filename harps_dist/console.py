@@ -22,37 +22,43 @@ EXIT_SIGINT = 130  # 128 + SIGINT, as shells have it
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process with its exit code: 0, 1 with a message, or EXIT_INTERRUPTED, with how far it
-    is in the file that the environment variable HARPS_DIST_PROGRESS names.
-
-    Errors of files and a full disk end in a sentence too. A pipe whose reader has gone, as in `| head`, ends it without
-    one. What is wrong in the program keeps its traceback.
-    """
-    try:
-        code = main()
-        sys.stdout.flush()
-    except Interrupted as error:
-        if path := os.environ.get(PROGRESS):
-            with atomic_write(Path(path)) as aside:
-                aside.write_text(error.progress + "\n")
-        print(f"{error} ({error.progress})", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted. Give the same command again.", file=sys.stderr)
-        code = EXIT_SIGINT
-    except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and _nobody_reads()):
-            sentence = sentence_of(error)
-            if sentence is None:
-                raise
-            print(sentence, file=sys.stderr)
-        code = 1
+    """Run a command and end the process with its exit code, see `exit_code_of`."""
+    code = exit_code_of(main)
     # All is closed and written. What would follow is the tear-down of C++ libraries, in which now and then a thread of
     # gloo or Arrow aborts a process that has done its work.
     atexit._run_exitfuncs()
     if not _nobody_reads():
         sys.stderr.flush()
     os._exit(code)
+
+
+def exit_code_of(main: Callable[[], int]) -> int:
+    """Run a command; its exit code: 0, 1 with a message, or EXIT_INTERRUPTED, with how far it is in the file that the
+    environment variable HARPS_DIST_PROGRESS names.
+
+    Errors of files and a full disk end in a sentence too. A pipe whose reader has gone, as in `| head`, ends it without
+    one. What is wrong in the program is raised, for its traceback.
+    """
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except Interrupted as error:
+        if path := os.environ.get(PROGRESS):
+            with atomic_write(Path(path)) as aside:
+                aside.write_text(error.progress + "\n")
+        print(f"{error} ({error.progress})", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted. Give the same command again.", file=sys.stderr)
+        return EXIT_SIGINT
+    except Exception as error:
+        if not (isinstance(error, BrokenPipeError) and _nobody_reads()):
+            sentence = sentence_of(error)
+            if sentence is None:
+                raise
+            print(sentence, file=sys.stderr)
+        return 1
 
 
 def sentence_of(error: Exception) -> str | None:

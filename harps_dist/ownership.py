@@ -31,7 +31,8 @@ class OutputKind(NamedTuple):
     name: what messages call it. option: by which another place is given. ours: whether what stands there is one; what
     it raises means that it is none. form: a file; a folder that is replaced as a whole; or a home, a folder that is
     entered and holds what others write too. names: all that a folder which is replaced may hold. marked: whether a home
-    gets a mark. apart: whether a home is made by what writes it, and locked from beside.
+    gets a mark. apart: whether a home is made by what writes it, and locked from beside. parents: whether folders that
+    are missing on the way to it are made.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OutputKind(NamedTuple):
     names: re.Pattern[str] | None = None
     marked: bool = False
     apart: bool = False
+    parents: bool = True
 
 
 def home(name: str, option: str, before: Callable[[Path], bool] = lambda folder: False) -> OutputKind:
@@ -53,21 +55,21 @@ def home(name: str, option: str, before: Callable[[Path], bool] = lambda folder:
     return OutputKind(name, option, ours, "home", marked=True)
 
 
-def json_file(name: str, option: str, before: Collection[str] = ()) -> OutputKind:
-    """A JSON file that `write_json` writes. before: all keys of one that was written when there were no marks."""
+def json_file(name: str, option: str, before: Collection[str] = (), parents: bool = False) -> OutputKind:
+    """A JSON file whose first key says what it is, as of `write_json`. before: all keys of one that was written when
+    there were no marks."""
 
     def ours(path: Path) -> bool:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content.get(KEY) == name or (bool(before) and content.keys() == set(before))
 
-    return OutputKind(name, option, ours)
+    return OutputKind(name, option, ours, parents=parents)
 
 
 def write_json(path: Path | None, kind: OutputKind, content: dict[str, Any]) -> None:
-    """Write a JSON file of that kind in one step; its first key says what it is. Makes the folder where it is missing;
-    None is nowhere.
+    """Write a JSON file of that kind in one step; its first key says what it is. None is nowhere.
 
-    Raises OutputError where something else stands there, or another process is writing it.
+    Raises OutputError where something else stands there, there is no folder for it, or another process is writing it.
     """
     if path is not None:
         with claimed(path, kind), atomic_write(path) as aside:
@@ -128,6 +130,10 @@ def check(path: Path | None, kind: OutputKind) -> None:
     reached = path if inside else next(parent for parent in (*path.parents, Path()) if os.path.lexists(parent))
     if not reached.is_dir():
         raise OutputError(f"{path} cannot be written, for {reached} is no folder. Give another {kind.option}.")
+    if not kind.parents and not path.parent.exists():
+        raise OutputError(
+            f"{path} cannot be written: there is no folder {path.parent}. Make it, or give another {kind.option}."
+        )
     if not os.access(reached, os.W_OK | os.X_OK):
         raise OutputError(
             f"{path} cannot be written, for you may not write in {reached}. Give another {kind.option}, or get the "

@@ -55,7 +55,7 @@ def _are_figures(folder: Path) -> bool:
 
 REPRODUCED = OutputKind("page of reproduced tables", "folder of runs", _is_page)
 MARKDOWN = OutputKind("file of reproduced tables", "folder of runs", _is_markdown)
-CONTENT = json_file("reproduced tables", "folder of runs", {"release_digest", "genuine", "tables"})
+CONTENT = json_file("reproduced tables", "folder of runs", {"release_digest", "genuine", "tables"}, parents=True)
 DRAWN = home("folder of reproduced figures", "folder of runs", _are_figures)
 LEGEND = (
     "Of each row the first line is measured here, the second is printed in the paper, on its own test split of real "

@@ -38,7 +38,7 @@ UNNOISY_MEDIAN_ADU = 10_000.0  # of a spectrum without noise; with noise it is w
 
 _SIMULATED = "drawn by a neural network"
 _HEADERS = ("wave_aa,flux", "wave_aa,flux,sigma")  # of CSV
-NOTES = json_file("description of a simulated spectrum", "-o")
+NOTES = json_file("description of a simulated spectrum", "-o", parents=True)
 FIGURE = png_file("figure of a simulated spectrum", "-o")
 
 

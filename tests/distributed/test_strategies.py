@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from harps_dist.config import Engine
 from harps_dist.data.reader import Release
-from harps_dist.errors import ConfigError, TrainingError
+from harps_dist.errors import ConfigError, OutputError, TrainingError
 from harps_dist.models.losses import loss_parts, part_names, part_terms
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.training.distributed import World
