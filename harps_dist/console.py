@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harps_dist.errors import HarpsDistError, Interrupted
-from harps_dist.files import atomic_write
-from harps_dist.text import for_terminal
+from harps_dist.errors import DiskFullError, HarpsDistError, Interrupted
+from harps_dist.files import ASIDE, atomic_write, is_full_disk
+from harps_dist.text import for_terminal, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,28 +20,91 @@ if TYPE_CHECKING:
 WIDTH_OF_A_FILE = 160
 PROGRESS = "HARPS_DIST_PROGRESS"  # environment variable: a file to write how far an interrupted command is
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
+EXIT_SIGINT = 130  # 128 + SIGINT, as shells have it
 
 
 def end_with(main: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process with its exit code: 0, 1 with a message, or EXIT_INTERRUPTED, with how far it
-    is in the file that the environment variable HARPS_DIST_PROGRESS names."""
+    """Run a command and end the process with its exit code, see `exit_code_of`."""
+    code = exit_code_of(main)
+    # All is closed and written. What would follow is the tear-down of C++ libraries, in which now and then a thread of
+    # gloo or Arrow aborts a process that has done its work.
+    atexit._run_exitfuncs()
+    if not _nobody_reads():
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def exit_code_of(main: Callable[[], int]) -> int:
+    """Run a command; its exit code: 0, 1 with a message, or EXIT_INTERRUPTED, with how far it is in the file that the
+    environment variable HARPS_DIST_PROGRESS names.
+
+    Errors of files and a full disk end in a sentence too. A pipe whose reader has gone, as in `| head`, ends it without
+    one. What is wrong in the program is raised, for its traceback.
+    """
     try:
         code = main()
+        sys.stdout.flush()
+        return code
     except Interrupted as error:
         if path := os.environ.get(PROGRESS):
             with atomic_write(Path(path)) as aside:
                 aside.write_text(error.progress + "\n")
         print(for_terminal(f"{error} ({error.progress})"), file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except HarpsDistError as error:
-        print(for_terminal(f"{type(error).__name__}: {error}"), file=sys.stderr)
-        code = 1
-    # All is closed and written. What would follow is the tear-down of C++ libraries, in which now and then a thread of
-    # gloo or Arrow aborts a process that has done its work.
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted. Give the same command again.", file=sys.stderr)
+        return EXIT_SIGINT
+    except Exception as error:
+        if not (isinstance(error, BrokenPipeError) and _nobody_reads()):
+            sentence = sentence_of(error)
+            if sentence is None:
+                raise
+            print(for_terminal(sentence), file=sys.stderr)
+        return 1
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What a user reads of an error: what, where and what to do; None for one that is the program's."""
+    if isinstance(error, HarpsDistError):
+        return f"{type(error).__name__}: {error}"
+    named = _file_of(error)
+    if is_full_disk(error):
+        where = f" to write {named}" if named else ""
+        return (
+            f"{DiskFullError.__name__}: no space is left{where}. Free some space, or choose another folder, and run "
+            f"the same command again."
+        )
+    if named is None or not isinstance(error, OSError):
+        return None
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {named}. Check the path."
+    if isinstance(error, NotADirectoryError):
+        return f"there can be no {named}, for a part of this path is a file. Check the path."
+    if isinstance(error, IsADirectoryError):
+        return f"{named} is a folder, expected a file. Check the path."
+    if isinstance(error, PermissionError):
+        return f"{named} may not be read or written by you. Choose another place, or get the right to."
+    return f"{named} cannot be read or written: {error.strerror}. Check the path and the disk."
+
+
+def _file_of(error: BaseException) -> str | None:
+    """The file that an error names, by the name that a user knows."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str | bytes | os.PathLike):
+        return None
+    parts = Path(os.fsdecode(name)).parts
+    path = Path(*(aside[1] if (aside := ASIDE.fullmatch(part)) else part for part in parts))
+    return printable(path)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of a pipe that we print to has gone; what is still to be printed is then dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def say(text: str) -> None:

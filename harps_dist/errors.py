@@ -29,6 +29,10 @@ class ExportError(HarpsDistError):
     """An exported model that is missing, damaged, or was made for something else."""
 
 
+class OutputError(HarpsDistError):
+    """Where a command is to write stands what it did not write, or another process is writing."""
+
+
 class DiskFullError(HarpsDistError):
     """No space is left where something is to be written."""
 

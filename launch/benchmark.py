@@ -10,6 +10,7 @@ import tyro
 
 from harps_dist.config import Engine, Precision
 from harps_dist.console import end_with
+from harps_dist.ownership import check
 
 
 def models(
@@ -27,14 +28,14 @@ def models(
         json: File to write the numbers to.
     """
     from harps_dist.console import console_for
-    from harps_dist.evaluation.benchmark import cost_table, model_costs, write_costs
+    from harps_dist.evaluation.benchmark import COSTS, cost_table, model_costs, write_costs
     from harps_dist.spectra.grid import named_grid
 
+    check(json, COSTS)
     chosen = named_grid(grid)
     costs = model_costs(chosen, recipes, demo)
     console_for().print(cost_table(costs, chosen))
-    if json:
-        write_costs(costs, chosen, json)
+    write_costs(costs, chosen, json)
     return 0
 
 
@@ -57,12 +58,12 @@ def speed(
         json: File to write the numbers to; RUNS/speed-cpu.json goes into the tables of reproduce.py.
     """
     from harps_dist.console import console_for
-    from harps_dist.evaluation.speed import inference_speeds, speed_table, write_speeds
+    from harps_dist.evaluation.speed import SPEEDS, inference_speeds, speed_table, write_speeds
 
+    check(json, SPEEDS)
     found = inference_speeds(grid, recipes, device, batch, seconds)
     console_for().print(speed_table(found))
-    if json:
-        write_speeds(found, json)
+    write_speeds(found, json)
     return 0
 
 
@@ -91,15 +92,15 @@ def data(
     from harps_dist.console import console_for
     from harps_dist.data.order import Mix
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.data_speed import data_speeds, loading_table, shuffling, write_loading
+    from harps_dist.evaluation.data_speed import LOADING, data_speeds, loading_table, shuffling, write_loading
     from preprocessing.demo import resolve_release
 
+    check(json, LOADING)
     opened = Release(resolve_release(release))
     found = data_speeds(opened, samples, workers, seconds, compile, scratch, device)
     order = shuffling(opened.index, opened.digest, Mix(real=0.0))
     console_for().print(loading_table(found), order)
-    if json:
-        write_loading(found, order, opened, compile, device, json)
+    write_loading(found, order, opened, compile, device, json)
     return 0
 
 
@@ -114,12 +115,12 @@ def step(
 ) -> int:
     """Forward, backward and full training step of recipes, one of each kind by default, beside the device's peaks."""
     from harps_dist.console import console_for
-    from harps_dist.evaluation.step_speed import step_speeds, step_table, write_steps
+    from harps_dist.evaluation.step_speed import STEPS, step_speeds, step_table, write_steps
 
+    check(json, STEPS)
     found = step_speeds(grid, recipes, device, batches, precisions, compiled)
     console_for().print(step_table(found, device))
-    if json:
-        write_steps(found, device, json)
+    write_steps(found, device, json)
     return 0
 
 
@@ -135,17 +136,17 @@ def ranks(
     from in a step. seconds: of each of fifteen turns."""
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.rank_speed import rank_speed, rank_table, write_ranks
+    from harps_dist.evaluation.rank_speed import RANKS, rank_speed, rank_table, write_ranks
     from harps_dist.recipes import find_recipe
     from harps_dist.training.distributed import join_world
     from preprocessing.demo import resolve_release
 
+    check(json, RANKS)
     opened = Release(resolve_release(release))
     with join_world() as world:
         found = rank_speed(find_recipe(recipe), recipe, opened, world, engine, spectra, seconds)
         console_for(quiet=not world.is_main).print(rank_table(found))
-        if json and world.is_main:
-            write_ranks(found, world.device, json)
+        write_ranks(found, world.device, json if world.is_main else None)
     return 0
 
 
@@ -173,12 +174,12 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
         json: File for the figures.
     """
     from harps_dist.console import console_for
-    from preprocessing.growth_speed import growth_costs, growth_table, write_costs
+    from preprocessing.growth_speed import COSTS, growth_costs, growth_table, write_costs
 
+    check(json, COSTS)
     costs = growth_costs(sizes, fresh)
     console_for().print(growth_table(costs))
-    if json:
-        write_costs(costs, json)
+    write_costs(costs, json)
     return 0
 
 
@@ -188,12 +189,12 @@ def predict(
     """From files to labels on one core, files a second, beside what the network of an export takes alone."""
     import harps_dist
     from harps_dist.console import console_for
-    from harps_dist.inference.predict_speed import predict_speed, speed_table, write_speed
+    from harps_dist.inference.predict_speed import SPEED, predict_speed, speed_table, write_speed
 
+    check(json, SPEED)
     found = predict_speed(harps_dist.load(model), inputs)
     console_for().print(speed_table(found))
-    if json:
-        write_speed(found, json)
+    write_speed(found, json)
     return 0
 
 

@@ -37,7 +37,7 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.inference.predict import open_model, predict_files
+    from harps_dist.inference.predict import check_table, open_model, predict_files
     from harps_dist.training.distributed import join_world
     from harps_dist.training.run import read_run
     from preprocessing.demo import resolve_release
@@ -48,6 +48,7 @@ def main() -> int:
         return Release(resolve_release(arguments.release or data.release), data.cache)
 
     with join_world(arguments.max_minutes) as world, progress_bars(quiet=not world.is_main) as progress:
+        world.of_main(lambda: check_table(arguments.output))
         exported = open_model(arguments.model, release, world, arguments.checkpoint, progress)
         report = predict_files(
             exported,

@@ -39,7 +39,7 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.reproduce import complete, missing_rows, reproduce
+    from harps_dist.evaluation.reproduce import check_outputs, complete, missing_rows, reproduce
     from harps_dist.evaluation.submit import submit_rows
     from harps_dist.training.distributed import join_world
     from preprocessing.demo import resolve_release
@@ -55,6 +55,7 @@ def main() -> int:
         rows = [arguments.only] if arguments.only else []
         if arguments.train == "missing":
             rows = missing_rows(arguments.runs, release, demo, arguments.sweeps)
+        world.of_main(lambda: check_outputs(arguments.runs, rows))
         if arguments.slurm is not None:
             settings = {"scale": arguments.scale, "release": arguments.release, **changes}
             jobs = submit_rows(rows, arguments.runs, settings, arguments.slurm)

@@ -51,11 +51,15 @@ def main() -> int:
     name, recipe, run, start_from, engine, planned = parse(sys.argv[1:])
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
+    from harps_dist.ownership import check
     from harps_dist.training.distributed import join_world
     from harps_dist.training.loop import train_run
+    from harps_dist.training.run import RUN
     from preprocessing.demo import resolve_release
 
     with join_world(None if planned else engine.max_minutes) as world:
+        if not planned:
+            world.of_main(lambda: check(run, RUN))
         if world.is_main:
             resolve_release(recipe.data.release)
         world.barrier()

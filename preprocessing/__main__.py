@@ -12,8 +12,9 @@ from rich.console import Console
 from harps_dist.console import console_for, end_with, say
 from harps_dist.data.manifest import MANIFEST, CodecName
 from harps_dist.errors import ConfigError
+from harps_dist.ownership import check, write_json
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.demo import DemoSize, build_delivery, build_demo, demo_home
+from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home
 from preprocessing.progress import progress_bars
 
 
@@ -36,19 +37,21 @@ def ingest(
         part: As 3/16: ingest the files of this part alone, into an archive in ARCHIVE.parts, to be merged.
     """
     from preprocessing.catalog import Catalog
-    from preprocessing.ingest import ingest_spectra
-    from preprocessing.merge import Part, note_begun, note_done
+    from preprocessing.ingest import existing, ingest_spectra
+    from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
 
-    share = Part.parse(part) if part else None
+    share, known = Part.parse(part) if part else None, Catalog.read(catalog) if catalog else None
     if share:
+        check(parts_path(archive), PARTS)
         archive = share.archive(archive)
+        existing(spectra)
         note_begun(archive)
     with progress_bars() as progress:
         report = ingest_spectra(
             spectra,
             archive,
             _grid(archive, grid),
-            Catalog.read(catalog) if catalog else None,
+            known,
             workers,
             lambda done, total: progress("ingest", done, total),
             share.has if share else lambda source: True,
@@ -227,16 +230,13 @@ def diff(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], 
         after: Release, grown from the first or not.
         json: File to write all of it to, with every key.
     """
-    from json import dumps
-
     from harps_dist.data.reader import Release
-    from harps_dist.files import atomic_write
-    from preprocessing.difference import compare_releases, difference_tables
+    from preprocessing.difference import DIFFERENCE, compare_releases, difference_tables
 
+    check(json, DIFFERENCE)
     found = compare_releases(Release(before), Release(after))
     if json:
-        with atomic_write(json) as aside:
-            aside.write_text(dumps(found.as_json(), indent=1) + "\n")
+        write_json(json, DIFFERENCE, found.as_json())
     console_for().print(*difference_tables(found))
     return 0 if found.sound else 1
 
@@ -254,6 +254,7 @@ def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int 
     if delivery is None and (folder / "release" / MANIFEST).exists():
         say(f"{folder / 'release'} is there already")
         return 0
+    check(folder, DEMO)
     with progress_bars() as progress:
         if delivery is not None:
             say(f"delivery: {build_delivery(folder, size, delivery, progress)}")
@@ -263,8 +264,9 @@ def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int 
 
 
 def _grid(archive: Path, name: str | None) -> Grid:
-    from preprocessing.archive import Archive
+    from preprocessing.archive import ARCHIVE, Archive
 
+    check(archive, ARCHIVE)
     if name is None and (archive / "zarr.json").exists():
         return Archive(archive).grid
     return named_grid(name or "harps")

@@ -18,7 +18,7 @@ it is, and brought to schema 4 by the first writer, in one step too.
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import shutil
 import warnings
@@ -31,10 +31,13 @@ import numpy as np
 
 from harps_dist.data.manifest import GridSpec
 from harps_dist.errors import ArchiveError
+from harps_dist.files import full_disk_named, publish_folder, remove
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import Grid
 from preprocessing.columns import DATA, RESPONSE_TERMS, SCHEMAS, content_of
 from preprocessing.committed import ROOT, Committed
+from preprocessing.quarantine import QUARANTINE, quarantine_path
 
 if TYPE_CHECKING:
     import zarr
@@ -46,6 +49,13 @@ ROWS_PER_COLUMN_CHUNK = 4096
 WAVE = "wave"
 _FLAT: dict[str, Any] = {"name": "default", "separator": "."}  # c.0; those of schema 3 lie in c/
 _COMPLETE = {"write_empty_chunks": True}  # so that a chunk that is not there is a fault, and no fill value
+
+
+def _is_archive(folder: Path) -> bool:
+    return "harps_dist_schema" in json.loads((folder / "zarr.json").read_text())["attributes"]
+
+
+ARCHIVE = OutputKind("archive", "--archive", _is_archive, "home", apart=True)
 
 
 class Archive:
@@ -89,22 +99,14 @@ class Archive:
         """Open for appending, alone: created where absent, cut back to its last commit where a writer was killed, and
         brought to this schema.
 
-        Raises ArchiveError where the archive has another grid or another process is writing to it.
+        Raises ArchiveError where the archive has another grid, OutputError where something else stands there or another
+        process is writing to it.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ArchiveError(f"another process is writing to {path}. Wait until it has ended.") from None
+        with claimed(path, ARCHIVE, (quarantine_path(path), QUARANTINE)), full_disk_named(path):
+            remove(path.with_name(f".{path.name}.new"))  # as older versions left it
             if not (path / ROOT).exists():
-                if path.is_dir() and any(path.iterdir()):
-                    raise ArchiveError(f"{path} holds files but no {ROOT}. Restore it from a copy, or give a new path.")
-                aside = path.with_name(f".{path.name}.new")
-                cls._create(aside, grid, MARGIN)
-                os.replace(aside, path)
+                cls._create(path, grid)
             committed = cls(path)
             if committed.grid != grid:
                 raise ArchiveError(
@@ -118,15 +120,19 @@ class Archive:
             archive = cls(path, writable=True)
             archive._complete_contents()
             yield archive
-        finally:
-            os.close(lock)
 
     @classmethod
-    def _create(cls, path: Path, grid: Grid, margin: int) -> None:
+    def _create(cls, path: Path, grid: Grid) -> None:
+        path = path.resolve()
+        with publish_folder(path, lambda: check(path, ARCHIVE)) as aside:
+            cls._fill(aside, grid, MARGIN)
+
+    @classmethod
+    def _fill(cls, folder: Path, grid: Grid, margin: int) -> None:
         import zarr
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
-        root = zarr.open_group(path, mode="w", zarr_format=3)
+        root = zarr.open_group(folder, mode="w", zarr_format=3)
         root.attrs.update(
             {
                 "harps_dist_schema": SCHEMA,
@@ -153,8 +159,8 @@ class Archive:
                 array.attrs.update({"units": unit, "long_name": note} if note else {"units": unit})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(path)
-        Committed.read(path, sealed=False).write()
+            zarr.consolidate_metadata(folder)
+        Committed.read(folder, sealed=False).write()
 
     @staticmethod
     def _create_data(group: zarr.Group, name: str, grid: Grid) -> None:
@@ -189,7 +195,7 @@ class Archive:
         behind goes at the next opening, for a reader may be at it.
         """
         aside = self.path.with_name(f".{self.path.name}.new")
-        self._create(aside, self.grid, self._committed.attributes["source_margin"])
+        self._fill(aside, self.grid, self._committed.attributes["source_margin"])
         new = Archive(aside, writable=True)
         for group, columns in SCHEMAS.items():
             new._write(group, {name: self.column(group, name) for name in columns}, first=0)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import OutputKind, check, claimed, first_line, home
 from harps_dist.spectra.grid import named_grid
 
 DESCRIPTION = (
@@ -17,6 +18,21 @@ DESCRIPTION = (
     "HARPS; no genuine spectrum among them."
 )
 HOME = "HARPS_DIST_DEMO"
+COMPLETE = "complete"  # in a folder of files, once they are all there
+
+
+def _was_complete(folder: Path) -> bool:
+    return (folder / COMPLETE).exists() and first_line(folder / "catalog.csv").startswith("TIC,name,ra,dec,Teff,")
+
+
+FILES = home("folder of the demo's files", "--folder", _was_complete)
+
+
+def _is_demo(folder: Path) -> bool:
+    return any(FILES.ours(place) for place in (folder / "files", *folder.glob("delivery-*")) if place.is_dir())
+
+
+DEMO = OutputKind("demo", "--folder", _is_demo, "home")
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 
@@ -41,22 +57,35 @@ def demo_home() -> Path:
 
 
 def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
-    """Write, ingest and pack the demo; returns its release. What is there already is not made again."""
-    from preprocessing.catalog import Catalog
+    """Write, ingest and pack the demo; returns its release. What is there already is not made again.
+
+    Raises OutputError where something else stands there, or another process is at it.
+    """
+    from preprocessing.archive import ARCHIVE
     from preprocessing.demo_files import write_demo
+    from preprocessing.pack import RELEASE
+
+    release, archive = folder / "release", folder / "archive.zarr"
+    if (release / MANIFEST).exists():
+        return release
+    files = folder / "files"
+    for output in ((folder, DEMO), (files, FILES), (archive, ARCHIVE), (release, RELEASE)):
+        check(*output)
+    with claimed(folder, DEMO), claimed(files, FILES):
+        if not (files / COMPLETE).exists():
+            write_demo(files, size.stars, size.visits, size.seds, size.etc_runs, size.cores, size.seed, progress)
+            (files / COMPLETE).touch()
+        _pack_demo(files, archive, release, size, progress)
+    return release
+
+
+def _pack_demo(files: Path, archive: Path, release: Path, size: DemoSize, progress: Progress) -> None:
+    from preprocessing.catalog import Catalog
     from preprocessing.generative import DESIGN, ingest_generative
     from preprocessing.ingest import ingest_etc, ingest_spectra
     from preprocessing.pack import Settings, pack
 
-    release, archive, grid = folder / "release", folder / "archive.zarr", named_grid(size.grid)
-    if (release / MANIFEST).exists():
-        return release
-    folder.mkdir(parents=True, exist_ok=True)
-    files = folder / "files"
-    if not (files / "complete").exists():
-        write_demo(files, size.stars, size.visits, size.seds, size.etc_runs, size.cores, size.seed, progress)
-        (files / "complete").touch()
-    catalog = Catalog.read(files / "catalog.csv")
+    catalog, grid = Catalog.read(files / "catalog.csv"), named_grid(size.grid)
 
     def told(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total)
@@ -66,7 +95,6 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     ingest_generative(files / "generative" / DESIGN, archive, grid, told("ingest the generative set"))
     settings = Settings(fractions=size.split, description=DESCRIPTION)
     pack(archive, release, settings, progress=told("pack"))
-    return release
 
 
 def build_delivery(folder: Path, size: DemoSize, number: int, progress: Progress) -> Path:
@@ -74,9 +102,11 @@ def build_delivery(folder: Path, size: DemoSize, number: int, progress: Progress
     from preprocessing.demo_files import write_delivery
 
     delivery, share = folder / f"delivery-{number}", -(-size.stars // 20)
-    if not (delivery / "complete").exists():
-        write_delivery(delivery, size.stars, size.seed, number, share, share, progress)
-        (delivery / "complete").touch()
+    check(folder, DEMO)
+    with claimed(delivery, FILES):
+        if not (delivery / COMPLETE).exists():
+            write_delivery(delivery, size.stars, size.seed, number, share, share, progress)
+            (delivery / COMPLETE).touch()
     return delivery
 
 

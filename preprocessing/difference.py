@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
+from harps_dist.ownership import json_file
 from harps_dist.spectra.labels import NAMES
 from preprocessing.catalog import telling_name, unit_vectors
 from preprocessing.identity import RADIUS_ARCSEC
@@ -91,6 +92,9 @@ class Difference:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"sound": self.sound}
+
+
+DIFFERENCE = json_file("difference of two releases", "--json", {"sound", *(field.name for field in fields(Difference))})
 
 
 def compare_releases(before: Release, after: Release) -> Difference:

@@ -12,10 +12,12 @@ import numpy as np
 from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, read_index_table
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
+from harps_dist.ownership import check, claimed
 from preprocessing.archive import Archive
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.inherited import inherited
 from preprocessing.pack import (
+    RELEASE,
     SHARD_BYTES,
     Contents,
     Progress,
@@ -60,12 +62,29 @@ def grow(
     description: default is the parent's. genuine: as for `pack`; what grows from a release that is not is none either.
     changes: is filled with how many spectra changed in which way. Other arguments as for `pack`.
     Raises ReleaseError where the parent is not in a folder here, or damaged; ArchiveError where it is not of this
-    archive, what it holds has changed under it, or the archive has nothing that the parent has not.
+    archive, what it holds has changed under it, or the archive has nothing that the parent has not; OutputError as
+    `pack`.
     """
+    check(release, RELEASE)
     if release.resolve() == parent.resolve():
         raise ReleaseError(f"{release} cannot grow from itself: old runs replay from it. Give another --release.")
-    old = Release(parent)
-    archive = Archive(archive_path)
+    old, archive = Release(parent), Archive(archive_path)
+    with claimed(release, RELEASE):
+        return _grow(archive, old, parent, release, description, genuine, workers, shard_bytes, progress, changes)
+
+
+def _grow(
+    archive: Archive,
+    old: Release,
+    parent: Path,
+    release: Path,
+    description: str | None,
+    genuine: bool | None,
+    workers: int,
+    shard_bytes: int,
+    progress: Progress,
+    changes: Counter[str] | None,
+) -> Manifest:
     manifest = old.manifest
     _check_lattice(archive, old)
     rows, withdrawn = standing(archive)
@@ -84,7 +103,7 @@ def grow(
     source = source_digest(archive, rows, withdrawn)
     if (there := same_release(release, settings, source, lineage)) is not None:
         return there
-    nothing = ArchiveError(f"{archive_path} has nothing that release {parent} has not. Ingest first.")
+    nothing = ArchiveError(f"{archive.path} has nothing that release {parent} has not. Ingest first.")
     if source == manifest.source:
         raise nothing
     found = inherited(old, archive, offered, withdrawn)

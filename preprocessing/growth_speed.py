@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from harps_dist.data.manifest import INDEX
 from harps_dist.data.reader import Release
-from harps_dist.files import atomic_write
+from harps_dist.ownership import json_file, write_json
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.archive import SCHEMAS, Archive
 from preprocessing.growth import grow
@@ -75,9 +74,11 @@ def _append(archive: Path, grid: Grid, first: int, count: int) -> None:
             writer.append("real", rows)
 
 
-def write_costs(costs: Sequence[GrowthCost], path: Path) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps([asdict(cost) for cost in costs], indent=1) + "\n")
+COSTS = json_file("costs of growing", "--json")
+
+
+def write_costs(costs: Sequence[GrowthCost], path: Path | None) -> None:
+    write_json(path, COSTS, {"costs": [asdict(cost) for cost in costs]})
 
 
 def growth_table(costs: Sequence[GrowthCost]) -> Table:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harps_dist.errors import SpectrumError
+from harps_dist.errors import ArchiveError, SpectrumError
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
@@ -30,7 +30,6 @@ from preprocessing.catalog import Catalog, resolve_target, telling_names
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.identity import KnownStars, KnownVersions
 from preprocessing.quarantine import Quarantine
-from preprocessing.quarantine import quarantine_path as quarantine_path
 from preprocessing.readers import find_spectra, read_spectrum
 from preprocessing.records import Reason, Refusal, SpectrumRecord, refusing, require
 from preprocessing.sed import SedRecord, read_sed
@@ -71,17 +70,20 @@ def ingest_spectra(
 
     A file that is in the archive already, by its relative name, size and time, is left alone; a data product that comes
     again is taken where a newer version of the pipeline made it. Stars are known again by `KnownStars`. workers:
-    processes that read files. wanted: which of the files, by relative name.
+    processes that read files. wanted: which of the files, by relative name. Nothing is made where there is no file to
+    take in; raises ArchiveError where there is not even `spectra`.
     """
     report = IngestReport(counts=Counter(catalog.counts if catalog else {}))
-    root = spectra if spectra.is_dir() else spectra.parent
+    root = existing(spectra) if spectra.is_dir() else existing(spectra).parent
+    sources = {path: printable(path.relative_to(root)) for path in find_spectra(spectra)}
+    paths = [path for path, source in sources.items() if wanted(source)]
+    if not paths:
+        return report
     with Archive.writing(archive, grid) as writer, _mapper(workers) as mapper:
         quarantine = Quarantine(archive)
         there = writer.rows("real")
         stamps = {row["source"]: row["stamp"] for row in there}
         versions, stars = KnownVersions(there), KnownStars(there)
-        sources = {path: printable(path.relative_to(root)) for path in find_spectra(spectra)}
-        paths = [path for path, source in sources.items() if wanted(source)]
         todo = [path for path in paths if stamps.get(sources[path]) != _stamp(path)]
         report.already = len(paths) - len(todo)
         progress(report.already, len(paths))
@@ -115,6 +117,13 @@ def ingest_spectra(
             report.refused += refused
             progress(report.already + report.added + len(report.refused), len(paths))
     return report
+
+
+def existing(path: Path) -> Path:
+    """A file or folder that is to be read; raises ArchiveError where there is none."""
+    if not path.exists():
+        raise ArchiveError(f"there is nothing at {path} to be taken in. Check the path.")
+    return path
 
 
 def _stamp(path: Path) -> str:
@@ -195,16 +204,19 @@ def ingest_etc(
     """Add ETC 2.0 outputs below a folder, and every SED of the folder `seds`, to the archive.
 
     Each run adds a response; its SED is added with it unless it is there. SEDs are scaled to unit median and
-    the response takes up the brightness, so that any SED may be seen through any response.
+    the response takes up the brightness, so that any SED may be seen through any response. Nothing is made where there
+    is no file to take in; raises ArchiveError where a folder is missing.
     """
     report = IngestReport()
+    sed_paths = sorted((*existing(seds).rglob("*.fits"), *seds.rglob("*.npz"))) if seds else []
+    etc_paths = sorted((*existing(runs).rglob("*.json"), *runs.rglob("*.json.gz")))
+    if not sed_paths and not etc_paths:
+        return report
     with Archive.writing(archive, grid) as writer:
         quarantine = Quarantine(archive)
         sources: list[tuple[str, Path, list[Path], Callable[[Path, str], dict[str, list[Row]] | Refusal]]] = []
         if seds:
-            sed_paths = sorted((*seds.rglob("*.fits"), *seds.rglob("*.npz")))
             sources.append(("sed", seds, sed_paths, partial(_sed_rows, writer)))
-        etc_paths = sorted((*runs.rglob("*.json"), *runs.rglob("*.json.gz")))
         sources.append(("response", runs, etc_paths, partial(_response_rows, writer, seds)))
         total = sum(len(paths) for _, _, paths, _ in sources)
         for group, root, paths, read in sources:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
+from harps_dist.ownership import OutputKind
 from preprocessing.archive import DATA, ROWS_PER_SHARD, Archive
 from preprocessing.identity import KnownStars, KnownVersions
 from preprocessing.ingest import IngestReport, Progress, blocks
@@ -19,6 +21,14 @@ from preprocessing.records import Reason, Refusal
 
 _DONE = "{}.done.json"
 _PART = re.compile(r"\d{1,9}/\d{1,9}", re.ASCII)
+_OF_A_PART = re.compile(r"\.?\d{4}-of-\d{4}\.zarr.*")
+
+
+def _is_parts(folder: Path) -> bool:
+    return all(map(_OF_A_PART.fullmatch, os.listdir(folder)))
+
+
+PARTS = OutputKind("folder of an archive's parts", "--archive", _is_parts, "home")
 
 
 class Part(NamedTuple):
@@ -41,7 +51,12 @@ class Part(NamedTuple):
 
     def archive(self, whole: Path) -> Path:
         """Where the part of an archive is kept until they are merged."""
-        return whole.with_name(f"{whole.name}.parts") / f"{self.number:04d}-of-{self.of:04d}.zarr"
+        return parts_path(whole) / f"{self.number:04d}-of-{self.of:04d}.zarr"
+
+
+def parts_path(whole: Path) -> Path:
+    """The folder of an archive's parts."""
+    return whole.with_name(f"{whole.name}.parts")
 
 
 def note_begun(part: Path) -> None:
@@ -51,6 +66,7 @@ def note_begun(part: Path) -> None:
 
 def note_done(part: Path, files: int) -> None:
     """Note that all files of a part were ingested."""
+    part.parent.mkdir(parents=True, exist_ok=True)  # of a part without files
     with atomic_write(part.with_name(_DONE.format(part.name))) as aside:
         aside.write_text(json.dumps({"files": files}) + "\n")
 

@@ -7,12 +7,13 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import PAPER_FRACTIONS
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.files import publish_folder
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.labels import NAMES
 from preprocessing.archive import Archive
 from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
@@ -61,6 +63,21 @@ SHARD_BYTES = 256 * 2**20
 KINDS_WITH_LABELS: tuple[Kind, ...] = ("real", "simulated")
 
 Progress = Callable[[int, int], None]
+_NAMES = re.compile(
+    rf"({'|'.join(get_args(Kind))})-\d{{6}}-[0-9a-f]{{12}}\.(tar|idx)|{re.escape(MANIFEST)}|{re.escape(INDEX)}"
+)
+
+
+def _is_release(folder: Path) -> bool:
+    """A manifest with a digest, or a damaged one beside shards by our names."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError:
+        return any(name.endswith(".tar") and _NAMES.fullmatch(name) for name in os.listdir(folder))
+    return {"digest", "schema_version", "shards", "grid"} <= manifest.keys()
+
+
+RELEASE = OutputKind("release", "--release", _is_release, "folder", _NAMES)
 
 
 class Settings(NamedTuple):
@@ -113,9 +130,18 @@ def pack(
 
     workers: threads that encode. progress is told (samples done, samples in all). The folder appears when it is whole;
     a release that stood there is replaced, unless it is the very same; `replaced_because` says why. Raises ArchiveError
-    where there is nothing to pack, or spectra are said to be genuine whose files say otherwise.
+    where there is nothing to pack, or spectra are said to be genuine whose files say otherwise; OutputError where
+    something else stands there or another process is writing it.
     """
+    check(release, RELEASE)
     archive = Archive(archive_path)
+    with claimed(release, RELEASE):
+        return _pack(archive, release, settings, workers, shard_bytes, progress)
+
+
+def _pack(
+    archive: Archive, release: Path, settings: Settings, workers: int, shard_bytes: int, progress: Progress
+) -> Manifest:
     rows, withdrawn = standing(archive)
     source, left_out = source_digest(archive, rows, withdrawn), Counter[str]()
     spectra = list(real_rows(archive, Wanted(settings.fractions, settings.keep_out_of_range, rows), left_out))
@@ -132,7 +158,7 @@ def pack(
     }
     if not any(samples.values()):
         raise ArchiveError(
-            f"{archive_path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first."
+            f"{archive.path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first."
         )
     contents = Contents(samples, left_out, withdrawn, source)
     return write_release(release, coding, contents, settings, None, workers, shard_bytes, progress)
@@ -199,14 +225,14 @@ def write_release(
     shard_bytes: int,
     progress: Progress,
 ) -> Manifest:
-    """Write a release of what an archive offers, besides what it takes over from another; arguments as for `pack`."""
+    """Write a release of what an archive offers, besides what it takes over from another, where `RELEASE` is claimed;
+    arguments as for `pack`."""
     import pyarrow as pa
 
     archive, (samples, left_out, withdrawn, source) = coding.archive, contents
     done, total = 0, sum(map(len, samples.values()))
     before, blocks, lineage = (taken.shards, taken.blocks, taken.lineage) if taken else ((), 0, ())
-    release.parent.mkdir(parents=True, exist_ok=True)
-    with publish_folder(release) as aside:
+    with publish_folder(release, lambda: check(release, RELEASE)) as aside:
         index: list[Row] = []
         writers: list[ShardWriter] = []
         for kind, of_kind in samples.items():

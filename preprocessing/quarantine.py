@@ -10,11 +10,15 @@ from pathlib import Path
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
 from harps_dist.intake import read_text
+from harps_dist.ownership import OutputKind, first_line
 from harps_dist.text import cleaned, printable
 from preprocessing.records import Reason, Refusal
 
 FIELDS = ("source", "reason", "detail")
 MAX_BYTES = 2**30  # of millions of refused files
+
+
+QUARANTINE = OutputKind("list of quarantined files", "--archive", lambda path: first_line(path) == ",".join(FIELDS))
 
 
 def quarantine_path(archive: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import Field
 
 from harps_dist.errors import DiskFullError, ReleaseError
-from harps_dist.files import atomic_write
+from harps_dist.files import ASIDE, atomic_write
 from harps_dist.frozen import Frozen
 
 _RETRIES = 8
+_BLOCK = re.compile(r"[\w-]+-\d+-\d+\.block")
 _ABANDONED_S = 3600  # no block takes that long to write
 _ANNOUNCED = 512  # blocks of a pool or so
 
@@ -196,9 +198,12 @@ class RemoteStore:
         """Remove the least recently used blocks until `size` more bytes fit; another process may do the same."""
         blocks = []
         for entry in os.scandir(self._folder):
+            aside = ASIDE.fullmatch(entry.name)
+            if not _BLOCK.fullmatch(aside[1] if aside else entry.name):  # of someone else
+                continue
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat()
-                if entry.name.endswith(".block"):
+                if not aside:
                     blocks.append((found.st_mtime_ns, found.st_size, entry.path))
                 elif found.st_mtime < time.time() - _ABANDONED_S:  # its writer was killed
                     os.unlink(entry.path)

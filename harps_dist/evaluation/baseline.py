@@ -18,9 +18,10 @@ from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.evaluate import Spectra, origin_of
+from harps_dist.evaluation.evaluate import RIDGE, RIDGE_RUN, Spectra, origin_of
 from harps_dist.evaluation.metrics import group_scores, label_scores
 from harps_dist.evaluation.report import Report, print_report
+from harps_dist.ownership import claimed
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.run import label_scale, read_run
 
@@ -107,7 +108,7 @@ def ridge_report(
     predicted = torch.cat([ridge.predict(batch.flux[:, valid]) for batch in tried]).numpy()
     stars, (_, sigma) = release.index["star"][found].astype(str), label_scale(release.manifest, augment)
     return Report(
-        run=f"ridge regression on {components} components, data of {name}",
+        run=f"{RIDGE_RUN} on {components} components, data of {name}",
         step=spectra,
         release_digest=release.digest,
         split=split,
@@ -130,12 +131,16 @@ def ridge_instead_of(
     out: Path,
     console: Console,
 ) -> None:
-    """Write and print the reports of ridge regression for every kind of spectrum that a run is evaluated on."""
+    """Write and print the reports of ridge regression for every kind of spectrum that a run is evaluated on.
+
+    Raises OutputError where `out` is something else, or another process writes into it.
+    """
     name, recipe, *_ = read_run(run)
     kinds: tuple[Spectra, ...] = ("real", "simulated")
-    for kind in kinds:
-        tried = kind == "simulated" or recipe.data.mix.real > 0
-        if tried and len(release.index.rows(kind, split)):
-            report = ridge_report(name, recipe, release, kind, split, spectra, components)
-            report.write(out / f"{split}-{kind}")
-            print_report(report, out / f"{split}-{kind}", console)
+    with claimed(out, RIDGE):
+        for kind in kinds:
+            tried = kind == "simulated" or recipe.data.mix.real > 0
+            if tried and len(release.index.rows(kind, split)):
+                report = ridge_report(name, recipe, release, kind, split, spectra, components)
+                report.write(out / f"{split}-{kind}")
+                print_report(report, out / f"{split}-{kind}", console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from harps_dist.errors import ConfigError
-from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
 from harps_dist.models.cost import forward_flops
+from harps_dist.ownership import json_file, write_json
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.grid import Grid
 
@@ -108,13 +106,10 @@ def cost_table(costs: Iterable[ModelCost], grid: Grid) -> Table:
     return table
 
 
-def write_costs(costs: Iterable[ModelCost], grid: Grid, path: Path) -> None:
-    """Write the costs, the grid and the convention as JSON, in one step.
+COSTS = json_file("costs of models", "--json", {"grid", "convention", "models"})
 
-    Raises ConfigError where the folder of `path` is missing.
-    """
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or choose another.")
+
+def write_costs(costs: Iterable[ModelCost], grid: Grid, path: Path | None) -> None:
+    """Write the costs, the grid and the convention; see `ownership.write_json`."""
     content = {"grid": grid.name, "convention": CONVENTION, "models": [asdict(cost) for cost in costs]}
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(path, COSTS, content)

@@ -19,8 +19,9 @@ from pydantic import Field
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.submit import sbatch
-from harps_dist.files import atomic_write, exclusive
+from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.training.retrain import Policy
 
@@ -54,6 +55,13 @@ class Chain(Frozen):
     ranks: str = ""
 
 
+def _is_chain(folder: Path) -> bool:
+    return {"spectra", "archive", "parent", "registry"} <= json.loads((folder / SETTINGS).read_text()).keys()
+
+
+CHAIN = OutputKind("chain", "folder", _is_chain, "home")
+
+
 class Stage(NamedTuple):
     """One job: its name, script and arguments, and options of sbatch; it waits until the one before has succeeded."""
 
@@ -66,8 +74,10 @@ class Stage(NamedTuple):
 def settle(folder: Path, chain: Chain) -> Chain:
     """The chain that this folder is of: what it was begun with, whatever the registry's current model is by now.
 
-    Raises ConfigError where the folder is of another chain, or something that the chain begins with is missing.
+    Raises ConfigError where the folder is of another chain, or something that the chain begins with is missing;
+    OutputError where it is of none.
     """
+    check(folder, CHAIN)
     model = chain.model or chain.registry / "current"
     path = folder / SETTINGS
     if path.exists():
@@ -139,15 +149,12 @@ def stages_of(folder: Path, chain: Chain, overrides: Sequence[str] = ()) -> list
 def submit_chain(folder: Path, chain: Chain, stages: Sequence[Stage]) -> dict[str, str]:
     """Submit what is not in the queue yet, each job after the one before; returns every stage's job id.
 
-    Raises ConfigError where sbatch refuses, or another process is submitting the same chain.
+    Raises ConfigError where sbatch refuses, OutputError where another process is submitting the same chain.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
-    with exclusive(folder / ".lock") as free:
-        if not free:
-            raise ConfigError(f"another process submits the chain of {folder}. Look at the queue: squeue --me.")
+    with claimed(folder, CHAIN):
         with atomic_write(folder / SETTINGS) as aside:
             aside.write_text(json.dumps(sealed(chain.model_dump(mode="json")), indent=1) + "\n", encoding="utf-8")
+        (folder / "logs").mkdir(exist_ok=True)
         queued, jobs, last = _queued(), {}, ""
         for stage in stages:
             name = job_name(folder, stage)

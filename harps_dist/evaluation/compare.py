@@ -18,7 +18,7 @@ from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.arrivals import arrived_rows, surprises
 from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, conformal_factor, half_width, inside
-from harps_dist.evaluation.comparison import KINDS, Comparison, Entry, Kind, Surprise, read_comparison
+from harps_dist.evaluation.comparison import COMPARED, KINDS, Comparison, Entry, Kind, Surprise, read_comparison
 from harps_dist.evaluation.comparison_report import write_report
 from harps_dist.evaluation.entries import Columns, Errors, Spectra, entries_of, errors_of
 from harps_dist.evaluation.evaluate import DOWNSTREAM_NOTE, Evaluator, Predictions, write_predictions
@@ -26,6 +26,7 @@ from harps_dist.evaluation.evaluations import read_columns
 from harps_dist.evaluation.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
 from harps_dist.evaluation.speed import speed_ratio
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import check, claimed
 from harps_dist.sealed import find_sealed, sealed_write
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.distributed import World
@@ -51,8 +52,10 @@ def compare_runs(
 
     What was predicted stays in out/predictions and is not predicted again; nor is a comparison made again. For spectra
     that are simulated on the way, both models get the new one's augmentation and seed. Raises Interrupted on all ranks
-    where one was asked to stop, ConfigError for a grid that a model was not trained on.
+    where one was asked to stop, ConfigError for a grid that a model was not trained on, OutputError where `out` is
+    something else or another process compares into it.
     """
+    world.of_main(lambda: check(out, COMPARED))
     runs = [run for run in (new, old) if run]
     identities = [identify(run, chosen)[0] for run, chosen in zip(runs, which, strict=False)]
     recipe = read_run(new).recipe
@@ -62,6 +65,20 @@ def compare_runs(
         return done
     for run in runs:
         _check_split(run, release, split)
+    with world.claiming(lambda: claimed(out, COMPARED)):
+        return _compare(runs, identities, conditions, release, split, out, world, console)
+
+
+def _compare(
+    runs: list[Path],
+    identities: list[TrainedModel],
+    conditions: Conditions,
+    release: Release,
+    split: Split,
+    out: Path,
+    world: World,
+    console: Console,
+) -> Comparison:
     tried = [
         Tried(
             _evaluator(run, identity, conditions, release, world, console),
@@ -79,21 +96,21 @@ def compare_runs(
         if known and world.is_main:
             spectra = _spectra(release, kind, split, known)
             errors = [model.errors(kind, spectra, table) for model, table in zip(tried, tables, strict=True)]
-            entries += entries_of(kind, spectra, errors[0], errors[1] if old else None)
-    found = tried[1].surprises() if old else []
+            entries += entries_of(kind, spectra, errors[0], errors[1] if len(runs) > 1 else None)
+    found = tried[1].surprises() if len(runs) > 1 else []
     world.check()
     made = None
     if world.is_main:
         models = [model.evaluator.model for model in tried]
         made = Comparison(
             new=identities[0],
-            old=identities[1] if old else None,
+            old=identities[1] if len(runs) > 1 else None,
             release=ReleaseIdentity.of(release.manifest),
             split=split,
             conditions=conditions.model_dump(mode="json"),
             entries=tuple(entries),
             surprises=tuple(found),
-            speed=speed_ratio(models[0], models[1] if old else None, release.grid, world.device),
+            speed=speed_ratio(models[0], models[1] if len(runs) > 1 else None, release.grid, world.device),
             notes=tuple(_notes(tried, release)),
             git=git_revision(),
         )

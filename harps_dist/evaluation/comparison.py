@@ -16,12 +16,20 @@ from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.report import sealed_json
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import home
 from harps_dist.sealed import unsealed
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 
 FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 COMPARISON = "comparison.json"
+
+
+def _has_comparison(folder: Path) -> bool:
+    return {"format", "new", "old", "entries", "conditions"} <= json.loads((folder / COMPARISON).read_text()).keys()
+
+
+COMPARED = home("comparison", "-o", _has_comparison)
 EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, dex, per pixel, d
     "teff": (4000.0, 5000.0, 6000.0, 7000.0),
     "logg": (4.0, 4.5),

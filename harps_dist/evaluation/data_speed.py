@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -29,7 +28,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.nine_arrays import nine_arrays
 from harps_dist.evaluation.other_ways import KINDS, NINE, Kind, Stored, Streamed, WebDataset, write_other_ways
 from harps_dist.evaluation.speed import cpu_name
-from harps_dist.files import atomic_write
+from harps_dist.ownership import json_file, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -265,10 +264,17 @@ def loading_table(found: list[Loading]) -> Table:
     return table
 
 
+LOADING = json_file(
+    "speeds of loading",
+    "--json",
+    {"cpu", "device", "torch", "python", "compile", "release", "grid", "order", "loading"},
+)
+
+
 def write_loading(
-    found: list[Loading], order: Shuffling, release: Release, compile: bool, device: str, path: Path
+    found: list[Loading], order: Shuffling, release: Release, compile: bool, device: str, path: Path | None
 ) -> None:
-    """Write every figure and ratio as JSON, in one step."""
+    """Write every figure and ratio; see `ownership.write_json`."""
     content = {
         "cpu": cpu_name(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -280,5 +286,4 @@ def write_loading(
         "order": asdict(order),
         "loading": [asdict(one) | {"mb_per_s": one.mb_per_s} for one in found],
     }
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, LOADING, content)

@@ -34,6 +34,7 @@ from harps_dist.evaluation.paper import PAPER_ROWS
 from harps_dist.evaluation.report import Measure, Origin, Report, origin_name
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.ownership import claimed, home
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
 from harps_dist.training.distributed import World
@@ -42,6 +43,17 @@ from harps_dist.training.run import Which, find_checkpoint, label_scale, load_ru
 Spectra = Literal["real", "simulated", "generative"]  # what a model can be tried on
 
 EVALUATION = "evaluation"
+RIDGE_RUN = "ridge regression"  # what the name of a run begins with, in whose place ridge regression was tried
+
+
+def _has_reports(folder: Path, of_ridge: bool = False) -> bool:
+    scores = [json.loads(path.read_text()) for path in folder.glob("*/scores.json")]
+    ours = {"run", "step", "release_digest", "split", "origin"}
+    return bool(scores) and all(ours <= one.keys() and one["run"].startswith(RIDGE_RUN) == of_ridge for one in scores)
+
+
+EVALUATED = home("evaluation", "--out", _has_reports)
+RIDGE = home("evaluation of ridge regression", "--out", lambda folder: _has_reports(folder, of_ridge=True))
 BATCH = 16
 STANDARD_DEVIATIONS = {"gaussian": 1.0, "laplace": 2.0**0.5}  # of a likelihood of unit scale
 DOWNSTREAM_NOTE = (
@@ -250,15 +262,15 @@ def evaluate_run(
     which: Which = "newest",
 ) -> dict[Path, Report]:
     """Evaluate a run's newest or best checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the
-    main rank."""
-    name, recipe, model, step = load_run(run, release.manifest, which)
-    evaluator = Evaluator(model, recipe, release, world, console)
-    folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
-    reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
-    if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out / f"{split}.json") as aside:
-            aside.write_text(json.dumps(sealed({"step": step, "release_digest": release.digest})) + "\n")
+    main rank. Raises OutputError, on all ranks, where `out` is something else or another process evaluates into it."""
+    with world.claiming(lambda: claimed(out, EVALUATED)):
+        name, recipe, model, step = load_run(run, release.manifest, which)
+        evaluator = Evaluator(model, recipe, release, world, console)
+        folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
+        reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
+        if world.is_main:
+            with atomic_write(out / f"{split}.json") as aside:
+                aside.write_text(json.dumps(sealed({"step": step, "release_digest": release.digest})) + "\n")
     return {folder: report for folder, report in reports.items() if report}
 
 

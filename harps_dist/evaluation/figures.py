@@ -15,6 +15,7 @@ import numpy as np
 
 from harps_dist.evaluation.metrics import mean_with_error
 from harps_dist.files import atomic_write
+from harps_dist.ownership import OutputKind, png_mark
 from harps_dist.spectra.labels import LABEL
 
 if TYPE_CHECKING:
@@ -155,9 +156,9 @@ def intervention_figure(
         figure.supylabel("flux / median", fontsize=10)
 
 
-def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], ylabel: str) -> None:
-    """Curves by name, each of (step, loss), on a logarithmic axis of losses."""
-    with styled_figure(path, 6.5, 4.0) as figure:
+def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], ylabel: str, kind: OutputKind) -> None:
+    """Curves by name, each of (step, loss), on a logarithmic axis of losses. kind: as for `styled_figure`."""
+    with styled_figure(path, 6.5, 4.0, kind) as figure:
         axes = figure.subplots()
         for number, (name, points) in enumerate(curves.items()):
             colour = (BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY)[number % 6]
@@ -168,8 +169,8 @@ def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], 
 
 
 @contextmanager
-def styled_figure(path: Path, width_in: float, height_in: float) -> Iterator[Figure]:
-    """A styled figure, written to `path` when the block ends."""
+def styled_figure(path: Path, width_in: float, height_in: float, kind: OutputKind | None = None) -> Iterator[Figure]:
+    """A styled figure, written to `path` when the block ends. kind: what it says it is, where a user names the file."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -177,7 +178,7 @@ def styled_figure(path: Path, width_in: float, height_in: float) -> Iterator[Fig
         figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
         yield figure
         with atomic_write(path) as aside:
-            figure.savefig(aside, format="png")
+            figure.savefig(aside, format="png", metadata=png_mark(kind) if kind else None)
 
 
 def _overlay(

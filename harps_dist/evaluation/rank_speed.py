@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from harps_dist.data.batches import TrainingBatches
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.evaluation.speed import cpu_name
-from harps_dist.files import atomic_write
+from harps_dist.ownership import json_file, write_json
 from harps_dist.training.distributed import World
 from harps_dist.training.learner import Learner
 
@@ -120,8 +119,12 @@ def rank_table(found: RankSpeed) -> Table:
     return table
 
 
-def write_ranks(found: RankSpeed, device: torch.device, path: Path) -> None:
-    """Write the figures with the device's name and the method as JSON, in one step."""
+_BESIDES = {"contention", "communication", "efficiency", "device", "threads_of_a_rank", "torch", "python", "method"}
+RANKS = json_file("speeds of ranks", "--json", {*(field.name for field in fields(RankSpeed)), *_BESIDES})
+
+
+def write_ranks(found: RankSpeed, device: torch.device, path: Path | None) -> None:
+    """Write the figures with the device's name and the method; see `ownership.write_json`."""
     content = asdict(found) | {
         "contention": found.contention,
         "communication": found.communication,
@@ -132,5 +135,4 @@ def write_ranks(found: RankSpeed, device: torch.device, path: Path) -> None:
         "python": platform.python_version(),
         "method": METHOD,
     }
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, RANKS, content)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,13 +23,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harps_dist.errors import ConfigError, PromotionError, ResumeError
+from harps_dist.errors import ConfigError, OutputError, PromotionError, ResumeError
 from harps_dist.evaluation.comparison import COMPARISON, read_comparison
 from harps_dist.evaluation.gate import Gate, Verdict, say
 from harps_dist.evaluation.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
 from harps_dist.evaluation.report import sealed_json, strict_json
-from harps_dist.files import atomic_link, atomic_write, exclusive, publish_folder
+from harps_dist.files import ASIDE, atomic_link, atomic_write, exclusive, publish_folder, remove
 from harps_dist.frozen import Frozen
+from harps_dist.ownership import check, home, set_mark
 from harps_dist.sealed import unsealed
 
 if TYPE_CHECKING:
@@ -39,6 +41,13 @@ if TYPE_CHECKING:
 FORMAT, FORMATS = 2, (1, 2)  # of index.json; the first carries no digest of its content
 INDEX, CURRENT, LOCK, VERDICT = "index.json", "current", ".lock", "verdict.json"
 PATIENCE_S = 60.0
+
+
+def _has_index(folder: Path) -> bool:
+    return {"format", "events"} == json.loads((folder / INDEX).read_text()).keys()
+
+
+REGISTRY = home("registry of models", "--registry", _has_index)
 
 
 class Event(Frozen):
@@ -145,6 +154,8 @@ class Registry:
 
     def rollback(self, reason: str = "") -> Event:
         """Go back to the model that was current before; raises PromotionError where there is none."""
+        if not self.folder.exists():
+            raise PromotionError(f"there is no registry {self.folder} to go back in. Check the path.")
         with self._alone():
             events = self.events()
             standing = _standing(events)
@@ -184,21 +195,34 @@ class Registry:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other process changes the registry meanwhile; waits for one that does. Leftovers of a kill go."""
+        """No other process changes the registry meanwhile; waits for one that does. Leftovers of a kill go.
+
+        Raises OutputError where the folder is something else.
+        """
+        check(self.folder, REGISTRY)
+        self._check_link()
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + PATIENCE_S
         while True:
             with exclusive(self.folder / LOCK) as free:
                 if free:
                     for left in (*self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")):
-                        if left.is_symlink() or left.is_file():
-                            left.unlink(missing_ok=True)
-                        shutil.rmtree(left, ignore_errors=True)
+                        if ASIDE.fullmatch(left.name):
+                            remove(left)
+                    set_mark(self.folder, REGISTRY)
                     yield
                     return
             if time.monotonic() > deadline:
                 raise ConfigError(f"another process has changed {self.folder} for {PATIENCE_S:.0f} s. Try again later.")
             time.sleep(0.1)
+
+    def _check_link(self) -> None:
+        link = self.folder / CURRENT
+        if os.path.lexists(link) and not (link.is_symlink() and len(link.readlink().parts) == 1):
+            raise OutputError(
+                f"{link} is there and is no link to a model beside it, so it is not replaced. Give another --registry, "
+                f"or remove it."
+            )
 
     def _store(self, run: Path, model: TrainedModel, checkpoint: Path) -> None:
         """Copy recipe and checkpoint, unless they are there and whole; the copy is checked before it gets its name."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated, origin_of
+from harps_dist.evaluation.evaluate import EVALUATED, EVALUATION, evaluate_run, is_evaluated, origin_of
 from harps_dist.evaluation.evaluations import Evaluations
 from harps_dist.evaluation.figures import DPI
 from harps_dist.evaluation.paper import LABEL_TABLES, TABLE_7
@@ -18,8 +19,10 @@ from harps_dist.evaluation.significance import LEVEL
 from harps_dist.evaluation.speed import InferenceSpeed, read_speeds
 from harps_dist.evaluation.tables import PaperTable, paper_tables
 from harps_dist.files import atomic_write
+from harps_dist.ownership import KEY, OutputKind, check, claimed, home, json_file
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.training.loop import train_run
+from harps_dist.training.run import RUN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +32,31 @@ if TYPE_CHECKING:
 
 PAGE, TABLES, FIGURES = "index.html", "tables", "figures"
 CSS_DPI = 96
+GENERATOR = "harps_dist: reproduced tables and figures"
+
+
+def _is_page(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        head = file.read(4096)
+    known = f'<meta name="generator" content="{GENERATOR}">', "<title>Cvrček et al. (2024), reproduced</title>"
+    return any(map(head.__contains__, known))
+
+
+def _is_markdown(path: Path) -> bool:
+    with path.open(encoding="utf-8") as file:
+        head = file.read(4096)
+    return re.match(r"# The paper's tables\n\n\*\*Data: .*\*\* Release sha256 `[0-9a-f]{64}`\.\n", head) is not None
+
+
+def _are_figures(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir()]
+    return _is_page(folder.parent / PAGE) and all(re.fullmatch(r"fig\w+\.png", name) for name in names)
+
+
+REPRODUCED = OutputKind("page of reproduced tables", "folder of runs", _is_page)
+MARKDOWN = OutputKind("file of reproduced tables", "folder of runs", _is_markdown)
+CONTENT = json_file("reproduced tables", "folder of runs", {"release_digest", "genuine", "tables"}, parents=True)
+DRAWN = home("folder of reproduced figures", "folder of runs", _are_figures)
 LEGEND = (
     "Of each row the first line is measured here, the second is printed in the paper, on its own test split of real "
     "HARPS spectra. ± is the standard error of the mean, every spectrum counted as independent. Bold outperforms every "
@@ -58,6 +86,21 @@ def table_recipes(demo: bool, sweeps: bool = False) -> list[str]:
     return sorted(names, key=lambda name: name not in parents)
 
 
+def outputs_of(runs: Path) -> list[tuple[Path, OutputKind]]:
+    """All that `reproduce` writes into a folder of runs, but what the runs hold."""
+    files = ((PAGE, REPRODUCED), (f"{TABLES}.md", MARKDOWN), (f"{TABLES}.json", CONTENT), (FIGURES, DRAWN))
+    return [(runs / name, kind) for name, kind in files]
+
+
+def check_outputs(runs: Path, rows: Sequence[str] = ()) -> None:
+    """Raises OutputError where something else stands in the place of what is to be written, or of a run or its
+    evaluation: to be called before any work."""
+    of_runs = [(runs / name, RUN) for name in rows]
+    of_runs += [(runs / name / EVALUATION, EVALUATED) for name in rows]
+    for output in (*outputs_of(runs), *of_runs):
+        check(*output)
+
+
 def missing_rows(runs: Path, release: Release, demo: bool, sweeps: bool = False) -> list[str]:
     """Those of `table_recipes` whose run in `runs` is not there or has not been evaluated, as it is, on the release."""
     return [name for name in table_recipes(demo, sweeps) if not is_evaluated(runs / name, release, "test")]
@@ -85,7 +128,14 @@ def complete(
 
 def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
     """Read the evaluations on the release and speed*.json in `runs`; write tables.md, tables.json, figures/*.png and
-    index.html there, which holds all of it and needs no other file."""
+    index.html there, which holds all of it and needs no other file. Raises OutputError where something else is in their
+    place, or another process writes them."""
+    page_, *beside = outputs_of(runs)
+    with claimed(*page_, *beside), claimed(*beside.pop()):
+        return _reproduce(runs, demo, release)
+
+
+def _reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
     found, manifest = Evaluations(runs, demo, release.digest), release.manifest
     speeds: list[InferenceSpeed] = [speed for path in sorted(runs.glob("speed*.json")) for speed in read_speeds(path)]
     origin = origin_words(origin_of("real", release), manifest.not_genuine)
@@ -108,6 +158,7 @@ def _write_tables(made: Reproduction, runs: Path) -> None:
         text = "\n".join([head, LEGEND + "\n", *(table.markdown() for table in made.tables)])
         aside.write_text(text, encoding="utf-8")
     content = {
+        KEY: CONTENT.name,
         "release_digest": made.digest,
         "genuine": made.genuine,
         "tables": [asdict(table) for table in made.tables],
@@ -124,7 +175,9 @@ def page(made: Reproduction) -> str:
         loader=PackageLoader("harps_dist.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     pictures = {figure.name: _picture(figure.path) for figure in made.figures}
-    return environment.get_template("page.html.j2").render(made=made, pictures=pictures, legend=LEGEND)
+    return environment.get_template("page.html.j2").render(
+        made=made, pictures=pictures, legend=LEGEND, generator=GENERATOR
+    )
 
 
 def _picture(path: Path) -> dict[str, str | int]:

@@ -18,8 +18,8 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.comparison import SpeedRatio
 from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.paper import LEGENDS, TABLE_9
-from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
+from harps_dist.ownership import json_file, write_json
 from harps_dist.recipes import find_recipe
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.grid import Grid, named_grid
@@ -195,13 +195,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def write_speeds(speeds: Iterable[InferenceSpeed], path: Path) -> None:
-    """Write as JSON, with the convention; raises ConfigError where the folder of `path` is missing."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}. Make it, or choose another.")
-    content = {"convention": CONVENTION, "speeds": [asdict(speed) for speed in speeds]}
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(sealed(content), indent=2) + "\n")
+SPEEDS = json_file("speeds of inference", "--json", {"convention", "speeds"})
+
+
+def write_speeds(speeds: Iterable[InferenceSpeed], path: Path | None) -> None:
+    """Write them with the convention; see `ownership.write_json`."""
+    write_json(path, SPEEDS, sealed({"convention": CONVENTION, "speeds": [asdict(speed) for speed in speeds]}))
 
 
 def read_speeds(path: Path) -> list[InferenceSpeed]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,11 +14,11 @@ from harps_dist.config import Engine, Precision, Recipe
 from harps_dist.data.observer import Batch
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.speed import Device, cpu_name
-from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
 from harps_dist.models.cost import TRAINING, forward_cost
 from harps_dist.models.losses import global_loss, loss_parts
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.ownership import json_file, write_json
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.grid import Grid, named_grid
 from harps_dist.spectra.labels import NAMES
@@ -177,8 +176,11 @@ def step_table(found: Iterable[StepSpeed], device: Device) -> Table:
     return table
 
 
-def write_steps(found: Iterable[StepSpeed], device: Device, path: Path) -> None:
-    """Write every figure with the device's name and measured peaks as JSON, in one step."""
+STEPS = json_file("speeds of steps", "--json", {"device", "threads", "torch", "python", "convention", "peaks", "steps"})
+
+
+def write_steps(found: Iterable[StepSpeed], device: Device, path: Path | None) -> None:
+    """Write every figure with the device's name and measured peaks; see `ownership.write_json`."""
     found = list(found)
     where = torch.device(device)
     content = {
@@ -190,5 +192,4 @@ def write_steps(found: Iterable[StepSpeed], device: Device, path: Path) -> None:
         "peaks": {one.precision: measured_peaks(where, one.precision)._asdict() for one in found},
         "steps": [asdict(one) | {"bound": one.bound, "over_floor": one.over_floor} for one in found],
     }
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, STEPS, content)

@@ -10,6 +10,8 @@ DIR/
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +20,27 @@ import torch
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ExportError
 from harps_dist.evaluation.calibration import LEVELS
-from harps_dist.files import exclusive, publish_folder
+from harps_dist.files import publish_folder
 from harps_dist.inference.calibrate import KINDS, Held, Progress, Trial, calibrated_anomaly, calibrated_labels
 from harps_dist.inference.card import model_card
 from harps_dist.inference.description import FORMAT, Description, GridFacts, Uncertainty, to_json
 from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load, read_description
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.training.checkpoint import MODEL, Checkpoint
 from harps_dist.training.run import SavedRun, Which, find_checkpoint, load_run, read_run
 
 SPECTRA = 2048  # of a kind and split that calibrate, at most
 EXPORT = "export"  # folder in a run
+_NAMES = re.compile("|".join(map(re.escape, (WEIGHTS, CONFIG, REFERENCE, CARD))))
+
+
+def _is_export(folder: Path) -> bool:
+    ours = {"format", "step", "model", "labels", "recipe_digest", "calibrated_on", "sha256"}
+    return ours <= json.loads((folder / CONFIG).read_text(encoding="utf-8")).keys()
+
+
+EXPORTED = OutputKind("export", "folder", _is_export, "folder", _NAMES)
 
 
 def export_run(
@@ -44,10 +56,23 @@ def export_run(
 
     release: what calibrates it, and gives the card its scores; usually the one it was trained on. spectra: of a kind
     and split that are tried, at most. Raises ConfigError for a release on another grid or with another split,
-    ResumeError where the run has no such checkpoint, ExportError where the folder holds something else than an export.
+    ResumeError where the run has no such checkpoint, OutputError where the folder is something else than an export, or
+    another process is making it.
     """
-    if folder.exists() and not (folder / CONFIG).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} is there and is no export, so it is not replaced. Give a new folder.")
+    check(folder, EXPORTED)
+    with claimed(folder, EXPORTED):
+        return _export(run, folder, release, which, spectra, progress, device)
+
+
+def _export(
+    run: Path,
+    folder: Path,
+    release: Release,
+    which: Which,
+    spectra: int = SPECTRA,
+    progress: Progress = lambda what, done, total: None,
+    device: torch.device | str = "cpu",
+) -> Path:
     split = release.manifest.split_fractions, release.manifest.split_salt
     saved = read_run(run)
     if saved.split != split:
@@ -75,8 +100,7 @@ def export_run(
             files[REFERENCE], found = save(tensors), replace(found, anomaly=anomaly)
         tests = [(held, part) for kind in KINDS if (part := trial(kind, "test", reconstruct=False)) is not None]
     found = replace(found, sha256={key: hashlib.sha256(content).hexdigest() for key, content in files.items()})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with publish_folder(folder) as aside:
+    with publish_folder(folder, lambda: check(folder, EXPORTED)) as aside:
         for key, content in files.items():
             (aside / key).write_bytes(content)
         (aside / CONFIG).write_text(to_json(found), encoding="utf-8")
@@ -94,14 +118,13 @@ def exported_run(
 ) -> Exported:
     """The export of a run, RUN/export, made where it is missing or of another checkpoint.
 
-    release: None takes what is there. Raises ExportError where another process is making it.
+    release: None takes what is there. Raises OutputError where another process is making it.
     """
     folder, checkpoint = run / EXPORT, find_checkpoint(run, which)
-    with exclusive(run / ".export.lock") as free:
-        if not free:
-            raise ExportError(f"another process is exporting {run}. Wait until it has ended.")
-        if not _is_of(folder, checkpoint) and release is not None:
-            export_run(run, folder, release, which, progress=progress, device=device)
+    if release is not None:
+        with claimed(folder, EXPORTED):
+            if not _is_of(folder, checkpoint):
+                _export(run, folder, release, which, progress=progress, device=device)
     return load(folder, device)
 
 

@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from harps_dist.evaluation.figures import BLACK, GREY, WAVELENGTH, ZOOM_NAMES, ZOOMS, styled_figure
+from harps_dist.ownership import OutputKind
 
 COLOURS = "cividis"  # of values in order; survives colour blindness
 
 
-def simulated_figure(path: Path, wave_aa: np.ndarray, flux: np.ndarray, title: str) -> None:
-    """A spectrum, and windows of it seen close up. wave_aa, flux: (pixel,); flux over median, NaN where invalid."""
+def simulated_figure(
+    path: Path, wave_aa: np.ndarray, flux: np.ndarray, title: str, kind: OutputKind | None = None
+) -> None:
+    """A spectrum, and windows of it seen close up. wave_aa, flux: (pixel,); flux over median, NaN where invalid. kind:
+    as for `styled_figure`."""
     zooms = _zooms(wave_aa)
     rows = 2 if zooms else 1
-    with styled_figure(path, 10.0, 3.0 * rows) as figure:
+    with styled_figure(path, 10.0, 3.0 * rows, kind) as figure:
         grid = figure.add_gridspec(rows, max(1, len(zooms)))
         top = figure.add_subplot(grid[0, :])
         top.plot(wave_aa, flux, color=BLACK, linewidth=0.5)
@@ -37,11 +41,13 @@ def traversal_figure(
     expected: np.ndarray | None,
     axis_label: str,
     title: str,
+    kind: OutputKind | None = None,
 ) -> None:
     """What one node does: spectra coloured by its value, their difference from the base, and windows close up.
 
     base: (pixel,) decoded before; values: (m,) of the node; flux: (m, pixel) decoded with them. expected: (m, pixel)
-    what they should be, where that is known, dotted in the windows. axis_label: of the colour bar.
+    what they should be, where that is known, dotted in the windows. axis_label: of the colour bar. kind: as for
+    `styled_figure`.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -49,7 +55,7 @@ def traversal_figure(
 
     zooms = _zooms(wave_aa) or [(wave_aa[0], wave_aa[-1])]
     scale = ScalarMappable(Normalize(values.min(), values.max()), colormaps[COLOURS])
-    with styled_figure(path, 10.0, 8.0) as figure:
+    with styled_figure(path, 10.0, 8.0, kind) as figure:
         grid = figure.add_gridspec(3, len(zooms))
         top = figure.add_subplot(grid[0, :])
         beneath = figure.add_subplot(grid[1, :], sharex=top)

@@ -14,18 +14,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from harps_dist import __version__
 from harps_dist.errors import ConfigError, Interrupted
-from harps_dist.files import atomic_write, exclusive
+from harps_dist.files import ASIDE, atomic_write, remove
 from harps_dist.inference.simulated import Request
 from harps_dist.inference.simulator import BATCH, RvBy, Simulator
-from harps_dist.inference.sinks import IDENTITY, FitsFolder, FitsImage, ParquetRows, Sink, ZarrGroup, rows_within
+from harps_dist.inference.sinks import (
+    IDENTITY,
+    FitsFolder,
+    FitsImage,
+    ParquetRows,
+    Sink,
+    ZarrGroup,
+    parts_path,
+    rows_within,
+)
 from harps_dist.inference.spectrum_files import ascii_text
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.training.distributed import World
 
@@ -33,6 +42,25 @@ BLOCK_BYTES = 64 * 2**20  # of flux; what is held at a time is a few times that
 MOST_ROWS = 1024  # of a block
 
 SINKS: dict[str, type[Sink]] = {".zarr": ZarrGroup, ".parquet": ParquetRows, ".fits": FitsImage, "": FitsFolder}
+
+
+PARTS = OutputKind(
+    "folder of simulated blocks", "-o", lambda parts: "request_sha256" in FitsFolder.read_identity(parts), "home"
+)
+
+
+def outputs_of(out: Path) -> list[tuple[Path, OutputKind]]:
+    """All that is written for a simulation."""
+    return [(out, SINKS[out.suffix.lower()].kind()), *([(parts_path(out), PARTS)] if out.suffix else [])]
+
+
+def check_simulation(out: Path) -> None:
+    """Raises ConfigError or OutputError where no simulation can be written there."""
+    if out.suffix.lower() not in SINKS:
+        names = ", ".join(filter(None, SINKS))
+        raise ConfigError(f"expected a name that ends in {names}, or the name of a folder, got {out.name!r}.")
+    for output in outputs_of(out):
+        check(*output)
 
 
 def simulate_many(
@@ -48,19 +76,17 @@ def simulate_many(
     """Write the spectra of a request; returns False where they were all there already.
 
     Ranks share the blocks. Killed and started again with the same request, it goes on with the blocks that are missing.
-    Raises ConfigError where `out` or what lies unfinished beside it is another simulation, or another process is at it;
-    Interrupted on all ranks where one was asked to stop.
+    Raises ConfigError where `out` or what lies unfinished beside it is another simulation; OutputError where it is
+    none, or another process is at it; Interrupted on all ranks where one was asked to stop.
     """
-    if out.suffix.lower() not in SINKS:
-        names = ", ".join(filter(None, SINKS))
-        raise ConfigError(f"expected a name that ends in {names}, or the name of a folder, got {out.name!r}.")
+    check_simulation(out)
     if not len(request):
         raise ConfigError("there is nothing to simulate: the request has no rows.")
     rows = min(MOST_ROWS, rows_within(block_bytes, simulator.grid))
     identity = identity_of(simulator, request, rv_by, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
     sink = SINKS[out.suffix.lower()](out, simulator, request, identity, rows)
-    with _alone(out, world):
+    (first, *beside) = outputs_of(out)
+    with world.claiming(lambda: claimed(*first, *beside)):
         missing = world.of_main(lambda: _prepare(sink, identity))
         if missing is None:
             return False
@@ -78,19 +104,6 @@ def simulate_many(
         if world.is_main:
             sink.finish()
     return True
-
-
-@contextmanager
-def _alone(out: Path, world: World) -> Iterator[None]:
-    """Keep other processes from writing the same; raises ConfigError on all ranks where one is at it."""
-    with ExitStack() as stack:
-        lock = out.with_name(f".{out.name}.lock")
-        free = stack.enter_context(exclusive(lock)) if world.is_main else True
-        if not world.gather(free)[0]:
-            raise ConfigError(f"another process is writing {out}. Wait until it has ended, or choose another name.")
-        yield
-        if world.is_main:  # the result is there, so that nobody else begins
-            lock.unlink(missing_ok=True)
 
 
 def lost_in_fits(request: Request, out: Path) -> tuple[str, ...]:
@@ -139,13 +152,12 @@ def _prepare(sink: Sink, identity: dict[str, Any]) -> list[int] | None:
     if note.exists():
         _same(_read_identity(note), identity, sink.parts)
     else:
-        if sink.parts.exists() and any(not path.name.startswith(".") for path in sink.parts.iterdir()):
-            raise ConfigError(f"{sink.parts} is there and holds something else. Choose another name for the result.")
         sink.parts.mkdir(exist_ok=True)
         with atomic_write(note) as aside:
             aside.write_text(json.dumps(sealed(identity), indent=1, ensure_ascii=False), encoding="utf-8")
     for left in sink.parts.rglob(".*.tmp"):  # of a process that was killed while it wrote
-        left.unlink()
+        if ASIDE.fullmatch(left.name):
+            remove(left)
     sink.begin()
     return [block for block in range(sink.blocks) if not sink.has(block)]
 

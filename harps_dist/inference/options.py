@@ -101,12 +101,29 @@ def carry_out(
         raise ConfigError("--labels simulates a table and --traverse varies one node; give one of them.")
     if options.spectrum and not options.traverse:
         raise ConfigError("--spectrum gives the nodes that --traverse holds; say which node is to vary.")
+    world.of_main(lambda: _check_out(options))
     simulator = Simulator.load(options.model, options.checkpoint, world.device)
     if options.labels:
         _simulate_table(options, options.labels, simulator, world, console, progress)
     elif world.is_main:
         work = _traverse if options.traverse else _simulate_one
         console.print(f"{work(options, simulator, console)}", soft_wrap=True)
+
+
+def out_of(options: Options) -> Path:
+    """What is written."""
+    if options.labels:
+        return options.out or Path("simulated.zarr")
+    return options.out or Path(f"traverse-{options.traverse}.png" if options.traverse else "simulated.fits")
+
+
+def _check_out(options: Options) -> None:
+    from harps_dist.inference.many import check_simulation
+    from harps_dist.inference.spectrum_files import check_spectrum
+    from harps_dist.inference.traverse import check_traversal
+
+    check = check_simulation if options.labels else check_traversal if options.traverse else check_spectrum
+    check(out_of(options))
 
 
 def _request(options: Options, simulator: Simulator, console: Console) -> Request:
@@ -120,7 +137,7 @@ def _request(options: Options, simulator: Simulator, console: Console) -> Reques
 def _simulate_one(options: Options, simulator: Simulator, console: Console) -> Path:
     from harps_dist.inference.spectrum_files import write_spectrum
 
-    out = options.out or Path("simulated.fits")
+    out = out_of(options)
     simulated = simulator.draw(_request(options, simulator, console), options.rv_by)
     write_spectrum(out, simulated)
     return out
@@ -141,7 +158,7 @@ def _traverse(options: Options, simulator: Simulator, console: Console) -> str:
         request = _request(options, simulator, console)
         of = options.name or "the labels given" if options.given else "the mean labels"
         found = traverse(simulator, options.traverse, request, of, options.points, options.span)
-    out = options.out or Path(f"traverse-{options.traverse}.png")
+    out = out_of(options)
     table = found.write(out)
     return f"{found.headline}\n{out}, {table}"
 
@@ -152,7 +169,7 @@ def _simulate_table(
     from harps_dist.inference.label_table import read_request
     from harps_dist.inference.many import lost_in_fits, simulate_many
 
-    out = options.out or Path("simulated.zarr")
+    out = out_of(options)
     request = read_request(
         labels, simulator, options.given, options.unknown, options.snr, options.seed, options.extrapolate
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -21,11 +22,21 @@ import numpy as np
 from harps_dist.data.batches import in_batches
 from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.evaluation.evaluations import read_columns
-from harps_dist.files import atomic_write, exclusive
+from harps_dist.files import atomic_write, remove
 from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.model import BATCH, CONFIG, Exported, load
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, read_items
-from harps_dist.inference.table import Columns, check_ending, columns_of, fields_of, write_table
+from harps_dist.inference.table import (
+    NOTES,
+    PREDICTIONS,
+    Columns,
+    check_ending,
+    columns_of,
+    fields_of,
+    notes_path,
+    write_table,
+)
+from harps_dist.ownership import OutputKind, check, claimed, first_line
 from harps_dist.sealed import is_whole, sealed_write
 from harps_dist.training.distributed import World
 from harps_dist.training.run import RECIPE, Which
@@ -37,6 +48,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 BLOCK = 64  # rows that are kept together
 PARTS_FORMAT = 2
+_KEY = re.compile(r"[0-9a-f]{16}|\.lock")  # names in a folder of parts
+_FAILED = ("file", "reason", "detail")
+PARTS = OutputKind("folder of predicted parts", "-o", lambda parts: all(map(_KEY.fullmatch, os.listdir(parts))), "home")
+FAILED = OutputKind("list of what could not be predicted", "-o", lambda path: first_line(path) == ",".join(_FAILED))
 
 
 @dataclass
@@ -56,6 +71,24 @@ class PredictReport:
 def failed_path(table: Path) -> Path:
     """The list of what has no row: one line a file, with its reason."""
     return table.with_name(f"{table.name}.failed.csv")
+
+
+def parts_path(table: Path) -> Path:
+    """Where what is predicted is kept until it is all there, and after, for spectra that are yet to come."""
+    return table.with_name(f"{table.name}.parts")
+
+
+def outputs_of(table: Path) -> list[tuple[Path, OutputKind]]:
+    """All that is written for a table."""
+    beside = [(notes_path(table), NOTES)] if table.suffix.lower() == ".csv" else []
+    return [(table, PREDICTIONS), *beside, (failed_path(table), FAILED), (parts_path(table), PARTS)]
+
+
+def check_table(table: Path) -> None:
+    """Raises ConfigError or OutputError where no table can be written there: to be called before any work."""
+    check_ending(table)
+    for output in outputs_of(table):
+        check(*output)
 
 
 def open_model(
@@ -96,14 +129,15 @@ def predict_files(
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
     work; the main one writes the table. What cannot be predicted is listed in TABLE.failed.csv.
-    Raises ConfigError for inputs that are not there or a table that another process writes; Interrupted, on all ranks,
-    where one was asked to stop.
+    Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
+    another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
     table, world = Path(table), world or World(0, 1, exported.device)
     check_ending(table)
     exported.check_reads()
-    parts = table.with_name(f"{table.name}.parts") / parts_key(exported)
-    with _alone(table, world):
+    parts = parts_path(table) / parts_key(exported)
+    first, *beside = outputs_of(table)
+    with world.claiming(lambda: claimed(*first, *beside)):
         items, refused, todo = world.of_main(lambda: _plan(inputs, parts))
         report = PredictReport(table, already=len(items) - sum(map(len, todo)))
         progress("predict", report.already, len(items))
@@ -134,30 +168,13 @@ def parts_key(exported: Exported) -> str:
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _alone(table: Path, world: World) -> Iterator[None]:
-    """Keep other jobs from the same table; raises ConfigError on all ranks where one is at it."""
-    folder = table.with_name(f"{table.name}.parts")
-    if world.is_main:
-        if not table.parent.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        with exclusive(folder / ".lock") as free:
-            world.gather(free)
-            if not free:
-                raise ConfigError(f"another process is writing {table}. Wait until it has ended.")
-            yield
-    else:
-        if not world.gather(True)[0]:
-            raise ConfigError(f"another process is writing {table}. Wait until it has ended.")
-        yield
-
-
 def _plan(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[Refusal], list[list[Item]]]:
     """All spectra, what is refused at sight, and blocks of those that no part holds.
 
     Blocks are cut from all spectra, so that those that are left after a kill are the ones that would have come.
     """
+    for left in parts.glob(".*.tmp"):  # of processes that were killed
+        remove(left)
     items, refused = find_items(inputs)
     known = set(_read_parts(parts, ["identity"]).get("identity", ()))
     blocks = [
@@ -218,6 +235,9 @@ def _finish(
             kept["latent"] = np.stack(list(kept["latent"]))
         fields = [name for name in fields_of(exported) if latents or name != "latent"]
         write_table(table, {name: kept[name] for name in fields}, exported)
+        for left in parts.parent.iterdir():  # of other models, whose table this was
+            if left != parts:
+                remove(left)
     write_failed(failed_path(table), [*failed, *duplicates])
     return duplicates
 
@@ -229,5 +249,5 @@ def write_failed(path: Path, failed: Sequence[Refusal]) -> None:
         return
     with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "reason", "detail"])
+        writer.writerow(_FAILED)
         writer.writerows(sorted((refusal.source, refusal.reason.value, refusal.detail) for refusal in failed))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 
 from harps_dist.errors import ConfigError
-from harps_dist.files import atomic_write
 from harps_dist.inference.model import Exported
 from harps_dist.inference.sources import Observed, find_items, read_items
+from harps_dist.ownership import json_file, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,9 +81,11 @@ def _least(work: Callable[[], object], repeats: int) -> tuple[float, list]:
     return min(seconds), found
 
 
-def write_speed(speed: PredictSpeed, path: Path) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(asdict(speed) | {"files_per_s": speed.files_per_s}, indent=1) + "\n")
+SPEED = json_file("speed of predictions", "--json", {"files_per_s", *(field.name for field in fields(PredictSpeed))})
+
+
+def write_speed(speed: PredictSpeed, path: Path | None) -> None:
+    write_json(path, SPEED, asdict(speed) | {"files_per_s": speed.files_per_s})
 
 
 def speed_table(speed: PredictSpeed) -> Table:

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Request, Simulated
 from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectrum_files import ascii_text, write_fits
+from harps_dist.ownership import OutputKind, check
 from harps_dist.sealed import find_sealed, sealed_write, unsealed
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import LABEL
@@ -31,15 +32,23 @@ CHUNK_BYTES = 2**20  # what is read for one spectrum, at least
 THREADS = 4  # flushing a file to disk takes as long as making its content
 
 
+def parts_path(out: Path) -> Path:
+    """Where blocks are kept until they are put together."""
+    return out.with_name(f"{out.name}.parts")
+
+
 class Sink:
     """Where the spectra of a request go.
 
-    out: the result. parts: folder of the blocks that are done, until they all are. rows: of a block.
+    out: the result. parts: folder of the blocks that are done, until they all are. rows: of a block. form: of the
+    result, see `ownership.OutputKind`.
     """
+
+    form: Literal["file", "folder", "home"] = "file"
 
     def __init__(self, out: Path, simulator: Simulator, request: Request, identity: dict[str, Any], rows: int):
         self.out, self.simulator, self.request, self.identity, self._rows = out, simulator, request, identity, rows
-        self.parts = out.with_name(f"{out.name}.parts")
+        self.parts = parts_path(out)
         self.blocks = -(-len(request) // rows)
 
     def rows(self, block: int) -> slice:
@@ -50,14 +59,17 @@ class Sink:
         rows = self.rows(block)
         return rows.stop - rows.start
 
+    @classmethod
+    def kind(cls) -> OutputKind:
+        """What the result is."""
+        return OutputKind(
+            "simulation", "-o", lambda out: "request_sha256" in cls.read_identity(out), cls.form, apart=True
+        )
+
     def identity_of_result(self) -> dict[str, Any] | None:
-        """What the result says of itself: None where there is none, nothing where it is none of ours."""
-        if not self.out.exists():
-            return None
-        try:
-            return self._read_identity()
-        except Exception:  # astropy, pyarrow and zarr raise nearly anything on files of others
-            return {}
+        """What the result says of itself, None where there is none yet."""
+        there = self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir()))
+        return self.read_identity(self.out) if there else None
 
     def begin(self) -> None:
         """Make what blocks are written into; again, where it was killed meanwhile."""
@@ -84,12 +96,16 @@ class Sink:
             raise ConfigError(f"block {block} in {self.parts} was damaged meanwhile. Give the same command again.")
         return found
 
-    def _read_identity(self) -> dict[str, Any]:
-        raise NotImplementedError(f"{type(self).__name__} has no identity; give it one.")
+    @classmethod
+    def read_identity(cls, out: Path) -> dict[str, Any]:
+        """What a result says of itself; raises nearly anything where it is none."""
+        raise NotImplementedError(f"{cls.__name__} has no identity; give it one.")
 
 
 class ZarrGroup(Sink):
     """A Zarr v3 group: flux in chunks of a megabyte, a shard a block."""
+
+    form = "folder"
 
     @property
     def _group(self) -> Path:
@@ -147,16 +163,18 @@ class ZarrGroup(Sink):
         return self._file(block).exists()  # its shard has a checksum
 
     def finish(self) -> None:
+        check(self.out, self.kind())
         os.replace(self._group, self.out)
         shutil.rmtree(self.parts)
 
     def _file(self, block: int) -> Path:
         return self.parts / "done" / f"{block:06d}"
 
-    def _read_identity(self) -> dict[str, Any]:
+    @classmethod
+    def read_identity(cls, out: Path) -> dict[str, Any]:
         import zarr
 
-        found = zarr.open_group(self.out, mode="r").attrs["harps_dist"]
+        found = zarr.open_group(out, mode="r").attrs["harps_dist"]
         assert isinstance(found, dict)
         return found
 
@@ -190,10 +208,11 @@ class ParquetRows(Sink):
     def _file(self, block: int) -> Path:
         return self.parts / f"{block:06d}.parquet"
 
-    def _read_identity(self) -> dict[str, Any]:
+    @classmethod
+    def read_identity(cls, out: Path) -> dict[str, Any]:
         import pyarrow.parquet as pq
 
-        return json.loads(pq.read_schema(self.out).metadata[b"harps_dist"])
+        return json.loads(pq.read_schema(out).metadata[b"harps_dist"])
 
 
 class FitsImage(Sink):
@@ -228,14 +247,17 @@ class FitsImage(Sink):
     def _file(self, block: int) -> Path:
         return self.parts / f"{block:06d}.npy"
 
-    def _read_identity(self) -> dict[str, Any]:
+    @classmethod
+    def read_identity(cls, out: Path) -> dict[str, Any]:
         from astropy.io import fits
 
-        return json.loads(fits.getheader(self.out)["SIMULATN"])
+        return json.loads(fits.getheader(out)["SIMULATN"])
 
 
 class FitsFolder(Sink):
     """A folder of ESO Phase 3 files, 000000.fits and so on, and a table that says what each is."""
+
+    form = "home"
 
     def __init__(self, out: Path, simulator: Simulator, request: Request, identity: dict[str, Any], rows: int):
         super().__init__(out, simulator, request, identity, rows)
@@ -265,8 +287,9 @@ class FitsFolder(Sink):
     def name(row: int) -> str:
         return f"{row:06d}.fits"
 
-    def _read_identity(self) -> dict[str, Any]:
-        return unsealed(json.loads((self.out / IDENTITY).read_text(encoding="utf-8")), required=False)
+    @classmethod
+    def read_identity(cls, out: Path) -> dict[str, Any]:
+        return unsealed(json.loads((out / IDENTITY).read_text(encoding="utf-8")), required=False)
 
     def identity_of_result(self) -> dict[str, Any] | None:
         return super().identity_of_result() if (self.out / LABELS).exists() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from pathlib import Path
@@ -13,6 +14,17 @@ from harps_dist import __version__
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Simulated
+from harps_dist.ownership import (
+    KEY,
+    OutputKind,
+    check,
+    claimed,
+    ecsv_meta,
+    first_line,
+    json_file,
+    parquet_meta,
+    png_file,
+)
 from harps_dist.spectra.labels import LABEL
 
 if TYPE_CHECKING:
@@ -23,14 +35,60 @@ CONAD = 1.42  # electrons per ADU
 UNNOISY_MEDIAN_ADU = 10_000.0  # of a spectrum without noise; with noise it is what the S/N takes
 
 
+_SIMULATED = "drawn by a neural network"
+_HEADERS = ("wave_aa,flux", "wave_aa,flux,sigma")  # of CSV
+NOTES = json_file("description of a simulated spectrum", "-o", parents=True)
+FIGURE = png_file("figure of a simulated spectrum", "-o")
+
+
+def _is_spectrum(path: Path) -> bool:
+    ending = path.suffix.lower()
+    if ending == ".png":
+        return FIGURE.ours(path)
+    if ending == ".csv":
+        return first_line(path) in _HEADERS and NOTES.ours(_notes_path(path))
+    if ending == ".fits":
+        from astropy.io import fits
+
+        header = fits.getheader(path)
+        return header["ORIGIN"] == "SIMULATED" and "SIM MODEL ID" in header
+    meta = ecsv_meta(path) if ending == ".ecsv" else json.loads(parquet_meta(path)[KEY])
+    return meta["simulated"].startswith(_SIMULATED) and "model_id" in meta
+
+
+SPECTRUM = OutputKind("simulated spectrum", "-o", _is_spectrum)
+
+
+def outputs_of(path: Path) -> list[tuple[Path, OutputKind]]:
+    """All that is written for a spectrum."""
+    return [(path, SPECTRUM), *([(_notes_path(path), NOTES)] if path.suffix.lower() == ".csv" else [])]
+
+
+def check_spectrum(path: Path) -> None:
+    """Raises ConfigError or OutputError where no spectrum can be written there."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"expected a name that ends in one of {', '.join(ENDINGS)}, got {path.name!r}.")
+    for output in outputs_of(path):
+        check(*output)
+
+
+def _notes_path(path: Path) -> Path:
+    """What a CSV has no room for."""
+    return path.with_name(f"{path.name}.json")
+
+
 def write_spectrum(path: Path, simulated: Simulated, row: int = 0) -> None:
-    """Write one spectrum in the form that the name's ending says, one of ENDINGS; raises ConfigError for another."""
+    """Write one spectrum in the form that the name's ending says, one of ENDINGS.
+
+    CSV has no room for what it is: that goes into a file beside it that ends in .csv.json. Raises ConfigError for
+    another ending, OutputError where something else is there, or another process writes it.
+    """
+    check_spectrum(path)
     writers = {".fits": write_fits, ".png": _write_figure, ".csv": _write_csv, ".ecsv": _write_ecsv}
     writers[".parquet"] = _write_parquet
-    if path.suffix.lower() not in writers:
-        raise ConfigError(f"expected a name that ends in one of {', '.join(ENDINGS)}, got {path.name!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix.lower()](path, simulated, row)
+    first, *beside = outputs_of(path)
+    with claimed(*first, *beside):
+        writers[path.suffix.lower()](path, simulated, row)
 
 
 def write_fits(path: Path, simulated: Simulated, row: int = 0) -> None:
@@ -128,14 +186,18 @@ def _table(simulated: Simulated, row: int) -> Table:
         "medium": "air",
         "frame": "barycentric",
         "flux": "in medians of the flux",
-        "simulated": f"drawn by a neural network, harps_dist {__version__}; not an observation",
+        "simulated": f"{_SIMULATED}, harps_dist {__version__}; not an observation",
     }
     return table
 
 
 def _write_csv(path: Path, simulated: Simulated, row: int) -> None:
+    table = _table(simulated, row)
+    with atomic_write(_notes_path(path)) as aside:
+        notes = {KEY: NOTES.name, **table.meta}
+        aside.write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with atomic_write(path) as aside:
-        _table(simulated, row).write(aside, format="ascii.csv")
+        table.write(aside, format="ascii.csv")
 
 
 def _write_ecsv(path: Path, simulated: Simulated, row: int) -> None:
@@ -144,8 +206,6 @@ def _write_ecsv(path: Path, simulated: Simulated, row: int) -> None:
 
 
 def _write_parquet(path: Path, simulated: Simulated, row: int) -> None:
-    import json
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -163,4 +223,4 @@ def _write_figure(path: Path, simulated: Simulated, row: int) -> None:
     labels = ", ".join(f"{name} {facts[name]:.4g} {LABEL[name].unit}".rstrip() for name in simulated.label_names)
     noise = f"S/N {facts['snr']:.0f}" if np.isfinite(facts["snr"]) else "without noise"
     title = f"{facts['object'] or 'simulated'} by {facts['model']}: {labels}; {noise}"
-    simulated_figure(path, simulated.wave_aa, simulated.flux[row], title)
+    simulated_figure(path, simulated.wave_aa, simulated.flux[row], title, FIGURE)

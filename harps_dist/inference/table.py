@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
+from harps_dist.ownership import KEY, OutputKind, check, ecsv_meta, first_line, parquet_meta
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken
 
 if TYPE_CHECKING:
@@ -28,6 +30,37 @@ FLAGS = {
     "anomalous": "anomaly score above 1",
 }
 Columns = dict[str, np.ndarray]
+
+
+_LABEL = r"(\w+),\1_sigma(,\1_lo\d+,\1_hi\d+)*"
+_REST = (
+    *("snr_measured", "flags", *(f"flag_{name}" for name in FLAGS), "fill", "anomaly", "distance"),
+    *("chi2_worst", "chi2_excess", "chi2_order", "model_id"),
+)
+
+
+def _is_table(path: Path) -> bool:
+    """By its metadata, or the names of all its columns."""
+    ending = path.suffix.lower()
+    if ending == ".csv":
+        line = ",".join((*OBSERVED, rf"({_LABEL},)*{_REST[0]}", *_REST[1:])) + r"(,latent_\d+)*"
+        return re.fullmatch(line, first_line(path)) is not None
+    if ending == ".fits":
+        from astropy.io import fits
+
+        meta = {name.lower() for name in fits.getheader(path, 1)}
+    else:
+        meta = set(ecsv_meta(path) if ending == ".ecsv" else parquet_meta(path))
+    return {"model_id", "export", "release", KEY} <= meta
+
+
+def _is_notes(path: Path) -> bool:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content.keys() == {"metadata", "columns"} and {"model_id", "export", KEY} <= content["metadata"].keys()
+
+
+PREDICTIONS = OutputKind("table of predictions", "-o", _is_table)
+NOTES = OutputKind("description of a table of predictions", "-o", _is_notes)
 
 
 class Field(NamedTuple):
@@ -178,18 +211,25 @@ def check_ending(path: Path) -> None:
         raise ConfigError(f"the ending of {path.name} says no format; end it in one of {', '.join(ENDINGS)}.")
 
 
+def notes_path(table: Path) -> Path:
+    """What a CSV has no room for."""
+    return table.with_name(f"{table.name}.json")
+
+
 def write_table(path: Path, columns: Columns, exported: Exported) -> None:
     """Write the table in the format of its ending, whole or not at all.
 
     CSV has no room for units: they and the metadata go into a file beside it that ends in .csv.json, and vectors become
-    a column an element. FITS has no letters beyond ASCII: they are written as backslash escapes.
+    a column an element. FITS has no letters beyond ASCII: they are written as backslash escapes. Raises OutputError
+    where something else is there.
     """
+    check(path, PREDICTIONS)
     ending, metadata = path.suffix.lower(), metadata_of(exported)
     fields = {name: field for name, field in fields_of(exported).items() if name in columns}
     if ending == ".csv":
         columns, fields = _flat(columns, fields)
         notes = {"metadata": metadata, "columns": {name: field._asdict() for name, field in fields.items()}}
-        with atomic_write(path.with_name(f"{path.name}.json")) as aside:
+        with atomic_write(notes_path(path)) as aside:
             aside.write_text(json.dumps(notes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     elif ending == ".fits":
         columns = {name: _ascii(values) if values.dtype == object else values for name, values in columns.items()}

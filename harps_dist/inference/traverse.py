@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,15 @@ from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
 from harps_dist.inference.simulated import Request, relative_velocity
 from harps_dist.inference.simulator import Simulator
+from harps_dist.ownership import OutputKind, check, claimed, first_line, png_file
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.quantities import expected as possible
 from harps_dist.spectra.quantities import in_range
 
 MAX_POINTS = 1000
+FIGURE = png_file("figure of a traversal", "-o")
+_COLUMNS = re.compile(r"wave_aa,base (\w+)=[^,=]+(,(expected )?\1=[^,=]+)+")
+TABLE = OutputKind("table of a traversal", "-o", lambda path: _COLUMNS.fullmatch(first_line(path)) is not None)
 UNKNOWN_SPAN = (-2.0, 2.0)  # of an unknown factor: what 95 % of a standard normal prior holds
 
 
@@ -51,20 +56,20 @@ class Traversal:
         return f"{text}, due {due:.2g} (dotted: shifted exactly), mean |decoded − due| up to {missed:.2g}"
 
     def write(self, figure: Path) -> Path:
-        """Write the figure and, beside it, the spectra as CSV; returns the latter's path."""
+        """Write the figure and, beside it, the spectra as CSV; returns the latter's path. Raises as `check_traversal`,
+        and where another process writes them."""
         from harps_dist.inference.figures import traversal_figure
 
-        if figure.suffix.lower() != ".png":
-            raise ConfigError(
-                f"expected a figure's name that ends in .png, got {figure.name!r}. A CSV is written beside."
-            )
-        figure.parent.mkdir(parents=True, exist_ok=True)
+        check_traversal(figure)
         unit = LABEL[self.node].unit if self.node in LABEL else "standard deviations"
-        axis, table = f"{self.node} [{unit}]" if unit else self.node, figure.with_suffix(".csv")
-        with atomic_write(table) as aside, aside.open("w", encoding="utf-8") as file:
-            file.write(",".join(self.columns()) + "\n")
-            np.savetxt(file, np.stack(list(self.columns().values()), axis=1), fmt="%.7g", delimiter=",")
-        traversal_figure(figure, self.wave_aa, self.base, self.values, self.flux, self.expected, axis, self.headline)
+        axis, (_, (table, _)) = f"{self.node} [{unit}]" if unit else self.node, outputs_of(figure)
+        with claimed(figure, FIGURE, (table, TABLE)):
+            with atomic_write(table) as aside, aside.open("w", encoding="utf-8") as file:
+                file.write(",".join(self.columns()) + "\n")
+                np.savetxt(file, np.stack(list(self.columns().values()), axis=1), fmt="%.7g", delimiter=",")
+            traversal_figure(
+                figure, self.wave_aa, self.base, self.values, self.flux, self.expected, axis, self.headline, FIGURE
+            )
         return table
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -76,6 +81,19 @@ class Traversal:
             assert self.expected is not None
             columns[f"expected {self.node}={value:.6g}"] = self.expected[number]
         return columns
+
+
+def outputs_of(figure: Path) -> list[tuple[Path, OutputKind]]:
+    """All that is written for a traversal."""
+    return [(figure, FIGURE), (figure.with_suffix(".csv"), TABLE)]
+
+
+def check_traversal(figure: Path) -> None:
+    """Raises ConfigError or OutputError where no traversal can be written there."""
+    if figure.suffix.lower() != ".png":
+        raise ConfigError(f"expected a figure's name that ends in .png, got {figure.name!r}. A CSV is written beside.")
+    for output in outputs_of(figure):
+        check(*output)
 
 
 def traverse(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -83,6 +83,13 @@ class World:
         if isinstance(made, HarpsDistError):
             raise made
         return cast(T, made)
+
+    @contextmanager
+    def claiming(self, claim: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Around what all ranks write: the main rank holds the claim; all raise a HarpsDistError that it raised."""
+        with ExitStack() as stack:
+            self.of_main(lambda: stack.enter_context(claim()))
+            yield
 
     def check(self) -> None:
         """Raises Interrupted on all ranks where one was asked to stop. All call it together, between steps."""

@@ -20,10 +20,11 @@ from harps_dist.data.ledger import LedgerFile, read_ledger
 from harps_dist.data.order import Order, OrderState
 from harps_dist.data.reader import Release
 from harps_dist.data.resident import ResidentCodes
-from harps_dist.errors import ConfigError, Interrupted, ResumeError, TrainingError
-from harps_dist.files import exclusive
+from harps_dist.errors import Interrupted, ResumeError, TrainingError
+from harps_dist.files import remove_leftovers
 from harps_dist.models.cost import TRAINING, forward_cost
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.ownership import check, claimed
 from harps_dist.recipes import find_recipe
 from harps_dist.training.checkpoint import (
     Checkpoint,
@@ -34,9 +35,9 @@ from harps_dist.training.checkpoint import (
 )
 from harps_dist.training.distributed import World
 from harps_dist.training.learner import Learner
-from harps_dist.training.log import RunLog
+from harps_dist.training.log import LOG, RunLog
 from harps_dist.training.peaks import measured_peaks
-from harps_dist.training.run import CHECKPOINTS, LEDGER, LOCK, RECIPE, find_checkpoint, read_run, save_recipe
+from harps_dist.training.run import CHECKPOINTS, LEDGER, RECIPE, RUN, find_checkpoint, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
 from harps_dist.training.validation import validate
 
@@ -54,8 +55,10 @@ def train_run(
 
     A parent that was begun there with other settings than its recipe's keeps them.
 
-    start_from: a run to begin with in the parent's place.
+    start_from: a run to begin with in the parent's place. Raises OutputError where the folder is something else than a
+    run, or another process trains into it.
     """
+    world.of_main(lambda: check(run, RUN))
     begun = any((run / CHECKPOINTS).glob("step-*"))
     if recipe.parent and not start_from and not begun:
         start_from = run.parent / recipe.parent
@@ -69,11 +72,10 @@ def train_run(
 
 @contextmanager
 def alone_in(run: Path, world: World) -> Iterator[None]:
-    """Around training: no other process trains into the folder meanwhile. Raises ConfigError where one does."""
-    run.mkdir(parents=True, exist_ok=True)
-    with exclusive(run / LOCK) if world.is_main else nullcontext(True) as free:
-        if not all(world.gather(free)):
-            raise ConfigError(f"another process trains into {run}. Wait for it, or choose another folder with --out.")
+    """Around training: no other process trains into the folder meanwhile. Raises OutputError where one does."""
+    with world.claiming(lambda: claimed(run, RUN)):
+        for name in (RECIPE, LOG, LEDGER) if world.is_main else ():
+            remove_leftovers(run / name)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -18,18 +19,31 @@ from harps_dist.data.manifest import GridSpec, Index, Kind, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
+from harps_dist.ownership import OutputKind
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.labels import NAMES
-from harps_dist.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
+from harps_dist.training.checkpoint import STATE, Checkpoint, best_checkpoint, newest_checkpoint
 
 if TYPE_CHECKING:
     from harps_dist.data.reader import Release
     from harps_dist.models.supervised import SpectrumModel
 
-RECIPE, CHECKPOINTS, LEDGER, LOCK = "recipe.yaml", "checkpoints", "ledger.jsonl", ".lock"
+RECIPE, CHECKPOINTS, LEDGER = "recipe.yaml", "checkpoints", "ledger.jsonl"
 FORMAT, FORMATS = 2, (1, 2)  # of recipe.yaml; the first carries neither its number nor a digest of the whole
 Which = Literal["newest", "best"]
 _PACKAGES = ("torch", "numpy", "zarr", "astropy", "pydantic", "safetensors", "pyarrow", "deepspeed", "harps_dist")
+
+
+def _is_run(folder: Path) -> bool:
+    """A resolved recipe of ours, or checkpoints beside a damaged one."""
+    try:
+        return {"recipe", "release_digest"} <= yaml.safe_load((folder / RECIPE).read_text()).keys()
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        states = [json.loads(path.read_text()) for path in folder.glob(f"{CHECKPOINTS}/step-*/{STATE}")]
+        return bool(states) and all({"step", "format", "sha256"} <= state.keys() for state in states)
+
+
+RUN = OutputKind("run", "--out", _is_run, "home")
 
 
 def initial_model(recipe: Recipe, manifest: Manifest) -> SpectrumModel:

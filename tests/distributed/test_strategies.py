@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from harps_dist.config import Engine
 from harps_dist.data.reader import Release
-from harps_dist.errors import ConfigError, TrainingError
+from harps_dist.errors import ConfigError, OutputError, TrainingError
 from harps_dist.models.build import build_model
 from harps_dist.models.losses import loss_parts, part_names, part_terms
 from harps_dist.recipes import RECIPES, find_recipe
@@ -228,12 +228,12 @@ def test_batches_that_ranks_and_parts_cannot_share_are_refused(tiny_release, tmp
 
 def test_a_folder_is_trained_into_by_one_process_at_a_time(tiny_release, tmp_path):
     from harps_dist.files import exclusive
-    from harps_dist.training.run import LOCK
+    from harps_dist.ownership import LOCK
 
     (tmp_path / "run").mkdir()
     recipe = find_recipe("demo-cnn-mix").changed(model={"width": 0.25}, training={"steps": 1, "batch_size": 4})
     world, release = World(0, 1, torch.device("cpu")), Release(tiny_release)
-    with exclusive(tmp_path / "run" / LOCK), pytest.raises(ConfigError, match="another process trains"):
+    with exclusive(tmp_path / "run" / LOCK), pytest.raises(OutputError, match="another process is writing"):
         train_run(recipe, "x", release, tmp_path / "run", world)
     train_run(recipe, "x", release, tmp_path / "run", world)
     with pytest.raises(Exception, match="holds step-00000001"):

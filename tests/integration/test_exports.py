@@ -16,7 +16,7 @@ from astropy import units
 
 import harps_dist
 from harps_dist.data.reader import Release
-from harps_dist.errors import ConfigError, ExportError
+from harps_dist.errors import ConfigError, ExportError, OutputError
 from harps_dist.evaluation.calibration import LEVELS, conformal_factor
 from harps_dist.evaluation.evaluate import Evaluator
 from harps_dist.inference.export import EXPORT, export_run, exported_run, is_exported
@@ -143,7 +143,7 @@ def test_an_export_is_made_once_and_replaces_nothing_else(tiny_runs, tiny_releas
     assert exported_run(run, release).digest == first.digest
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
-    with pytest.raises(ExportError, match="is there and is no export, so it is not replaced"):
+    with pytest.raises(OutputError, match="is there and is no export, so it is not replaced"):
         export_run(run, tmp_path / "mine", release)
     assert (tmp_path / "mine/thesis.txt").read_text() == "mine"
 

@@ -21,8 +21,9 @@ from preprocessing.catalog import Catalog
 from preprocessing.demo import DemoSize, build_delivery
 from preprocessing.difference import compare_releases
 from preprocessing.growth import grow
-from preprocessing.ingest import ingest_etc, ingest_spectra, quarantine_path
+from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.pack import pack
+from preprocessing.quarantine import quarantine_path
 from preprocessing.verify import verify
 from preprocessing.withdraw import withdraw_spectra
 from tests.commands import TINY as SMALL

@@ -15,15 +15,16 @@ import pytest
 from astropy.io import fits
 
 from harps_dist.data.reader import Release
-from harps_dist.errors import ArchiveError, DiskFullError
+from harps_dist.errors import DiskFullError, OutputError
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
 from preprocessing.archive import DATA, SCHEMAS, Archive
 from preprocessing.catalog import Catalog
-from preprocessing.ingest import ingest_etc, ingest_spectra, quarantine_path
+from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.pack import Settings, pack
+from preprocessing.quarantine import quarantine_path
 from preprocessing.verify import verify
 from tests.commands import command, kill_when, run
 
@@ -138,7 +139,7 @@ def test_readers_see_whole_commits_only(tiny_demo, tmp_path, monkeypatch):
             with pytest.raises(KeyError):
                 writer.append("real", [(columns, np.ones(TINY.length))])
         assert Archive(archive).count("real") == rows
-        with pytest.raises(ArchiveError, match="another process is writing"), Archive.writing(archive, TINY):
+        with pytest.raises(OutputError, match="another process is writing"), Archive.writing(archive, TINY):
             pass
     with Archive.writing(archive, TINY) as writer:
         assert writer.count("real") == rows

@@ -14,7 +14,7 @@ import zarr
 from astropy.io import fits
 from astropy.table import Table
 
-from harps_dist.errors import ConfigError, Interrupted
+from harps_dist.errors import ConfigError, Interrupted, OutputError
 from harps_dist.files import exclusive
 from harps_dist.inference import many, sinks
 from harps_dist.inference.label_table import read_request
@@ -169,13 +169,13 @@ def test_what_is_there_is_never_taken_for_the_result_or_overwritten(form, tmp_pa
     foreign = tmp_path / "foreign" / form
     foreign.mkdir(parents=True)
     (foreign / "mine.txt").write_text("keep me")
-    with pytest.raises(ConfigError, match="Choose another name"):
+    with pytest.raises(OutputError, match="is no simulation"):
         simulate_many(simulator(), some_request(), foreign, WORLD, **BLOCK)
     assert [path.name for path in foreign.iterdir()] == ["mine.txt"]
 
 
 def test_two_at_once_and_wrong_names_are_refused(tmp_path):
-    with exclusive(tmp_path / ".s.zarr.lock"), pytest.raises(ConfigError, match="another process is writing"):
+    with exclusive(tmp_path / ".s.zarr.lock"), pytest.raises(OutputError, match="another process is writing"):
         simulate_many(simulator(), some_request(), tmp_path / "s.zarr", WORLD)
     with pytest.raises(ConfigError, match=r"ends in \.zarr, \.parquet, \.fits"):
         simulate_many(simulator(), some_request(), tmp_path / "s.hdf5", WORLD)

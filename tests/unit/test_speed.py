@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harps_dist.errors import ConfigError
+from harps_dist.errors import ConfigError, OutputError
 from harps_dist.evaluation.benchmark import model_costs
 from harps_dist.evaluation.speed import inference_speeds, read_speeds, speed_table, write_speeds
 from harps_dist.spectra.grid import named_grid
@@ -30,7 +30,7 @@ def test_speeds_are_measured_written_and_read(tmp_path, monkeypatch):
 def test_what_cannot_be_measured_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no recipe"):
         inference_speeds("tiny", ["no-such"])
-    with pytest.raises(ConfigError, match="there is no folder"):
+    with pytest.raises(OutputError, match="there is no folder"):
         write_speeds([], tmp_path / "nowhere/speed.json")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no GPU"):

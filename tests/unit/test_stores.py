@@ -131,12 +131,15 @@ def test_the_cache_stays_in_its_bounds_and_drops_what_was_used_longest_ago(tiny_
 
 def test_what_killed_writers_left_in_the_cache_is_removed(tiny_release, tmp_path):
     with http_server(tiny_release) as server:
-        old, new = (tmp_path / f".real-{name}.block.abcd.tmp" for name in ("0-1", "1-1"))
-        for path in (old, new):
-            path.touch()
-        os.utime(old, (0, 0))
-        Release(server.url, Cache(folder=str(tmp_path))).coded(0)
+        old, new = (tmp_path / f".real-{name}.block.0123abcd.tmp" for name in ("0-1", "1-1"))
+        foreign = [tmp_path / name for name in ("notes.txt", "thesis.block", ".notes.0123abcd.tmp")]
+        for path in (old, new, *foreign):
+            path.write_text("x" * 1000)
+        for path in (old, *foreign):
+            os.utime(path, (0, 0))
+        Release(server.url, Cache(folder=str(tmp_path), gb=1e-7)).coded(0)
         assert not old.exists()
+        assert all(path.exists() for path in foreign)  # of someone else, whose folder was given for the cache
         assert new.exists()  # it may still be written
 
 

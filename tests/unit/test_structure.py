@@ -20,7 +20,7 @@ ROOMS = {  # room: rooms of harps_dist it may import from, besides itself
     "evaluation": {"spectra", "data", "models", "training"},
     "inference": {"spectra", "data", "models", "training", "evaluation"},
 }
-COMMON = {"errors", "files", "frozen", "console", "sealed", "intake", "text"}
+COMMON = {"errors", "files", "frozen", "console", "sealed", "intake", "text", "ownership"}
 PREPROCESSING = {
     "spectra",
     "data.manifest",
