@@ -35,11 +35,11 @@ class SpectrumRecord:
     airmass: float  # mean of start and end
     prog_id: str
     pipeline: str  # DRS version
-    origin: str  # ORIGIN, who made the file: 'ESO', 'TEST' of the DRS, 'SIMULATED' …
-    simulated: str  # what in the header says that no telescope took it, such as 'ORIGIN = SIMULATED'
     radvel_guess_kms: float  # HIERARCH ESO TEL TARG RADVEL, the observer's guess
     wave_aa: np.ndarray  # (n,) float64, air, barycentric, strictly increasing
     flux: np.ndarray  # (n,) float32, any scale; NaN where the file has no value that can be
+    origin: str = ""  # ORIGIN, who made the file: 'ESO', 'TEST' of the DRS, 'SIMULATED' …
+    simulated: str = ""  # what in the header says that no telescope took it, such as 'ORIGIN = SIMULATED'
     out_of_range: tuple[str, ...] = ()  # header values that cannot be, by their names in the archive; they are NaN
     wild: float = 0.0  # share of pixels that are NaN because their value lies beyond all reason
 

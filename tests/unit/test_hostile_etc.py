@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from preprocessing.archive import Archive
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.ingest import ingest_etc
@@ -235,7 +235,7 @@ def test_flipped_bytes_never_raise(data, documents, seds, tmp_path):
 
 def test_bad_runs_are_a_line_each_and_a_second_ingest_says_the_same(tiny_demo, tmp_path):
     """Beside good runs, in both generations, with names that no terminal should see."""
-    runs, archive, grid = tmp_path / "etc", tmp_path / "a.zarr", GRIDS["tiny"]
+    runs, archive, grid = tmp_path / "etc", tmp_path / "a.zarr", named_grid("tiny")
     runs.mkdir()
     good = sorted((tiny_demo / "files/etc").glob("*.json"))
     for path in good:
