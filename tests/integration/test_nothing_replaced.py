@@ -1,0 +1,344 @@
+"""No command replaces, or writes into, what it did not write itself: every output against everything in its way."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harps_dist.console import exit_code_of
+from harps_dist.data.reader import Release
+from harps_dist.files import exclusive
+from harps_dist.recipes import find_recipe
+from harps_dist.training.checkpoint import save_checkpoint
+from harps_dist.training.run import save_recipe
+from harps_dist.training.strategy import Snapshot
+from tests.commands import ROOT
+
+MAIN = "preprocessing.__main__"
+READ = {  # options that name what is only read
+    "preprocessing ingest spectra", "preprocessing ingest catalog", "preprocessing etc json", "preprocessing etc seds",
+    "preprocessing generative design", "preprocessing withdraw listed", "preprocessing pack archive",
+    "preprocessing pack grow", "preprocessing verify path", "preprocessing diff before", "preprocessing diff after",
+    "simulate Options model", "simulate Options labels", "simulate Options spectrum",
+    "chain Chain spectra", "chain Chain archive", "chain Chain parent", "chain Chain registry", "chain Chain model",
+    "chain Chain catalog", "chain Chain gate", "compare Arguments new", "compare Arguments old",
+    "evaluate Arguments run", "export Arguments run", "predict Arguments model", "promote promote run",
+    "promote promote comparison", "promote promote gate", "retrain What run", "train Arguments start_from",
+    "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "promote history registry",
+    "benchmark data scratch",  # in which a folder is made that has no other's name
+}  # fmt: skip
+# option: module, its arguments, what is written, and what else is, where another thing may be in the way
+WRITTEN = {
+    "preprocessing ingest archive": (
+        MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny", "a.zarr", ("a.zarr.quarantine.csv",),
+    ),
+    "preprocessing ingest part": (
+        MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny --part 0/2", "a.zarr", ("a.zarr.parts",),
+    ),
+    "preprocessing merge archive": (MAIN, "merge --archive {out} --parts 1", "a.zarr", ()),
+    "preprocessing etc archive": (
+        MAIN, "etc --json {files}/etc --archive {out} --grid tiny", "a.zarr", ("a.zarr.quarantine.csv",),
+    ),
+    "preprocessing generative archive": (
+        MAIN, "generative --design {files}/generative/design.csv --archive {out} --grid tiny", "a.zarr", (),
+    ),
+    "preprocessing withdraw archive": (MAIN, "withdraw {out} ADP.x", "a.zarr", ()),
+    "preprocessing pack release": (MAIN, "pack --archive {archive} --release {out}", "r", ()),
+    "preprocessing pack release grown": (MAIN, "pack --archive {archive} --release {out} --grow {release}", "r", ()),
+    "preprocessing diff json": (MAIN, "diff {release} {release} --json {out}", "d.json", ()),
+    "preprocessing demo folder": (
+        MAIN, "demo --folder {out} --size.grid tiny", "demo", ("demo/files", "demo/archive.zarr", "demo/release"),
+    ),
+    "preprocessing demo folder delivery": (
+        MAIN, "demo --folder {out} --size.grid tiny --delivery 1", "demo", ("demo/delivery-1",),
+    ),
+    "train Arguments out": ("train", "demo-cnn-mix --out {out} --data.release {release}", "run", ()),
+    "retrain Arguments out": ("retrain", "--from {run} --release {release} --policy scratch --out {out}", "run", ()),
+    "evaluate Arguments out": ("evaluate", "{run} --release {release} --out {out}", "e", ()),
+    "compare Arguments out": ("compare", "{run} --release {release} -o {out}", "c", ()),
+    "promote promote registry": ("promote", "promote {run} --registry {out}", "models", ("models/current",)),
+    "promote rollback registry": ("promote", "rollback --registry {out}", "models", ()),
+    "export Arguments folder": ("export", "{run} {out} --release {release}", "x", ()),
+    "predict Arguments output": (
+        "predict", "{run} {files}/spectra -o {out}", "t.csv", ("t.csv.json", "t.csv.failed.csv", "t.csv.parts"),
+    ),
+    "predict Arguments output fits": ("predict", "{run} {files}/spectra -o {out}", "t.fits", ("t.fits.parts",)),
+    "predict Arguments output ecsv": ("predict", "{run} {files}/spectra -o {out}", "t.ecsv", ()),
+    "predict Arguments output parquet": ("predict", "{run} {files}/spectra -o {out}", "t.parquet", ()),
+    "simulate Options out": ("simulate", "{run} -o {out}", "s.fits", ()),
+    "simulate Options out csv": ("simulate", "{run} -o {out}", "s.csv", ("s.csv.json",)),
+    "simulate Options out ecsv": ("simulate", "{run} -o {out}", "s.ecsv", ()),
+    "simulate Options out parquet": ("simulate", "{run} -o {out}", "s.parquet", ()),
+    "simulate Options out png": ("simulate", "{run} -o {out}", "s.png", ()),
+    "simulate Options out traverse": ("simulate", "{run} --traverse rv -o {out}", "v.png", ("v.csv",)),
+    **{
+        f"simulate Options out many {name}": ("simulate", "{run} --labels {labels} -o {out}", name, beside)
+        for name, beside in {
+            "m.zarr": ("m.zarr.parts",), "m.parquet": ("m.parquet.parts",), "m.fits": ("m.fits.parts",), "m": (),
+        }.items()
+    },
+    "reproduce Arguments runs": (
+        "reproduce", "{out} --scale demo --release {release}", "",
+        ("runs/index.html", "runs/tables.md", "runs/tables.json", "runs/figures"),
+    ),
+    "chain Arguments folder": ("chain", "{out} --spectra {files} --archive {archive} --parent {release}", "c", ()),
+    **{
+        f"benchmark {name} json": ("benchmark", f"{name} {arguments} --json {{out}}", "b.json", ())
+        for name, arguments in {
+            "models": "", "speed": "", "data": "--release {release}", "step": "", "ranks": "", "growth": "",
+            "predict": "{run} {files}",
+        }.items()
+    },
+    "benchmark ridge out": ("benchmark", "ridge {run} --release {release} --out {out}", "e", ()),
+    "benchmark curves out": ("benchmark", "curves {run} --loss label --out {out}", "c.png", ("c.csv",)),
+}  # fmt: skip
+PLACES = [
+    (option, name) for option, (_, _, out, beside) in WRITTEN.items() for name in (*filter(None, (out,)), *beside)
+]
+HINDRANCES = ("folder", "file", "archive", "release", "link to a file", "link to a folder", "link to nothing")
+
+
+def paths_of_commands() -> set[str]:
+    """Every option of a command whose type names a path: "script class-or-function option"."""
+    places = {"preprocessing": "preprocessing/__main__.py", "simulate": "harps_dist/inference/options.py"}
+    places |= {"chain": "harps_dist/evaluation/chain.py"}
+    files = [(name, ROOT / path) for name, path in places.items()]
+    files += [(path.stem, path) for path in sorted((ROOT / "launch").glob("*.py"))]
+    found = set()
+    for script, path in files:
+        inner = {function for node in ast.walk(ast.parse(path.read_text())) for function in _inner(node)}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                named = [(field.target, field.annotation) for field in node.body if isinstance(field, ast.AnnAssign)]
+                options = [(target.id, kind) for target, kind in named if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.FunctionDef) and node.name not in inner and not node.name.startswith("_"):
+                options = [(argument.arg, argument.annotation) for argument in node.args.args]
+            else:
+                continue
+            for option, kind in options:
+                if kind is not None and "Path" in ast.unparse(kind):
+                    found.add(f"{script} {node.name} {option}")
+    return found
+
+
+def _inner(node: ast.AST) -> list[str]:
+    """Functions of a module that are no commands: of the chain and of simulate, which have their options in a class."""
+    if isinstance(node, ast.Module):
+        names = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+        called = {call.id for call in ast.walk(node) if isinstance(call, ast.Name)}
+        return sorted(names - called) if "Chain" in ast.unparse(node) else []
+    return []
+
+
+def run_command(script: str, arguments: str, capsys, monkeypatch) -> tuple[int, str]:
+    """A command in this process: its exit code, and what it said of what went wrong."""
+    module = importlib.import_module(script if script == MAIN else f"launch.{script}")
+    monkeypatch.setattr(sys, "argv", [script, *arguments.split()])
+    capsys.readouterr()
+    code = exit_code_of(module.main)
+    return code, capsys.readouterr().err
+
+
+def everything(folder: Path) -> dict[str, str | bytes | None]:
+    """Every name below a folder with what it holds."""
+    found: dict[str, str | bytes | None] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+    return found
+
+
+def foreign_file(path: Path) -> None:
+    """A table, figure or text of a user, in the form that the name says."""
+    if path.suffix in (".fits", ".ecsv"):
+        from astropy.table import Table
+
+        table = Table({"object": ["HD 1"], "file": ["/data/harps_dist/a.fits"]}, meta={"EXPORT": "harps_dist"})
+        table.write(path, format="fits" if path.suffix == ".fits" else "ascii.ecsv")
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"object": ["harps_dist"]}), path)
+    elif path.suffix == ".png":
+        from matplotlib.figure import Figure
+
+        Figure(figsize=(1, 1)).savefig(path)
+    else:
+        first = {".json": '{"made": "by harps_dist"}', ".csv": "wave_aa,flux"}.get(path.suffix, "harps_dist")
+        path.write_text(f"{first}\n")
+
+
+def foreign_folder(path: Path) -> None:
+    """Files of a user, a model of another library among them."""
+    path.mkdir()
+    (path / "thesis.txt").write_text("harps_dist, a chapter of mine")
+    (path / "config.json").write_text('{"model_type": "bert", "format": 1}')
+    (path / "manifest.json").write_text('{"files": ["thesis.txt"]}')
+    (path / "recipe.yaml").write_text("recipe: pancakes\n")
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_demo, tmp_path_factory) -> dict[str, Path]:
+    """What commands read: the demo, and a run with a log."""
+    folder = tmp_path_factory.mktemp("inputs")
+    run, release = folder / "run", Release(tiny_demo / "release")
+    save_recipe(run, find_recipe("demo-cnn-mix"), release, "demo-cnn-mix")
+    save_checkpoint(run / "checkpoints", Snapshot({"w": torch.zeros(3)}, {}), {"step": 10}, keep=2)
+    (run / "log.jsonl").write_text(json.dumps({"step": 1, "loss_label": 1.0}) + "\n")
+    (folder / "labels.csv").write_text("teff\n5000\n")
+    demo = {name: tiny_demo / path for name, path in (("files", "files"), ("archive", "archive.zarr"))}
+    return demo | {"release": tiny_demo / "release", "run": run, "labels": folder / "labels.csv"}
+
+
+def test_every_option_that_names_a_path_is_known_as_read_or_tried_here():
+    written = {" ".join(option.split()[:3]) for option in WRITTEN}
+    assert paths_of_commands() - READ == written - {"preprocessing ingest part"}
+
+
+@pytest.mark.parametrize("hindrance", HINDRANCES)
+@pytest.mark.parametrize(("option", "name"), PLACES)
+def test_what_is_in_the_way_stays_as_it_is(option, name, hindrance, inputs, tmp_path, capsys, monkeypatch):
+    script, arguments, out, _ = WRITTEN[option]
+    if (hindrance == "archive" and name.endswith(".zarr") and out != "m.zarr") or (
+        hindrance == "release" and name in ("r", "demo/release")
+    ):
+        pytest.skip("that is what the command writes")
+    way, mine = tmp_path / name, tmp_path / "mine"
+    way.parent.mkdir(exist_ok=True)
+    if way.parent.name == "demo":
+        way.parent.rmdir()
+        (tmp_path / "demo/files").mkdir(parents=True)
+        (tmp_path / "demo/files/.harps_dist").write_text('{"harps_dist": "folder of the demo\'s files"}')
+        if name == "demo/files":
+            shutil.rmtree(tmp_path / "demo/files")
+    if way.parent.name == "models":
+        (tmp_path / "models/.harps_dist").write_text('{"harps_dist": "registry of models"}')
+    if hindrance == "folder":
+        foreign_folder(way)
+    elif hindrance == "file":
+        foreign_file(way)
+    elif hindrance in ("archive", "release"):
+        shutil.copytree(inputs[hindrance], way)
+    else:
+        {"link to a file": foreign_file, "link to a folder": foreign_folder}.get(hindrance, lambda path: None)(mine)
+        way.symlink_to(mine)
+    before = everything(tmp_path)
+    place = tmp_path / (out or "runs")
+    code, said = run_command(script, arguments.format(out=place, **inputs), capsys, monkeypatch)
+    assert code == 1, said
+    assert everything(tmp_path) == before
+    assert len(said.strip().splitlines()) == 1, said
+    assert str(way) in said
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "locked"),
+    [
+        (*WRITTEN[option][:2], locked)
+        for option, locked in {
+            "preprocessing ingest archive": ".out.lock", "preprocessing pack release": ".out.lock",
+            "preprocessing pack release grown": ".out.lock", "preprocessing diff json": ".out.lock",
+            "preprocessing demo folder": "out/.lock", "train Arguments out": "out/.lock",
+            "evaluate Arguments out": "out/.lock", "compare Arguments out": "out/.lock",
+            "export Arguments folder": ".out.lock", "reproduce Arguments runs": "out/.index.html.lock",
+            "benchmark ridge out": "out/.lock",
+        }.items()
+    ],
+)  # fmt: skip
+def test_one_process_writes_at_a_time(script, arguments, locked, inputs, tmp_path, capsys, monkeypatch):
+    (tmp_path / locked).parent.mkdir(exist_ok=True)
+    with exclusive(tmp_path / locked):
+        before = everything(tmp_path)
+        code, said = run_command(script, arguments.format(out=tmp_path / "out", **inputs), capsys, monkeypatch)
+        assert code == 1
+        assert "another process is writing" in said
+        assert "Wait until it has ended." in said
+        assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        (MAIN, "ingest --spectra {gone} --archive {out}"),
+        (MAIN, "ingest --spectra {empty} --archive {out}"),
+        (MAIN, "ingest --spectra {files}/spectra --catalog {gone} --archive {out}"),
+        (MAIN, "ingest --spectra {gone} --archive {out} --part 0/2"),
+        (MAIN, "etc --json {gone} --archive {out}"),
+        (MAIN, "etc --json {files}/etc --seds {gone} --archive {out}"),
+        (MAIN, "generative --design {gone} --archive {out}"),
+        (MAIN, "withdraw {archive} --listed {gone}"),
+        (MAIN, "withdraw {archive} --listed {files}/complete/x"),
+        (MAIN, "withdraw {gone} x"),
+        (MAIN, "merge --archive {gone} --parts 2"),
+        (MAIN, "pack --archive {gone} --release {out}"),
+        (MAIN, "pack --archive {archive} --release {out} --grow {gone}"),
+        (MAIN, "pack --archive {archive} --release {files}/catalog.csv/x"),
+        (MAIN, "diff {gone} {gone}"),
+        (MAIN, "verify {gone}"),
+        ("train", "demo-cnn-mix --data.release {gone} --out {out}"),
+        ("train", "demo-cnn-mix --data.release {release} --out {files}/catalog.csv/x"),
+        ("retrain", "--from {gone} --release {release} --out {out}"),
+        ("evaluate", "{gone} --release {release} --out {out}"),
+        ("evaluate", "{run} --release {gone} --out {out}"),
+        ("compare", "{gone} --release {release} -o {out}"),
+        ("export", "{gone} {out} --release {release}"),
+        ("export", "{run} {files}/catalog.csv/x --release {release}"),
+        ("predict", "{gone} {files}/spectra -o {out}.csv"),
+        ("predict", "{run} {files}/spectra -o {files}/catalog.csv/t.csv"),
+        ("simulate", "{gone} -o {out}.fits"),
+        ("simulate", "{run} -o {files}/catalog.csv/s.fits"),
+        ("promote", "promote {run} --gate {gone} --registry {out}"),
+        ("promote", "promote {run} --comparison {gone} --registry {files}/catalog.csv/x"),
+        ("promote", "rollback --registry {out}"),
+        ("chain", "{out} --spectra {gone} --archive {archive} --parent {release}"),
+        ("benchmark", "curves {gone} --out {out}.png"),
+        ("benchmark", "models --json {gone}/b.json"),
+    ],
+)
+def test_what_is_missing_is_said_and_nothing_is_left(script, arguments, inputs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    names = {"gone": tmp_path / "gone", "out": tmp_path / "out", "empty": tmp_path / "empty"}
+    before = everything(tmp_path), everything(inputs["files"])
+    code, said = run_command(script, arguments.format(**names, **inputs), capsys, monkeypatch)
+    assert code == 1, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert (everything(tmp_path), everything(inputs["files"])) == before
+
+
+def test_a_release_that_holds_a_users_file_is_not_replaced(inputs, tmp_path, capsys, monkeypatch):
+    shutil.copytree(inputs["release"], tmp_path / "r")
+    (tmp_path / "r/notes.txt").write_text("of mine")
+    before = everything(tmp_path)
+    arguments = WRITTEN["preprocessing pack release"][1].format(out=tmp_path / "r", **inputs)
+    code, said = run_command(MAIN, f"{arguments} --codec u16", capsys, monkeypatch)
+    assert (code, everything(tmp_path)) == (1, before)
+    assert "holds 'notes.txt' besides a release, so it is not replaced" in said
+    (tmp_path / "r/notes.txt").unlink()
+    assert run_command(MAIN, f"{arguments} --codec u16", capsys, monkeypatch)[0] == 0
+    assert Release(tmp_path / "r").manifest.codec.real == "u16"
+
+
+def test_an_empty_folder_and_a_link_to_ones_own_archive_are_written_into(inputs, tmp_path, capsys, monkeypatch):
+    for name in ("real.zarr", "r"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a.zarr").symlink_to("real.zarr")
+    ingest = WRITTEN["preprocessing ingest archive"][1].format(out=tmp_path / "a.zarr", **inputs)
+    for _ in range(2):
+        assert run_command(MAIN, ingest, capsys, monkeypatch)[0] == 0
+    assert (tmp_path / "a.zarr").is_symlink()
+    pack = f"pack --archive {tmp_path / 'a.zarr'} --release {tmp_path / 'r'}"
+    for _ in range(2):
+        assert run_command(MAIN, pack, capsys, monkeypatch)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "r", "real.zarr"]
+    assert np.isfinite(Release(tmp_path / "r").array(0)).all()
