@@ -10,11 +10,11 @@ import tyro
 from rich.console import Console
 
 from harps_dist.console import console_for, end_with, say
-from harps_dist.data.manifest import MANIFEST, CodecName
+from harps_dist.data.manifest import CodecName
 from harps_dist.errors import ConfigError
 from harps_dist.ownership import check, write_json
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home
+from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home, is_built
 from preprocessing.progress import progress_bars
 
 
@@ -36,10 +36,12 @@ def ingest(
         workers: Processes that read files.
         part: As 3/16: ingest the files of this part alone, into an archive in ARCHIVE.parts, to be merged.
     """
+    from preprocessing.archive import ARCHIVE
     from preprocessing.catalog import Catalog
     from preprocessing.ingest import existing, ingest_spectra
     from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
 
+    check(archive, ARCHIVE)
     share, known = Part.parse(part) if part else None, Catalog.read(catalog) if catalog else None
     if share:
         check(parts_path(archive), PARTS)
@@ -251,7 +253,7 @@ def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int 
             its stars, and spectra of as many new stars.
     """
     folder = folder or demo_home()
-    if delivery is None and (folder / "release" / MANIFEST).exists():
+    if delivery is None and is_built(folder):
         say(f"{folder / 'release'} is there already")
         return 0
     check(folder, DEMO)

@@ -56,6 +56,14 @@ def demo_home() -> Path:
     return Path(os.environ.get(HOME, "demo"))
 
 
+def is_built(folder: Path) -> bool:
+    """Whether the demo's release is there."""
+    from preprocessing.pack import RELEASE
+
+    release = folder / "release"
+    return (release / MANIFEST).exists() and RELEASE.ours(release)
+
+
 def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     """Write, ingest and pack the demo; returns its release. What is there already is not made again.
 
@@ -66,7 +74,7 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
     from preprocessing.pack import RELEASE
 
     release, archive = folder / "release", folder / "archive.zarr"
-    if (release / MANIFEST).exists():
+    if is_built(folder):
         return release
     files = folder / "files"
     for output in ((folder, DEMO), (files, FILES), (archive, ARCHIVE), (release, RELEASE)):

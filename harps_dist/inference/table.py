@@ -32,7 +32,7 @@ FLAGS = {
 Columns = dict[str, np.ndarray]
 
 
-_LABEL = r"(\w+),\1_sigma(,\1_lo\d+,\1_hi\d+)*"
+_LABEL = r"(?P<label>\w+),(?P=label)_sigma(,(?P=label)_lo\d+,(?P=label)_hi\d+)*"
 _REST = (
     *("snr_measured", "flags", *(f"flag_{name}" for name in FLAGS), "fill", "anomaly", "distance"),
     *("chi2_worst", "chi2_excess", "chi2_order", "model_id"),
