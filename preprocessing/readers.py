@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from preprocessing.origin import simulated_by
 from preprocessing.records import Reason, Refusal, SpectrumRecord
 
 SUFFIXES = (".fits", ".fits.gz", ".fit", ".fit.gz")
@@ -31,7 +32,6 @@ C_KMS = 299_792.458
 GAP_AA = (5304.32, 5337.26)
 GAP_VACUUM_SHIFT_AA = 1.48
 
-_SIMULATED = re.compile("simul|synth|mock", re.IGNORECASE)  # in ORIGIN
 _END_CARD = b"END" + b" " * 77
 _S1D_NAME = re.compile(r"(HARPS\.\d{4}-\d\d-\d\dT\d\d)[:_-](\d\d)[:_-](\d\d\.\d+)_s1d_([AB])")
 
@@ -148,7 +148,7 @@ def _read(hdus: Any, n_bytes: int, source: str) -> SpectrumRecord:
         prog_id=_text(header, "PROG_ID", "ESO OBS PROG ID"),
         pipeline=_text(header, "ESO DRS VERSION", "PROCSOFT"),
         origin=_text(header, "ORIGIN"),
-        simulated=next(filter(None, map(simulated_by, headers)), ""),
+        simulated=next(filter(None, (simulated_by(*_made_by(cards)) for cards in headers)), ""),
         radvel_guess_kms=np.nan if radvel_kms <= -99999 else radvel_kms,
         wave_aa=wave,
         flux=flux,
@@ -186,20 +186,6 @@ def _check_instrument(header: Any, source: str) -> None:
     _require(category in ("", "SCIENCE"), Reason.NOT_SCIENCE, detail)
     detail = "expected fibre A (the star), got fibre B (sky or lamp)"
     _require(not is_fibre_b(source), Reason.WRONG_FIBRE, detail)
-
-
-def simulated_by(header: Any) -> str:
-    """What in a header says that no telescope took the spectrum, '' where nothing does: its ORIGIN, the software that
-    made it, or the cards of `harps_dist.inference.spectrum_files`.
-
-    ORIGIN is 'ESO' or, in files of the DRS, 'TEST'; ESO INS SWSIM and its kin are in genuine files too.
-    """
-    origin, software = _text(header, "ORIGIN"), _text(header, "PROCSOFT")
-    if _SIMULATED.search(origin):
-        return f"ORIGIN = {origin}"
-    if software.lower().startswith("harps_dist"):
-        return f"PROCSOFT = {software}"
-    return next((f"HIERARCH {key}" for key in header if key.startswith("SIM ")), "")
 
 
 def is_fibre_b(source: str) -> bool:
@@ -345,6 +331,11 @@ def _product_id(header: Any, source: str) -> str:
         return "{}:{}:{}_s1d_{}".format(*name.groups())
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if source.lower().endswith(s)), "")
     return source[: len(source) - len(suffix)]
+
+
+def _made_by(header: Any) -> tuple[str, str, list[str]]:
+    """Origin and software of a file, and the names of all its cards."""
+    return _text(header, "ORIGIN"), _text(header, "PROCSOFT"), list(header)
 
 
 def _snr(header: Any) -> float:

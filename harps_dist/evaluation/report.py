@@ -113,8 +113,8 @@ class Report:
     @property
     def data_line(self) -> str:
         """The data in one sentence: how many, of what origin, which split of which release."""
-        words = origin_words(self.origin, self.not_genuine)
-        return f"{self.spectra:,} {words} of {self.stars:,} stars, {self.split} split of release {self.release_digest[:12]}"
+        what = f"{self.spectra:,} {origin_words(self.origin, self.not_genuine)}"
+        return f"{what} of {self.stars:,} stars, {self.split} split of release {self.release_digest[:12]}"
 
     def write(self, folder: Path) -> None:
         """Write report.md, scores.csv and scores.json into `folder`, each whole or not at all."""
