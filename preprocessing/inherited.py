@@ -136,7 +136,7 @@ class Conflicts:
         if self._found:
             found = "; ".join(f"{len(keys):,} {what} (such as {keys[0]})" for what, keys in self._found.items())
             raise ArchiveError(
-                f"release {self._parent} cannot grow by {self._archive}, which does not hold what it was packed from: "
+                f"release {self._parent} cannot grow by {self._archive}, for it is not of this archive: "
                 f"{found}. Give the archive that it was packed from, or pack without --grow."
             )
 
