@@ -128,8 +128,8 @@ def full_disk_named(path: Path) -> Iterator[None]:
     except Exception as error:
         if is_full_disk(error):
             raise DiskFullError(
-                f"no space is left to write {path}; what was written of it is removed. Free some space or choose "
-                f"another folder, and run the same command again."
+                f"no space is left to write {path}; no half-written file stays. Free some space or choose another "
+                f"folder, and run the same command again."
             ) from error
         raise
 

@@ -205,7 +205,8 @@ def claimed(path: Path, kind: OutputKind, *beside: tuple[Path, OutputKind]) -> I
                 if ASIDE.fullmatch(left.name):
                     remove(left)
             set_mark(path, kind)
-        yield
+        with full_disk_named(path):
+            yield
 
 
 def set_mark(folder: Path, kind: OutputKind) -> None:

@@ -31,7 +31,7 @@ import numpy as np
 
 from harps_dist.data.manifest import GridSpec
 from harps_dist.errors import ArchiveError
-from harps_dist.files import full_disk_named, publish_folder, remove
+from harps_dist.files import publish_folder, remove
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import Grid
@@ -103,7 +103,7 @@ class Archive:
         process is writing to it.
         """
         path = Path(path)
-        with claimed(path, ARCHIVE, (quarantine_path(path), QUARANTINE)), full_disk_named(path):
+        with claimed(path, ARCHIVE, (quarantine_path(path), QUARANTINE)):
             remove(path.with_name(f".{path.name}.new"))  # as older versions left it
             if not (path / ROOT).exists():
                 cls._create(path, grid)

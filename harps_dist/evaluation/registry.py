@@ -155,7 +155,9 @@ class Registry:
     def rollback(self, reason: str = "") -> Event:
         """Go back to the model that was current before; raises PromotionError where there is none."""
         if not self.folder.exists():
-            raise PromotionError(f"there is no registry {self.folder} to go back in. Check the path.")
+            raise PromotionError(
+                f"{self.folder} has nothing to go back to: no model was promoted there. Check the path, or promote one."
+            )
         with self._alone():
             events = self.events()
             standing = _standing(events)
