@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -49,11 +50,16 @@ def tiny_release(tiny_demo) -> Path:
     return tiny_demo / "release"
 
 
-@pytest.fixture
-def formats_0_1(tmp_path) -> Path:
-    """Folder of what version 0.1 wrote (tests/data/README.md): archive.zarr, release, run, export, models … To be
-    changed at will."""
-    folder = tmp_path / "formats-0.1"
+@pytest.fixture(scope="session")
+def kept_formats_0_1(tmp_path_factory) -> Path:
+    """Folder of what version 0.1 wrote (tests/data/README.md): archive.zarr, release, run, export, models … Read only."""
+    folder = tmp_path_factory.mktemp("kept") / "formats-0.1"
     with tarfile.open(Path(__file__).parent / "data" / "formats-0.1.tar.xz") as packed:
         packed.extractall(folder, filter="data")
     return folder
+
+
+@pytest.fixture
+def formats_0_1(kept_formats_0_1, tmp_path) -> Path:
+    """A copy of it, to be changed at will."""
+    return shutil.copytree(kept_formats_0_1, tmp_path / "formats-0.1", symlinks=True)
