@@ -52,7 +52,7 @@ def tiny_release(tiny_demo) -> Path:
 
 @pytest.fixture(scope="session")
 def kept_formats_0_1(tmp_path_factory) -> Path:
-    """Folder of what version 0.1 wrote (tests/data/README.md): archive.zarr, release, run, export, models … Read only."""
+    """Folder of what version 0.1 wrote, see tests/data/README.md: archive.zarr, release, run … Read only."""
     folder = tmp_path_factory.mktemp("kept") / "formats-0.1"
     with tarfile.open(Path(__file__).parent / "data" / "formats-0.1.tar.xz") as packed:
         packed.extractall(folder, filter="data")

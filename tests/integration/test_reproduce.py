@@ -65,7 +65,7 @@ def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path
     assert row["AE (mix)"]["step"] is None
     assert {row["legend"] for row in table_5["rows"] if row["step"]} == {"CNN (mix)", "AE (real)"}
     page = (tmp_path / "tables.md").read_text()
-    assert "NOT genuine spectra" in page
+    assert "observed-like spectra (ORIGIN = SIMULATED; not genuine)" in page
     assert "not run" in page
     assert script.main() == 0
     assert (tmp_path / "tables.json").read_text() == first

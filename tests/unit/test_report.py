@@ -138,7 +138,8 @@ def test_markdown_says_what_was_evaluated_first(report, tmp_path):
     text = report.markdown(tmp_path)
     assert text.startswith("# ae-mix-7, step 120,000\n\n**Data: 60 simulated spectra (no telescope was involved)")
     assert "20 stars, test split of release 0123456789ab." in text.splitlines()[2]
-    assert "simulated by this project" in replace(report, origin="demo").markdown(tmp_path).splitlines()[2]
+    observed = replace(report, origin="observed-like", not_genuine="ORIGIN = SIMULATED; not genuine")
+    assert "60 observed-like spectra (ORIGIN = SIMULATED; not genuine) of" in observed.markdown(tmp_path)
     assert "real HARPS spectra" in replace(report, origin="real").markdown(tmp_path).splitlines()[2]
     teff = next(line for line in text.splitlines() if line.startswith("| teff"))
     score = report.labels[NAMES.index("teff")]
@@ -197,7 +198,9 @@ def test_console_table(report):
 
 
 def test_unknown_origin_and_row_are_refused(report):
-    with pytest.raises(ConfigError, match="origin is 'fake'; say one of real, demo, simulated, generative, mixed"):
+    with pytest.raises(
+        ConfigError, match="origin is 'fake'; say one of real, observed-like, simulated, generative, mixed"
+    ):
         replace(report, origin="fake")
     with pytest.raises(ConfigError, match="no row 'ae'; choose one of beta-vae-cnn-u, cnn-mix"):
         replace(report, paper_row="ae")
