@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from astropy.io import fits
+from preprocessing.origin import simulated_by
 from rich.console import Console
 
 import preprocessing.__main__ as cli
@@ -32,7 +33,6 @@ from preprocessing.demo import DESCRIPTION
 from preprocessing.difference import compare_releases, difference_tables
 from preprocessing.growth import grow
 from preprocessing.ingest import ingest_spectra
-from preprocessing.origin import simulated_by
 from preprocessing.pack import Settings, pack
 from preprocessing.readers import read_spectrum
 from preprocessing.records import SpectrumRecord
