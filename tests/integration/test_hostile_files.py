@@ -131,7 +131,7 @@ def test_an_ingest_takes_what_is_good_and_says_the_rest_again_and_again(folder, 
 def test_the_command_prints_nothing_that_a_terminal_obeys(folder, tmp_path):
     archive = tmp_path / "esc\x1b[2J [red].zarr"
     ingest = command("preprocessing/__main__.py", "ingest", "--spectra", folder, "--archive", archive, "--grid", "tiny")
-    printed = run([*ingest, "--workers", "2"], tmp_path)
+    printed = run(ingest, tmp_path)
     assert f"added {COUNT}, there already 0, quarantined {BAD}" in printed
     assert "\x1b" not in printed
     assert "bad \\xff\\x1b[2J.fits: not_fits" in printed
