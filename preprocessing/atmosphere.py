@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from harps_dist.files import atomic_write
+from harps_dist.intake import read_file
 from harps_dist.spectra.exact import exp, gaussian_blur
 from harps_dist.spectra.medium import vacuum_to_air
 from harps_dist.spectra.spline import linear
+from preprocessing.hdus import BEGINS, open_hdus
 
 STEP_AA = 0.01
+MAX_LIST_BYTES = 2**30  # of a list of lines
 RESOLUTION = 115_000.0
 PRESSURE_ATM = 0.76  # La Silla, 2400 m
 H2O_PER_MM = 3.343e21  # molecules / cm² in 1 mm of precipitable water
@@ -98,10 +101,9 @@ def line_depth(wave_aa: np.ndarray, lines: Path, mass_u: float, scale_height_km:
     The molecules decay with height by `scale_height_km`, pressure by 8 km, temperature by 6.5 K a km down to
     217 K; ten layers of equal column, Voigt profiles, intensities scaled by the list's own partition sums.
     """
-    from astropy.io import fits
     from scipy.special import wofz
 
-    with fits.open(lines) as hdus:
+    with open_hdus(read_file(lines, MAX_LIST_BYTES, BEGINS), count=3, most=MAX_LIST_BYTES) as hdus:
         table, partition = np.asarray(hdus[1].data), np.asarray(hdus[2].data)
     nu, intensity, gamma_air = table["wave_number"], table["Intensity"], table["gamma_air"]
     width, shift, lower = table["N"], table["delta"], table["Epp"]

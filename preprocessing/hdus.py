@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
+from harps_dist.errors import Interrupted
+from harps_dist.intake import named
 from preprocessing.records import Reason, RefusedError, require
 
 BEGINS = b"SIMPLE  ="
@@ -35,15 +37,21 @@ def open_hdus(raw: bytes, count: int = 2, most: int = MAX_PIXELS) -> Iterator[An
     """Open the first HDUs of a FITS file as an astropy HDUList, whose other HDUs are not to be touched.
 
     raw: the whole file, unpacked. count: HDUs that are looked at, or as many as there are. most: pixels of an image; a
-    table may have `PIXEL_BYTES` for each. Raises RefusedError where a header is damaged or promises what cannot be.
+    table may have `PIXEL_BYTES` for each. Raises RefusedError where a header is damaged or promises what cannot be, and
+    for whatever astropy raises inside.
     """
     from astropy.io import fits
 
     check_headers(raw, count, most)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # astropy warns where it mends; what matters is checked
-        with fits.open(BytesIO(raw), memmap=False, lazy_load_hdus=True, disable_image_compression=True) as hdus:
-            yield hdus
+        try:
+            with fits.open(BytesIO(raw), memmap=False, lazy_load_hdus=True, disable_image_compression=True) as hdus:
+                yield hdus
+        except (RefusedError, MemoryError, Interrupted):
+            raise
+        except Exception as error:  # a damaged header makes astropy raise nearly anything
+            raise RefusedError(Reason.UNREADABLE, f"expected a readable FITS file, got {named(error)}") from None
 
 
 def check_headers(raw: bytes, count: int = 2, most: int = MAX_PIXELS) -> None:

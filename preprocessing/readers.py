@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from harps_dist.intake import named, open_regular
+from harps_dist.intake import open_regular
 from harps_dist.intake import read_stream as whole_stream
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range
 from harps_dist.spectra.standardise import without_wild
@@ -73,14 +73,8 @@ def read_stream(stream: IO[bytes], source: str) -> SpectrumRecord | Refusal:
 
 
 def _of_stream(stream: IO[bytes], source: str) -> SpectrumRecord:
-    raw = whole_stream(stream, MAX_BYTES, BEGINS)
-    try:
-        with open_hdus(raw) as hdus:
-            return _read(hdus, printable(source))
-    except RefusedError:
-        raise
-    except Exception as error:  # a damaged header makes astropy raise nearly anything
-        raise RefusedError(Reason.UNREADABLE, f"expected a readable FITS file, got {named(error)}") from None
+    with open_hdus(whole_stream(stream, MAX_BYTES, BEGINS)) as hdus:
+        return _read(hdus, printable(source))
 
 
 def _read(hdus: Any, source: str) -> SpectrumRecord:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from harps_dist.errors import Interrupted
 from harps_dist.files import atomic_write
 from harps_dist.intake import named, read_file
 from harps_dist.spectra.exact import exp
@@ -153,14 +154,8 @@ def read_sed(path: Path) -> SedRecord | Refusal:
 
 
 def _read_fits(path: Path) -> SedRecord:
-    raw = read_file(path, MAX_BYTES, BEGINS)
-    try:
-        with open_hdus(raw) as hdus:
-            return _read_table(hdus, path)
-    except RefusedError:
-        raise
-    except Exception as error:  # astropy raises nearly anything on a damaged file
-        raise RefusedError(Reason.UNREADABLE, f"expected a readable FITS file, got {named(error)}") from None
+    with open_hdus(read_file(path, MAX_BYTES, BEGINS)) as hdus:
+        return _read_table(hdus, path)
 
 
 def _read_table(hdus: Any, path: Path) -> SedRecord:
@@ -206,7 +201,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             detail = f"expected at most {MAX_BYTES} bytes unpacked, got {total}"
             require(total <= MAX_BYTES, Reason.TOO_LARGE, detail)
             return {name: _npy(packed.read(f"{name}.npy"), name) for name in names}
-    except RefusedError:
+    except (RefusedError, MemoryError, Interrupted):
         raise
     except Exception as error:  # zipfile, zlib, struct: all mean a damaged file
         raise RefusedError(Reason.UNREADABLE, f"expected a readable .npz file, got {named(error)}") from None

@@ -23,7 +23,8 @@ RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, desc
 def write_model(run: Path, seed: int, step: int = 10) -> Path:
     """A run with a checkpoint of a few numbers that follow from the seed; with another step, one more checkpoint."""
     grid = GridSpec(name="tiny", start=0, length=10)
-    manifest = SimpleNamespace(digest=RELEASE.digest, split_fractions=PAPER_FRACTIONS, split_salt=SALT, grid=grid)
+    facts = {"digest": RELEASE.digest, "not_genuine": "", "split_fractions": PAPER_FRACTIONS, "split_salt": SALT}
+    manifest = SimpleNamespace(**facts, grid=grid)
     release = SimpleNamespace(manifest=manifest, index=index_of(10))
     save_recipe(run, find_recipe("demo-cnn-mix"), release, "demo-cnn-mix")
     snapshot = Snapshot({"w": torch.full((3,), float(seed))}, {})

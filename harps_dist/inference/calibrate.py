@@ -21,7 +21,6 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, conformal_factor
 from harps_dist.evaluation.evaluate import Spectra, origin_of
-from harps_dist.evaluation.report import origin_name
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, leading_axes
 from harps_dist.inference.description import AnomalyFacts, LabelFacts
 from harps_dist.inference.model import BATCH, Exported, Reference
@@ -116,7 +115,7 @@ class Trial:
         augment, valid = self.recipe.data.augment, release.grid.valid
         batches = EvaluationBatches(release, in_batches(rows, BATCH), augment, self.recipe.training.seed)
         found, features, misfits, truth, order = [], [], [], [], []
-        what = f"{origin_name(origin_of(kind, release), release.manifest.not_genuine)}, {split} split"
+        what = f"{origin_of(kind, release)}, {split} split"
         self.progress(what, 0, len(batches))
         for number, raw in enumerate(load(batches, range(len(batches)), 0, exported.device)):
             batch, noise = self.observer(raw), None

@@ -235,9 +235,6 @@ def _finish(
             kept["latent"] = np.stack(list(kept["latent"]))
         fields = [name for name in fields_of(exported) if latents or name != "latent"]
         write_table(table, {name: kept[name] for name in fields}, exported)
-        for left in parts.parent.iterdir():  # of other models, whose table this was
-            if left != parts:
-                remove(left)
     write_failed(failed_path(table), [*failed, *duplicates])
     return duplicates
 

@@ -181,8 +181,10 @@ def inputs(tiny_demo, tmp_path_factory) -> dict[str, Path]:
     """What commands read: the demo, and a run with a log."""
     folder = tmp_path_factory.mktemp("inputs")
     run, release = folder / "run", Release(tiny_demo / "release")
-    save_recipe(run, find_recipe("demo-cnn-mix"), release, "demo-cnn-mix")
-    save_checkpoint(run / "checkpoints", Snapshot({"w": torch.zeros(3)}, {}), {"step": 10}, keep=2)
+    recipe = find_recipe("demo-cnn-mix")
+    save_recipe(run, recipe, release, "demo-cnn-mix")
+    state = {"step": 10, "recipe_digest": recipe.digest, "release_digest": release.digest}
+    save_checkpoint(run / "checkpoints", Snapshot({"w": torch.zeros(3)}, {}), state, keep=2)
     (run / "log.jsonl").write_text(json.dumps({"step": 1, "loss_label": 1.0}) + "\n")
     (folder / "labels.csv").write_text("teff\n5000\n")
     demo = {name: tiny_demo / path for name, path in (("files", "files"), ("archive", "archive.zarr"))}

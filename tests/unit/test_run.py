@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 import yaml
 
+from harps_dist.data.manifest import GridSpec
 from harps_dist.errors import ConfigError
 from harps_dist.recipes import find_recipe
 from harps_dist.spectra.grid import named_grid
@@ -18,7 +17,7 @@ def content() -> dict:
     return {
         "name": "made up",
         "recipe": find_recipe("demo-cnn-mix").model_dump(mode="json"),
-        "grid": asdict(named_grid("tiny")),
+        "grid": GridSpec.of(named_grid("tiny")).model_dump(),
         "release_digest": "d0" * 32,
         "split": [[0.6, 0.2, 0.2], "salt"],
         "label_ranges": {"teff": [4000.0, 7000.0]},
