@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from harps_dist.errors import ArchiveError, HarpsDistError
-from harps_dist.spectra.grid import GRIDS, Grid
+from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.archive import SCHEMA, Archive
 from preprocessing.columns import DATA, SCHEMAS
 from preprocessing.committed import DIGEST, Committed
@@ -23,7 +23,7 @@ from preprocessing.rows import source_digest
 from preprocessing.verify import verify
 from preprocessing.withdraw import standing, withdraw_spectra
 
-TINY = GRIDS["tiny"]
+TINY = named_grid("tiny")
 NARROW = Grid("narrow", 231_000, 64)
 
 
