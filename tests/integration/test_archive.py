@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from harps_dist.errors import ArchiveError, HarpsDistError
+from harps_dist.errors import ArchiveError, HarpsDistError, OutputError
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.archive import SCHEMA, Archive
 from preprocessing.columns import DATA, SCHEMAS
@@ -173,7 +173,7 @@ def test_a_folder_of_something_else_is_no_archive(tmp_path):
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr/notes.txt").write_text("mine")
     with (
-        pytest.raises(ArchiveError, match=r"holds files but no zarr\.json"),
+        pytest.raises(OutputError, match="is there and is no archive"),
         Archive.writing(tmp_path / "a.zarr", TINY),
     ):
         pass

@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from astropy.io import fits
-from preprocessing.origin import simulated_by
 from rich.console import Console
 
 import preprocessing.__main__ as cli
@@ -32,6 +31,7 @@ from preprocessing.catalog import Catalog
 from preprocessing.demo import DESCRIPTION
 from preprocessing.difference import compare_releases, difference_tables
 from preprocessing.growth import grow
+from preprocessing.headers import Header
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import Settings, pack
 from preprocessing.readers import read_spectrum
@@ -59,7 +59,8 @@ OBSERVED = {"origin": "ESO", "simulated": ""}
     ],
 )
 def test_what_in_a_header_says_that_no_telescope_was_involved(origin, software, cards, said):
-    assert simulated_by(origin, software, cards) == said
+    header = {"ORIGIN": origin, "PROCSOFT": software} | dict.fromkeys(cards, "x")
+    assert Header(header).simulated == said
 
 
 def test_genuine_files_say_nothing_of_the_kind(genuine_data):
