@@ -71,8 +71,13 @@ class Archive:
                 f"{path} has schema {self.schema}, this code knows {OLDEST} to {SCHEMA}. "
                 f"{'Update harps_dist.' if self.schema > SCHEMA else 'Ingest the files into a new archive.'}"
             )
-        self.grid = GridSpec(**attributes["grid"]).grid()
-        self.source_grid = self.grid.widened(attributes["source_margin"])
+        try:
+            self.grid = GridSpec(**attributes["grid"]).grid()
+            self.source_grid = self.grid.widened(int(attributes["source_margin"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArchiveError(
+                f"{path / ROOT} says nothing of its grid ({error}). Restore it from a copy of the archive."
+            ) from None
         self._arrays: dict[str, zarr.Array] = {}
         self._contents: dict[str, np.ndarray] = {}
 

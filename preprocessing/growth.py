@@ -137,11 +137,14 @@ def _grow(
 
 def _check_lattice(archive: Archive, parent: Release) -> None:
     """Raises ArchiveError where the archive is on another grid, or its SEDs on another margin, than the release."""
-    found, expected = [((g.start, g.length), s.start) for g, s in ((a.grid, a.source_grid) for a in (archive, parent))]
+    found, expected = (
+        (grid.instrument.name, grid.start, grid.length, grid.start - source.start)
+        for grid, source in ((holder.grid, holder.source_grid) for holder in (archive, parent))
+    )
     if found != expected:
         raise ArchiveError(
-            f"{archive.path} is on grid {archive.grid.name} {found}, release {parent.location} on "
-            f"{parent.grid.name} {expected}. Give the archive that the release was packed from."
+            f"{archive.path} is on grid {archive.grid.name} (instrument, first pixel, pixels, margin {found}), release "
+            f"{parent.location} on {parent.grid.name} {expected}. Give the archive that the release was packed from."
         )
 
 

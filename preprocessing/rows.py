@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harps_dist.data.manifest import GridSpec
 from harps_dist.data.split import split_of
 from harps_dist.spectra.labels import LABEL, NAMES
 from preprocessing.archive import Archive
@@ -40,8 +41,7 @@ def source_digest(archive: Archive, rows: np.ndarray, withdrawn: dict[str, str])
     def add(part: Any) -> None:
         content.update(json.dumps(part, sort_keys=True).encode() + b"\n")
 
-    grid = archive.grid
-    add([grid.name, grid.start, grid.length, archive.source_grid.start, withdrawn])
+    add([GridSpec.of(archive.grid).model_dump(), archive.source_grid.start, withdrawn])
     for group, names in MADE_OF.items():
         chosen = rows if group == "real" else np.arange(archive.count(group))
         columns = {name: archive.column(group, name)[chosen] for name in names}

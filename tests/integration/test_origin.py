@@ -48,14 +48,14 @@ OBSERVED = {"origin": "ESO", "simulated": ""}
 @pytest.mark.parametrize(
     ("origin", "software", "cards", "said"),
     [
-        ("ESO", "HARPS_3.5", ["ESO INS SWSIM", "SIMPLE"], ""),
+        ("ESO", "HARPS_3.5", ["HIERARCH ESO INS SWSIM", "SIMPLE"], ""),
         ("TEST", "", [], ""),
         ("", "", [], ""),
         ("SIMULATED", "HARPS_3.5", [], "ORIGIN = SIMULATED"),
         ("ESO simulation", "", [], "ORIGIN = ESO simulation"),
         ("Synthetic", "", [], "ORIGIN = Synthetic"),
         ("ESO", "harps_dist 0.1.0", [], "PROCSOFT = harps_dist 0.1.0"),
-        ("ESO", "", ["OBJECT", "SIM MODEL"], "HIERARCH SIM MODEL"),
+        ("ESO", "", ["OBJECT", "HIERARCH SIM MODEL"], "HIERARCH SIM MODEL"),
     ],
 )
 def test_what_in_a_header_says_that_no_telescope_was_involved(origin, software, cards, said):
