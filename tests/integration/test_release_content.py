@@ -221,7 +221,7 @@ def test_a_release_does_not_grow_on_another_grid(parent, tmp_path):
     archive, release = parent
     grid = named_grid("tiny")
     moved = remade(archive, tmp_path / "moved.zarr", grid=Grid(grid.name, grid.start + 1, grid.length))
-    with pytest.raises(ArchiveError, match=r"is on grid tiny \(instrument, .* \(.HARPS., 231001, 4096, 480\)"):
+    with pytest.raises(ArchiveError, match=r"is on grid tiny \(instrument, .* \(.harps., 231001, 4096, 480\)"):
         grow(moved, release, tmp_path / "grown")
 
 
