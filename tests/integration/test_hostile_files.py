@@ -14,7 +14,7 @@ import pytest
 import harps_dist
 from harps_dist.data.reader import Release
 from harps_dist.inference import predict_files
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.quantities import in_range
 from preprocessing.archive import SCHEMAS, Archive
@@ -24,7 +24,7 @@ from preprocessing.pack import Settings, pack
 from tests.commands import command, run
 from tests.integration.conftest import STEPS
 
-TINY = GRIDS["tiny"]
+TINY = named_grid("tiny")
 OUT_OF_RANGE = {"MJD-OBS": "1E308", "EXPTIME": "-1", "SNR": "-5", "RA": "1E38", "DEC": "999",
                 "AIRMASS": "1E400", "ESO DRS BERV": "300"}  # fmt: skip
 ODD_NAMES = (os.fsdecode(b"\xff.fits"), os.fsdecode(b"\xfe.fits"), "\\xff.fits", "esc\x1b[2J.fits", "[bold]x.fits",

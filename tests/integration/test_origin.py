@@ -23,7 +23,7 @@ from harps_dist.evaluation.reproduce import reproduce
 from harps_dist.inference import predict_files
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
-from harps_dist.spectra.grid import GRIDS
+from harps_dist.spectra.grid import named_grid
 from harps_dist.training.distributed import World
 from harps_dist.training.run import RECIPE
 from preprocessing.archive import Archive
@@ -156,7 +156,7 @@ def test_simulated_spectra_that_arrive_on_genuine_ones_are_told_of(tiny_demo, ar
         with fits.open(source) as hdus:
             hdus[0].header.update({"ORIGIN": origin, "ARCFILE": f"{name}.fits"})
             hdus.writeto(tmp_path / name / f"{name}.fits", checksum=True)
-        ingest_spectra(tmp_path / name, archive, GRIDS["tiny"], Catalog.read(tiny_demo / "files/catalog.csv"))
+        ingest_spectra(tmp_path / name, archive, named_grid("tiny"), Catalog.read(tiny_demo / "files/catalog.csv"))
         assert Archive(archive).column("real", "origin")[-1] == origin
         grow(archive, releases["genuine"], tmp_path / origin)
     eso, simulated = (Release(tmp_path / origin) for origin in ("ESO", "SIMULATED"))

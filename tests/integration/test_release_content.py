@@ -17,7 +17,7 @@ import preprocessing.__main__ as cli
 from harps_dist.data.manifest import INDEX, MANIFEST, Manifest
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
-from harps_dist.spectra.grid import GRIDS, Grid
+from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.archive import Archive
 from preprocessing.difference import compare_releases
 from preprocessing.growth import grow
@@ -58,7 +58,7 @@ def test_whatever_a_release_is_made_of_is_in_its_source_digest(group, name, kept
 def test_what_no_release_holds_is_not_in_it_and_neither_is_the_order_of_rows(kept_formats_0_1, tmp_path):
     before = Archive(kept_formats_0_1 / "archive.zarr")
     told = altered(before.path, {("real", 1): {"source": "elsewhere.fits", "stamp": "1-2", "prog_id": "x"}})
-    with Archive.writing(tmp_path / "turned.zarr", GRIDS["tiny"]) as writer:
+    with Archive.writing(tmp_path / "turned.zarr", named_grid("tiny")) as writer:
         for group in MADE_OF:
             rows = [(row, before.data(group, number)) for number, row in enumerate(before.rows(group))]
             writer.append(group, rows[::-1])
@@ -67,7 +67,7 @@ def test_what_no_release_holds_is_not_in_it_and_neither_is_the_order_of_rows(kep
 
 
 def test_grid_and_source_margin_are_in_the_source_digest(kept_formats_0_1, tmp_path):
-    before, grid = kept_formats_0_1 / "archive.zarr", GRIDS["tiny"]
+    before, grid = kept_formats_0_1 / "archive.zarr", named_grid("tiny")
     moved = remade(before, tmp_path / "moved.zarr", grid=Grid(grid.name, grid.start + 1, grid.length))
     assert digest(Archive(moved)) != digest(Archive(before))
     narrow = Archive(before)
@@ -219,9 +219,9 @@ def test_pack_says_what_changed_in_growing(parent, tmp_path, capsys):
 
 def test_a_release_does_not_grow_on_another_grid(parent, tmp_path):
     archive, release = parent
-    grid = GRIDS["tiny"]
+    grid = named_grid("tiny")
     moved = remade(archive, tmp_path / "moved.zarr", grid=Grid(grid.name, grid.start + 1, grid.length))
-    with pytest.raises(ArchiveError, match=r"is on grid tiny \(instrument, .* \(.HARPS., 231001, 4096, 480\)"):
+    with pytest.raises(ArchiveError, match=r"is on grid tiny \(instrument, .* \(.harps., 231001, 4096, 480\)"):
         grow(moved, release, tmp_path / "grown")
 
 
