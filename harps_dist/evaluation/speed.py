@@ -19,7 +19,7 @@ from harps_dist.evaluation.comparison import SpeedRatio
 from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.paper import LEGENDS, TABLE_9
 from harps_dist.models.build import build_model
-from harps_dist.ownership import json_file, write_json
+from harps_dist.ownership import KEY, json_file, write_json
 from harps_dist.recipes import find_recipe
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.grid import Grid, named_grid
@@ -200,7 +200,8 @@ SPEEDS = json_file("speeds of inference", "--json", {"convention", "speeds"})
 
 def write_speeds(speeds: Iterable[InferenceSpeed], path: Path | None) -> None:
     """Write them with the convention; see `ownership.write_json`."""
-    write_json(path, SPEEDS, sealed({"convention": CONVENTION, "speeds": [asdict(speed) for speed in speeds]}))
+    content = {KEY: SPEEDS.name, "convention": CONVENTION, "speeds": [asdict(speed) for speed in speeds]}
+    write_json(path, SPEEDS, sealed(content))
 
 
 def read_speeds(path: Path) -> list[InferenceSpeed]:

@@ -43,6 +43,7 @@ def test_resident_codes_are_those_of_the_shards(tiny_release, tmp_path, ranks):
     assert all(streamed["batches"][0][field] for field in range(6))
 
 
+@pytest.mark.slow
 def test_four_two_three_one_ranks_see_every_sample_exactly_once(tiny_release, tmp_path):
     """Two epochs of mixed batches, the number of ranks changed three times in the middle of an epoch."""
     release = Release(tiny_release)
@@ -83,6 +84,7 @@ def test_ranks_may_change_whenever_a_run_is_killed(tiny_release, tmp_path):
     assert set(state["order"]) == {"release", "mix", "seed", "epoch", "sample"}
 
 
+@pytest.mark.slow
 def test_resident_training_learns_the_same_bits(tiny_release, tmp_path):
     for resident in ("no", "host"):
         arguments = (

@@ -77,6 +77,7 @@ def no_report(monkeypatch):
     monkeypatch.setattr(compare, "write_report", lambda made, out: out.mkdir(parents=True, exist_ok=True))
 
 
+@pytest.mark.slow
 def test_two_autoencoders_on_two_ranks_or_one(models, grown, tmp_path, no_report):
     arguments = (models["new-ae"], models["old-ae"], "--release", grown, "--split", "all", "-o", "two")
     printed = run(command("launch/compare.py", *arguments, ranks=2), tmp_path)

@@ -125,6 +125,7 @@ def test_what_cannot_be_retrained_is_refused(before, grown, tiny_demo, tmp_path)
     retraining_recipe(before, "", Release(tmp_path / "again").manifest, Retraining(policy="warm"))
 
 
+@pytest.mark.slow
 def test_a_killed_retraining_ends_with_the_same_bits(before, grown, tmp_path):
     more = ("--policy", "replay", "--training.steps", 6, "--log.save-every", 2, "--log.every", 2)
     run(retrain(before, grown, tmp_path / "whole", *more), tmp_path)

@@ -119,6 +119,7 @@ def test_a_release_without_samples_is_refused(release, monkeypatch):
         data_speeds(release, 8, (), 0.0, False)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(tiny_release, tmp_path):
     arguments = ("data", "--release", tiny_release, "--samples", 4, "--seconds", 0, "--no-compile", "--workers", 1)
     printed = run(command("launch/benchmark.py", *arguments, "--json", "data.json"), tmp_path)
