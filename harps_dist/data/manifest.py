@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 
 CodecName = Literal["noise", "u16", "lossless"]
+MOST_BLOCKS = 10**7  # of a release and all that it grew from: 80 TB
 BOUND = 0.1  # of a sample's error, in standard deviations of its own photon noise
 
 Kind = Literal["real", "simulated", "response", "generative", "basis"]
@@ -261,7 +262,9 @@ class Index:
         sizes = {shard.name: shard.bytes for shard in manifest.shards}
         size = np.array([sizes.get(name, -1) for name in self["shard"].tolist()], np.int64)
         offset, length = self["offset"].astype(np.int64), self["bytes"].astype(np.int64)
-        astray = (size < 0) | (offset < 0) | (length < 0) | (length > size - offset) | (self["block"] < 0)
+        block = self["block"].astype(np.int64)
+        astray = (size < 0) | (offset < 0) | (length < 0) | (length > size - offset)
+        astray |= (block < 0) | (block >= MOST_BLOCKS)
         if astray.any():
             row = int(np.flatnonzero(astray)[0])
             raise ReleaseError(

@@ -271,7 +271,15 @@ def test_a_shard_has_a_plain_name(name, parent):
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("shard", "../evil.tar"), ("shard", "none.tar"), ("offset", -1), ("bytes", -5), ("bytes", 2**60), ("block", -1)],
+    [
+        ("shard", "../evil.tar"),
+        ("shard", "none.tar"),
+        ("offset", -1),
+        ("bytes", -5),
+        ("bytes", 2**60),
+        ("block", -1),
+        ("block", 2**60),
+    ],
 )
 def test_the_index_leads_into_the_shards_of_the_manifest_alone(column, value, parent):
     import pyarrow as pa
