@@ -35,7 +35,7 @@ def world(tiny_demo, tmp_path, slurm) -> Path:
     shutil.copytree(tiny_demo / "release", tmp_path / "R")
     (tmp_path / "gate.yaml").write_text(GATE)
     size = DemoSize(stars=16, visits=2.0, seds=40, etc_runs=4, cores=4, grid="tiny", split=(0.6, 0.2, 0.2), seed=3)
-    build_delivery(tmp_path, size, 1, lambda *_: None)
+    build_delivery(tmp_path / "gained", size, 1, lambda *_: None)
     run(command("launch/train.py", "demo-cnn-mix", "--data.release", tmp_path / "R", "--out", "first",
                 "--training.steps", 20, *TINY), tmp_path)  # fmt: skip
     run(command("launch/compare.py", "first", "-o", "alone"), tmp_path)
@@ -45,7 +45,7 @@ def world(tiny_demo, tmp_path, slurm) -> Path:
 
 
 def chain(world: Path, name: str) -> tuple[object, ...]:
-    delivery = world / "delivery-1"
+    delivery = world / "gained" / "delivery-1"
     return (
         world / name, "--spectra", delivery / "spectra", "--catalog", delivery / "catalog.csv", "--archive",
         world / "A.zarr", "--parent", world / "R", "--registry", world / "models", "--gate", world / "gate.yaml",
