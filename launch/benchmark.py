@@ -27,8 +27,8 @@ def models(
         demo: Whether the demo recipes count among all.
         json: File to write the numbers to.
     """
+    from harps_dist.benchmarks.model_costs import COSTS, cost_table, model_costs, write_costs
     from harps_dist.console import console_for
-    from harps_dist.evaluation.benchmark import COSTS, cost_table, model_costs, write_costs
     from harps_dist.spectra.grid import named_grid
 
     check(json, COSTS)
@@ -57,8 +57,8 @@ def speed(
         seconds: How long each model is repeated, three times at least.
         json: File to write the numbers to; RUNS/speed-cpu.json goes into the tables of reproduce.py.
     """
+    from harps_dist.benchmarks.inference_speed import SPEEDS, inference_speeds, speed_table, write_speeds
     from harps_dist.console import console_for
-    from harps_dist.evaluation.speed import SPEEDS, inference_speeds, speed_table, write_speeds
 
     check(json, SPEEDS)
     found = inference_speeds(grid, recipes, device, batch, seconds)
@@ -89,10 +89,10 @@ def data(
         scratch: Folder with room for the same samples in other formats, 12 MB each at full length.
         json: File to write every figure and ratio to.
     """
+    from harps_dist.benchmarks.data_speed import LOADING, data_speeds, loading_table, shuffling, write_loading
     from harps_dist.console import console_for
     from harps_dist.data.order import Mix
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.data_speed import LOADING, data_speeds, loading_table, shuffling, write_loading
     from preprocessing.demo import resolve_release
 
     check(json, LOADING)
@@ -114,8 +114,8 @@ def step(
     json: Path | None = None,
 ) -> int:
     """Forward, backward and full training step of recipes, one of each kind by default, beside the device's peaks."""
+    from harps_dist.benchmarks.step_speed import STEPS, step_speeds, step_table, write_steps
     from harps_dist.console import console_for
-    from harps_dist.evaluation.step_speed import STEPS, step_speeds, step_table, write_steps
 
     check(json, STEPS)
     found = step_speeds(grid, recipes, device, batches, precisions, compiled)
@@ -134,11 +134,11 @@ def ranks(
 ) -> int:
     """What exchanging gradients costs, and how a step scales: start it with torchrun. spectra: that each rank learns
     from in a step. seconds: of each of fifteen turns."""
+    from harps_dist.benchmarks.rank_speed import RANKS, rank_speed, rank_table, write_ranks
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.rank_speed import RANKS, rank_speed, rank_table, write_ranks
+    from harps_dist.ranks.world import join_world
     from harps_dist.recipes import find_recipe
-    from harps_dist.training.distributed import join_world
     from preprocessing.demo import resolve_release
 
     check(json, RANKS)
@@ -154,9 +154,9 @@ def batches(
     recipe: tyro.conf.Positional[str] = "demo-infovae-mix", release: str = "demo", sizes: tuple[int, ...] = (8, 32, 128)
 ) -> int:
     """KL and MMD, and how they pull on the spread of the nodes, in batches of several sizes."""
+    from harps_dist.benchmarks.batch_sizes import batch_size_effects, batch_size_table
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.batch_sizes import batch_size_effects, batch_size_table
     from harps_dist.recipes import find_recipe
     from preprocessing.demo import resolve_release
 
@@ -188,8 +188,8 @@ def predict(
 ) -> int:
     """From files to labels on one core, files a second, beside what the network of an export takes alone."""
     import harps_dist
+    from harps_dist.benchmarks.predict_speed import SPEED, predict_speed, speed_table, write_speed
     from harps_dist.console import console_for
-    from harps_dist.inference.predict_speed import SPEED, predict_speed, speed_table, write_speed
 
     check(json, SPEED)
     found = predict_speed(harps_dist.load(model), inputs)
@@ -216,10 +216,10 @@ def ridge(
         components: Principal components.
         out: Folder of the reports; default is RUN/ridge.
     """
+    from harps_dist.benchmarks.ridge import ridge_instead_of
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.baseline import ridge_instead_of
-    from harps_dist.training.run import read_run
+    from harps_dist.runs.run import read_run
     from preprocessing.demo import resolve_release
 
     opened = Release(resolve_release(release or read_run(run).recipe.data.release))
@@ -235,8 +235,8 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
         out: PNG to write; a CSV with the same numbers lies beside it.
         loss: label, reconstruction, unknown, kl or mmd.
     """
+    from harps_dist.benchmarks.curves import draw_curves
     from harps_dist.console import console_for
-    from harps_dist.evaluation.curves import draw_curves
 
     draw_curves(runs, out, loss)
     console_for().print(f"{out} and {out.with_suffix('.csv')}", soft_wrap=True)

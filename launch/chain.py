@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
+from harps_dist.cluster.chain import Chain
 from harps_dist.console import end_with
-from harps_dist.evaluation.chain import Chain
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Arguments:
 
 def main() -> int:
     arguments, overrides = tyro.cli(Arguments, description=__doc__, return_unknown_args=True)
+    from harps_dist.cluster.chain import chain_table, settle, stages_of, submit_chain
     from harps_dist.console import console_for
-    from harps_dist.evaluation.chain import chain_table, settle, stages_of, submit_chain
 
     chain = settle(arguments.folder, arguments.chain)
     stages = stages_of(arguments.folder, chain, overrides)

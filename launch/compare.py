@@ -39,10 +39,10 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.compare import compare_runs
-    from harps_dist.evaluation.comparison_report import REPORT, comparison_table
-    from harps_dist.training.distributed import join_world
-    from harps_dist.training.run import read_run
+    from harps_dist.promotion.compare import compare_runs
+    from harps_dist.promotion.comparison_report import REPORT, comparison_table
+    from harps_dist.ranks.world import join_world
+    from harps_dist.runs.run import read_run
     from preprocessing.demo import resolve_release
 
     out = arguments.out or arguments.new / "comparison"

@@ -34,8 +34,8 @@ def main() -> int:
     from harps_dist.data.reader import Release
     from harps_dist.evaluation.evaluate import evaluate_run
     from harps_dist.evaluation.report import print_report
-    from harps_dist.training.distributed import join_world
-    from harps_dist.training.run import read_run
+    from harps_dist.ranks.world import join_world
+    from harps_dist.runs.run import read_run
     from preprocessing.demo import resolve_release
 
     out = arguments.out or arguments.run / "evaluation"

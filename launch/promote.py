@@ -21,12 +21,12 @@ def promote(
     Args:
         run: Folder that train.py wrote.
         comparison: Folder that compare.py wrote: RUN against the current model, or against none before the first.
-        gate: YAML or JSON with the lines to pass; harps_dist/evaluation/gate.py has the default and all fields.
+        gate: YAML or JSON with the lines to pass; harps_dist/promotion/gate.py has the default and all fields.
         registry: Folder of the models in use.
     """
     from harps_dist.console import console_for
-    from harps_dist.evaluation.gate import read_gate
-    from harps_dist.evaluation.registry import CURRENT, Registry
+    from harps_dist.promotion.gate import read_gate
+    from harps_dist.promotion.registry import CURRENT, Registry
 
     done = Registry(registry).promote(run, comparison, read_gate(gate))
     console = console_for()
@@ -48,7 +48,7 @@ def rollback(reason: str = "", registry: Path = Path("models")) -> int:
         registry: Folder of the models in use.
     """
     from harps_dist.console import console_for
-    from harps_dist.evaluation.registry import CURRENT, Registry
+    from harps_dist.promotion.registry import CURRENT, Registry
 
     done = Registry(registry).rollback(reason)
     console_for().print(f"back to {done.model.folder_name} from {done.replaced}: {registry / CURRENT}", soft_wrap=True)
@@ -62,7 +62,7 @@ def history(registry: Path = Path("models")) -> int:
         registry: Folder of the models in use.
     """
     from harps_dist.console import console_for
-    from harps_dist.evaluation.registry import Registry, history_table
+    from harps_dist.promotion.registry import Registry, history_table
 
     console_for().print(history_table(Registry(registry).settle(), registry))
     return 0

@@ -37,11 +37,11 @@ class Arguments:
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
+    from harps_dist.cluster.submit import submit_rows
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
-    from harps_dist.evaluation.reproduce import check_outputs, complete, missing_rows, reproduce
-    from harps_dist.evaluation.submit import submit_rows
-    from harps_dist.training.distributed import join_world
+    from harps_dist.paper.reproduce import check_outputs, complete, missing_rows, reproduce
+    from harps_dist.ranks.world import join_world
     from preprocessing.demo import resolve_release
 
     demo, changes = arguments.scale == "demo", {"steps": arguments.steps, "precision": arguments.precision}

@@ -16,7 +16,7 @@ import tyro
 
 from harps_dist.config import Engine, Recipe
 from harps_dist.console import end_with
-from harps_dist.training.retrain import Retraining
+from harps_dist.promotion.retrain import Retraining
 
 
 @dataclass
@@ -32,10 +32,10 @@ def main() -> int:
     helped = [word for word in ("-h", "--help") if word in sys.argv]
     what, rest = tyro.cli(What, args=sys.argv[1:], description=__doc__, return_unknown_args=True)
     from harps_dist.data.reader import Release
-    from harps_dist.training.distributed import join_world
+    from harps_dist.promotion.retrain import retraining_recipe
+    from harps_dist.ranks.world import join_world
+    from harps_dist.runs.run import read_run
     from harps_dist.training.loop import train_run
-    from harps_dist.training.retrain import retraining_recipe
-    from harps_dist.training.run import read_run
 
     cache = read_run(what.run).recipe.data.cache
     release = Release(what.release, cache)

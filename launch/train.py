@@ -52,9 +52,9 @@ def main() -> int:
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
     from harps_dist.ownership import check
-    from harps_dist.training.distributed import join_world
+    from harps_dist.ranks.world import join_world
+    from harps_dist.runs.run import RUN
     from harps_dist.training.loop import train_run
-    from harps_dist.training.run import RUN
     from preprocessing.demo import resolve_release
 
     with join_world(None if planned else engine.max_minutes) as world:

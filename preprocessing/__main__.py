@@ -36,7 +36,7 @@ def ingest(
         workers: Processes that read files.
         part: As 3/16: ingest the files of this part alone, into an archive in ARCHIVE.parts, to be merged.
     """
-    from preprocessing.archive import ARCHIVE
+    from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
     from preprocessing.ingest import existing, ingest_spectra
     from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
@@ -266,7 +266,7 @@ def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int 
 
 
 def _grid(archive: Path, name: str | None) -> Grid:
-    from preprocessing.archive import ARCHIVE, Archive
+    from harps_dist.formats.archive import ARCHIVE, Archive
 
     check(archive, ARCHIVE)
     if name is None and (archive / "zarr.json").exists():
@@ -279,7 +279,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _say(report, archive: Path) -> int:
-    from preprocessing.quarantine import quarantine_path
+    from harps_dist.formats.quarantine import quarantine_path
 
     say(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
     counts = {name: count for name, count in sorted(report.counts.items()) if count}

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from harps_dist.errors import HarpsDistError
+from harps_dist.formats.records import SpectrumRecord
+from harps_dist.formats.tables import read_ascii, read_table
 from harps_dist.spectra.quantities import in_range, in_range_each
 from harps_dist.text import printable
-from preprocessing.records import SpectrumRecord
-from preprocessing.tables import read_ascii, read_table
 
 CATALOGUE_LABELS = ("teff", "logg", "mh", "rv")
 LONGEST_NAME = 1000  # characters, with all aliases

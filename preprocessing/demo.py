@@ -69,9 +69,9 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
 
     Raises OutputError where something else stands there, or another process is at it.
     """
-    from preprocessing.archive import ARCHIVE
-    from preprocessing.demo_files import write_demo
+    from harps_dist.formats.archive import ARCHIVE
     from preprocessing.pack import RELEASE
+    from preprocessing.simulator.demo_files import write_demo
 
     release, archive = folder / "release", folder / "archive.zarr"
     if is_built(folder):
@@ -107,7 +107,7 @@ def _pack_demo(files: Path, archive: Path, release: Path, size: DemoSize, progre
 
 def build_delivery(folder: Path, size: DemoSize, number: int, progress: Progress) -> Path:
     """Write spectra and a catalogue by which the demo may grow by 5 % of its stars, and visits to as many old ones."""
-    from preprocessing.demo_files import write_delivery
+    from preprocessing.simulator.demo_files import write_delivery
 
     delivery, share = folder / f"delivery-{number}", -(-size.stars // 20)
     check(folder, DEMO)

@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, require
 from harps_dist.intake import read_file
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range, number
 from harps_dist.text import cleaned, printable
-from preprocessing.instrument import GAP_ORDER, GRATING_AA
-from preprocessing.records import Reason, Refusal, RefusedError, refusing, require
 from preprocessing.sed import SedRecord, interpolate_sed, read_sed, require_flux
+from preprocessing.simulator.instrument import GAP_ORDER, GRATING_AA
 
 MAX_BYTES = 256 * 2**20  # unpacked; a run of all 71 orders has 50 MB
 MAX_VALUES = 20_000_000  # numbers and texts; such a run has 4 million

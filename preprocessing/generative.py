@@ -17,14 +17,14 @@ from typing import get_args
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
+from harps_dist.formats.archive import ROWS_PER_SHARD, Archive
+from harps_dist.formats.quarantine import Quarantine
+from harps_dist.formats.records import Reason, Refusal, refusing
 from harps_dist.intake import read_text
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.text import cleaned, printable
-from preprocessing.archive import ROWS_PER_SHARD, Archive
 from preprocessing.ingest import IngestReport, Progress, Row, blocks, sed_row
-from preprocessing.quarantine import Quarantine
-from preprocessing.records import Reason, Refusal, refusing
 from preprocessing.sed import read_sed
 
 DESIGN = "design.csv"

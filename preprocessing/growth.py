@@ -12,8 +12,8 @@ import numpy as np
 from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, read_index_table
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
+from harps_dist.formats.archive import Archive
 from harps_dist.ownership import check, claimed
-from preprocessing.archive import Archive
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.inherited import inherited
 from preprocessing.pack import (

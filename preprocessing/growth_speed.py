@@ -13,9 +13,9 @@ import numpy as np
 
 from harps_dist.data.manifest import INDEX
 from harps_dist.data.reader import Release
+from harps_dist.formats.archive import SCHEMAS, Archive
 from harps_dist.ownership import json_file, write_json
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.archive import SCHEMAS, Archive
 from preprocessing.growth import grow
 from preprocessing.pack import pack
 

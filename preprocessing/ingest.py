@@ -19,19 +19,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harps_dist.errors import ArchiveError, SpectrumError
+from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
+from harps_dist.formats.quarantine import Quarantine
+from harps_dist.formats.readers import find_spectra, read_spectrum
+from harps_dist.formats.records import Reason, Refusal, SpectrumRecord, refusing, require
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import BROKEN_SHARE, MINIMUM_COVERAGE, WILD, is_broken, standardise
 from harps_dist.text import printable
-from preprocessing.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
 from preprocessing.catalog import Catalog, resolve_target, telling_names
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.identity import KnownStars, KnownVersions
-from preprocessing.quarantine import Quarantine
-from preprocessing.readers import find_spectra, read_spectrum
-from preprocessing.records import Reason, Refusal, SpectrumRecord, refusing, require
 from preprocessing.sed import SedRecord, read_sed
 
 BROKEN_COVERAGE = 0.5  # of valid pixels, that a spectrum has which is kept for the record alone

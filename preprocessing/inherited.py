@@ -13,10 +13,10 @@ from harps_dist.data.codec import restored
 from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError
+from harps_dist.formats.archive import Archive
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.standardise import standardise
-from preprocessing.archive import Archive
 from preprocessing.factorise import misses, terms_of
 from preprocessing.rows import REAL, RESPONSE, Fractions, Row, Simulations, same
 

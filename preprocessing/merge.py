@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
+from harps_dist.formats.archive import DATA, ROWS_PER_SHARD, Archive
+from harps_dist.formats.quarantine import Quarantine
+from harps_dist.formats.records import Reason, Refusal
 from harps_dist.ownership import OutputKind
-from preprocessing.archive import DATA, ROWS_PER_SHARD, Archive
 from preprocessing.identity import KnownStars, KnownVersions
 from preprocessing.ingest import IngestReport, Progress, blocks
-from preprocessing.quarantine import Quarantine
-from preprocessing.records import Reason, Refusal
 
 _DONE = "{}.done.json"
 _PART = re.compile(r"\d{1,9}/\d{1,9}", re.ASCII)

@@ -38,9 +38,9 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import PAPER_FRACTIONS
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.files import publish_folder
+from harps_dist.formats.archive import Archive
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.labels import NAMES
-from preprocessing.archive import Archive
 from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
     Coding,

@@ -12,8 +12,8 @@ import numpy as np
 
 from harps_dist.data.manifest import GridSpec
 from harps_dist.data.split import split_of
+from harps_dist.formats.archive import Archive
 from harps_dist.spectra.labels import LABEL, NAMES
-from preprocessing.archive import Archive
 
 REAL = "real-"
 RESPONSE = "response-"

@@ -13,11 +13,11 @@ import numpy as np
 from harps_dist.data.codec import FluxCodec, codec_of, npy_bytes, quantised, restored
 from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import CodecName
+from harps_dist.formats.archive import Archive
 from harps_dist.spectra.exact import exp, mean
 from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.spline import bspline_coefficients
 from harps_dist.spectra.standardise import standardise
-from preprocessing.archive import Archive
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
 from preprocessing.rows import Fractions, Row, Simulations, index_row
 

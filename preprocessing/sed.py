@@ -21,14 +21,14 @@ from numpy.typing import ArrayLike
 
 from harps_dist.errors import Interrupted
 from harps_dist.files import atomic_write
+from harps_dist.formats.hdus import BEGINS, open_hdus
+from harps_dist.formats.headers import Header
+from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, require
 from harps_dist.intake import named, read_file
 from harps_dist.spectra.exact import exp
 from harps_dist.spectra.quantities import expected, in_range, number
 from harps_dist.spectra.spline import cubic_spline
 from harps_dist.text import cleaned, printable
-from preprocessing.hdus import BEGINS, open_hdus
-from preprocessing.headers import Header
-from preprocessing.records import Reason, Refusal, RefusedError, refusing, require
 
 FLUX_UNIT = "erg/s/cm**2/Angstrom"
 MAX_BYTES = 128 * 2**20

@@ -12,8 +12,8 @@ import numpy as np
 from harps_dist.data.manifest import MANIFEST, Shard
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
-from preprocessing.archive import Archive
-from preprocessing.columns import DATA, SCHEMAS, content_of
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.columns import DATA, SCHEMAS, content_of
 
 Progress = Callable[[int, int], None]
 

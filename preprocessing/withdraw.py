@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from harps_dist.errors import ArchiveError
+from harps_dist.formats.archive import Archive
 from harps_dist.intake import read_text
 from harps_dist.text import cleaned, printable
-from preprocessing.archive import Archive
 from preprocessing.identity import newest_versions, version_order
 
 MAX_LISTED_BYTES = 2**26  # a million ids

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.columns import DATA, SCHEMAS
 from harps_dist.spectra.grid import Grid
-from preprocessing.archive import Archive
-from preprocessing.columns import DATA, SCHEMAS
 
 STRETCHED = "stretched"  # in the place of a column: of half the row's array, so that its median may stay
 Changes = Mapping[tuple[str, int], Mapping[str, Any]]  # of a row of a group: new values, or functions of the old ones

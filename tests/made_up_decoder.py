@@ -8,8 +8,8 @@ import torch
 from harps_dist.inference.simulator import Simulator
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.supervised import SpectrumModel
+from harps_dist.ranks.world import World
 from harps_dist.spectra.grid import Grid
-from harps_dist.training.distributed import World
 
 LABELS = ("rv", "teff", "logg", "airmass")
 MEAN = {"rv": 5.0, "teff": 5500.0, "logg": 4.3, "airmass": 1.5}

@@ -9,12 +9,12 @@ import torch
 
 from harps_dist.data.manifest import GridSpec
 from harps_dist.data.split import PAPER_FRACTIONS, SALT
-from harps_dist.evaluation.comparison import Comparison, Entry, SpeedRatio
-from harps_dist.evaluation.identity import ReleaseIdentity, identify
+from harps_dist.promotion.comparison import Comparison, Entry, SpeedRatio
 from harps_dist.recipes import find_recipe
-from harps_dist.training.checkpoint import save_checkpoint
-from harps_dist.training.run import save_recipe
-from harps_dist.training.strategy import Snapshot
+from harps_dist.runs.checkpoint import save_checkpoint
+from harps_dist.runs.identity import ReleaseIdentity, identify
+from harps_dist.runs.run import save_recipe
+from harps_dist.training.strategies.base import Snapshot
 from tests.made_up_runs import index_of
 
 RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, description="made up")

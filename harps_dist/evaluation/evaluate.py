@@ -30,15 +30,15 @@ from harps_dist.evaluation.metrics import (
     paper_comparable,
     reconstruction_mae,
 )
-from harps_dist.evaluation.paper import PAPER_ROWS
+from harps_dist.evaluation.printed import PAPER_ROWS
 from harps_dist.evaluation.report import Measure, Origin, Report, origin_name
 from harps_dist.files import atomic_write
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import claimed, home
+from harps_dist.ranks.world import World
+from harps_dist.runs.run import Which, find_checkpoint, label_scale, load_run
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
-from harps_dist.training.distributed import World
-from harps_dist.training.run import Which, find_checkpoint, label_scale, load_run
 
 Spectra = Literal["real", "simulated", "generative"]  # what a model can be tried on
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, clustered_error, mean_with_error
-from harps_dist.evaluation.paper import PAPER_ROWS, PaperRow
+from harps_dist.evaluation.printed import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
 from harps_dist.sealed import sealed, sha256_of
 

@@ -27,8 +27,8 @@ from harps_dist.inference.description import FORMAT, Description, GridFacts, Unc
 from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load, read_description
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import OutputKind, check, claimed
-from harps_dist.training.checkpoint import MODEL, Checkpoint
-from harps_dist.training.run import SavedRun, Which, find_checkpoint, load_run, read_run
+from harps_dist.runs.checkpoint import MODEL, Checkpoint
+from harps_dist.runs.run import SavedRun, Which, find_checkpoint, load_run, read_run
 
 SPECTRA = 2048  # of a kind and split that calibrate, at most
 EXPORT = "export"  # folder in a run

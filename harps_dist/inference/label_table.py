@@ -35,7 +35,7 @@ def read_request(
     Raises ConfigError where the table cannot be read, has no rows, a column that means nothing, or one that stands in
     the command too, and for a value that is missing or no number, with its row.
     """
-    from preprocessing.tables import read_table
+    from harps_dist.formats.tables import read_table
 
     table, where = read_table(path, "table of labels", ConfigError), f"table of labels {printable(path)}"
     if not len(table):

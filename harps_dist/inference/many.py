@@ -35,8 +35,8 @@ from harps_dist.inference.sinks import (
 )
 from harps_dist.inference.spectrum_files import ascii_text
 from harps_dist.ownership import OutputKind, check, claimed
+from harps_dist.ranks.world import World
 from harps_dist.sealed import sealed, unsealed
-from harps_dist.training.distributed import World
 
 BLOCK_BYTES = 64 * 2**20  # of flux; what is held at a time is a few times that
 MOST_ROWS = 1024  # of a block

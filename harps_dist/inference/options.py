@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from harps_dist.inference.simulated import Request
     from harps_dist.inference.simulator import Simulator
-    from harps_dist.training.distributed import World
+    from harps_dist.ranks.world import World
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from harps_dist.data.batches import in_batches
 from harps_dist.errors import ConfigError, Interrupted
-from harps_dist.evaluation.evaluations import read_columns
 from harps_dist.files import atomic_write, remove
 from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.model import BATCH, CONFIG, Exported, load
@@ -37,13 +36,14 @@ from harps_dist.inference.table import (
     write_table,
 )
 from harps_dist.ownership import OutputKind, check, claimed, first_line
+from harps_dist.paper.evaluations import read_columns
+from harps_dist.ranks.world import World
+from harps_dist.runs.run import RECIPE, Which
 from harps_dist.sealed import is_whole, sealed_write
-from harps_dist.training.distributed import World
-from harps_dist.training.run import RECIPE, Which
 
 if TYPE_CHECKING:
     from harps_dist.data.reader import Release
-    from preprocessing.records import Refusal
+    from harps_dist.formats.records import Refusal
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 BLOCK = 64  # rows that are kept together

@@ -26,7 +26,7 @@ from harps_dist.spectra.noise import keyed_normals
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range_each
 
 if TYPE_CHECKING:
-    from harps_dist.training.run import Which
+    from harps_dist.runs.run import Which
 
 PRIOR, NOISE = 0x7072696F72, 0x6E6F697365  # purposes of what is drawn for a spectrum
 BATCH = 16
@@ -69,8 +69,8 @@ class Simulator:
         Raises ConfigError where the folder is neither, or holds a model that draws no spectra.
         """
         from harps_dist.inference.model import CONFIG, load
-        from harps_dist.training.checkpoint import MODEL
-        from harps_dist.training.run import read_run, trained_model
+        from harps_dist.runs.checkpoint import MODEL
+        from harps_dist.runs.run import read_run, trained_model
 
         folder = Path(folder)
         if (folder / CONFIG).is_file():

@@ -30,8 +30,8 @@ from harps_dist.spectra.standardise import BROKEN_SHARE, standardise
 from harps_dist.text import printable
 
 if TYPE_CHECKING:
-    from preprocessing.archive import Archive
-    from preprocessing.records import Refusal
+    from harps_dist.formats.archive import Archive
+    from harps_dist.formats.records import Refusal
 
 ZARR = "zarr.json"
 _PATTERN = set("*?[")
@@ -112,8 +112,8 @@ def _expanded(given: str) -> Iterator[Item | Refusal]:
 
 
 def _of_folder(path: Path) -> Iterator[Item | Refusal]:
-    from preprocessing.readers import SUFFIXES, find_spectra
-    from preprocessing.records import Reason, Refusal
+    from harps_dist.formats.readers import SUFFIXES, find_spectra
+    from harps_dist.formats.records import Reason, Refusal
 
     found = find_spectra(path) if path.is_dir() else [path]
     for file in found:
@@ -147,7 +147,7 @@ def _of_release(given: str) -> Iterator[Item]:
 
 @lru_cache(4)
 def _archive(path: str) -> Archive:
-    from preprocessing.archive import Archive
+    from harps_dist.formats.archive import Archive
 
     return Archive(Path(path))
 
@@ -164,13 +164,13 @@ def _column(path: str, name: str) -> np.ndarray:
 
 def read_item(item: Item, grid: Grid) -> Observed | Refusal:
     """Read a spectrum and bring it onto the grid; a Refusal where it cannot be used, whatever is wrong with it."""
-    from preprocessing.records import Reason, refusing
+    from harps_dist.formats.records import Reason, refusing
 
     return refusing(item.name, Reason.NOT_FITS, lambda: _read_item(item, grid))
 
 
 def _read_item(item: Item, grid: Grid) -> Observed | Refusal:
-    from preprocessing.records import Reason, Refusal
+    from harps_dist.formats.records import Reason, Refusal
 
     found = _read(item, grid)
     if isinstance(found, Refusal):
@@ -188,7 +188,7 @@ def _read_item(item: Item, grid: Grid) -> Observed | Refusal:
 
 def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | Refusal:
     """What is known of a spectrum, its flux on the grid, and whether its file is broken."""
-    from preprocessing.records import Reason, Refusal
+    from harps_dist.formats.records import Reason, Refusal
 
     if item.row is None:
         return _read_file(item, grid)
@@ -206,8 +206,8 @@ def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | R
 
 
 def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | Refusal:
-    from preprocessing.readers import read_spectrum
-    from preprocessing.records import Refusal
+    from harps_dist.formats.readers import read_spectrum
+    from harps_dist.formats.records import Refusal
 
     record = read_spectrum(Path(item.where))
     if isinstance(record, Refusal):
@@ -254,7 +254,7 @@ def _release_row(release: Release, row: int) -> dict[str, Any]:
 
 def duplicate(item: Item, dp_id: str, first: str) -> Refusal:
     """Why a spectrum has no row that was met before."""
-    from preprocessing.records import Reason, Refusal
+    from harps_dist.formats.records import Reason, Refusal
 
     return Refusal(item.name, Reason.DUPLICATE, f"data product {dp_id} has a row already, from {first}")
 

@@ -140,10 +140,10 @@ def nodes_of_file(simulator: Simulator, path: Path) -> tuple[np.ndarray, str]:
     Raises SpectrumError where the file is refused or covers too little of the grid, ConfigError for a decoder alone.
     """
     from harps_dist.errors import SpectrumError
+    from harps_dist.formats.readers import read_spectrum
+    from harps_dist.formats.records import Refusal
     from harps_dist.spectra.regrid import regrid
     from harps_dist.spectra.standardise import standardise
-    from preprocessing.readers import read_spectrum
-    from preprocessing.records import Refusal
 
     record = read_spectrum(path)
     if isinstance(record, Refusal):

@@ -16,11 +16,11 @@ from harps_dist.errors import ConfigError, TrainingError
 from harps_dist.models.layers import at_least_float32
 from harps_dist.models.losses import global_loss, loss_parts, part_names, part_terms
 from harps_dist.models.supervised import Output, SpectrumModel
+from harps_dist.ranks.world import World
+from harps_dist.runs.run import initial_model
 from harps_dist.training.clock import StepClock
-from harps_dist.training.distributed import World
 from harps_dist.training.precision import LossScale, prepare, weight_format
-from harps_dist.training.run import initial_model
-from harps_dist.training.strategy import make_strategy
+from harps_dist.training.strategies.base import make_strategy
 from harps_dist.training.validation import totals
 
 MOST_SKIPPED = 5  # steps in a row

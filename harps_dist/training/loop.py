@@ -25,19 +25,19 @@ from harps_dist.files import remove_leftovers
 from harps_dist.models.cost import TRAINING, forward_cost
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import check, claimed
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.training.checkpoint import (
+from harps_dist.runs.checkpoint import (
     Checkpoint,
     CheckpointWriter,
     best_checkpoint,
     newest_checkpoint,
     remove_unfinished,
 )
-from harps_dist.training.distributed import World
+from harps_dist.runs.log import LOG, RunLog
+from harps_dist.runs.run import CHECKPOINTS, LEDGER, RECIPE, RUN, find_checkpoint, read_run, save_recipe
 from harps_dist.training.learner import Learner
-from harps_dist.training.log import LOG, RunLog
 from harps_dist.training.peaks import measured_peaks
-from harps_dist.training.run import CHECKPOINTS, LEDGER, RECIPE, RUN, find_checkpoint, read_run, save_recipe
 from harps_dist.training.schedule import learning_rate
 from harps_dist.training.validation import validate
 

@@ -16,10 +16,10 @@ from harps_dist.data.batches import TrainingBatches
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.models.cost import TRAINING, forward_cost
-from harps_dist.training.distributed import World
+from harps_dist.ranks.world import World
+from harps_dist.runs.run import initial_model
 from harps_dist.training.learner import Learner, check_batch_size
 from harps_dist.training.peaks import Peaks, measured_peaks
-from harps_dist.training.run import initial_model
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,7 @@ from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.models.losses import Part, loss_parts
 from harps_dist.models.supervised import SpectrumModel
-from harps_dist.training.distributed import World
+from harps_dist.ranks.world import World
 from harps_dist.training.precision import autocast
 
 _BATCH = 16

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harps_dist.training.log import lasting, read_log
+from harps_dist.runs.log import lasting, read_log
 from tests.commands import TINY, command, kill_when, run
 
 STEPS = 150

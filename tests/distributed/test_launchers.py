@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harps_dist.training.checkpoint import newest_checkpoint
-from harps_dist.training.log import read_log
+from harps_dist.runs.checkpoint import newest_checkpoint
+from harps_dist.runs.log import read_log
 from tests.commands import ROOT, TINY, command, environment, run
 
 

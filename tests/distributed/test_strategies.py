@@ -15,9 +15,9 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, OutputError, TrainingError
 from harps_dist.models.build import build_model
 from harps_dist.models.losses import loss_parts, part_names, part_terms
+from harps_dist.ranks.world import World
 from harps_dist.recipes import RECIPES, find_recipe
-from harps_dist.training.distributed import World
-from harps_dist.training.log import read_log
+from harps_dist.runs.log import read_log
 from harps_dist.training.loop import Trainer, train_run
 from tests.commands import TINY, command, run
 
@@ -120,7 +120,7 @@ def apart(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> floa
 
 
 def test_a_users_deepspeed_configuration_is_merged_over_ours(tiny_release, tmp_path):
-    from harps_dist.training.zero import deepspeed_config
+    from harps_dist.training.strategies.deepspeed import deepspeed_config
 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}))

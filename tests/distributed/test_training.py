@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from harps_dist.data.ledger import Ledger
 from harps_dist.data.order import Mix, Order, OrderState
 from harps_dist.data.reader import Release
-from harps_dist.training.log import lasting, read_log
+from harps_dist.runs.log import lasting, read_log
 from tests.commands import TINY, command, kill_when, run
 
 

@@ -17,7 +17,7 @@ from harps_dist.data.batches import TrainingBatches, load, no_codes, read_codes
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.data.resident import ResidentCodes
-from harps_dist.training.distributed import join_world
+from harps_dist.ranks.world import join_world
 
 SIZE = 10
 

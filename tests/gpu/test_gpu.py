@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from harps_dist.benchmarks.step_speed import step_speeds
 from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
-from harps_dist.evaluation.step_speed import step_speeds
-from harps_dist.training.log import read_log
+from harps_dist.runs.log import read_log
 from tests.commands import TINY, command, kill_when, run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

@@ -9,8 +9,8 @@ import torch
 
 from harps_dist.data.reader import Release
 from harps_dist.inference.export import export_run
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.training.distributed import World
 from harps_dist.training.loop import train_run
 
 STEPS = {"demo-cnn-mix-laplace": 60, "demo-ae-mix": 40, "demo-infovae-mix": 3, "demo-cnn-dec-etc": 3}

@@ -14,10 +14,10 @@ import pytest
 import zarr
 
 from harps_dist.errors import ArchiveError, HarpsDistError, OutputError
+from harps_dist.formats.archive import SCHEMA, Archive
+from harps_dist.formats.columns import DATA, SCHEMAS
+from harps_dist.formats.committed import DIGEST, Committed
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.archive import SCHEMA, Archive
-from preprocessing.columns import DATA, SCHEMAS
-from preprocessing.committed import DIGEST, Committed
 from preprocessing.pack import pack
 from preprocessing.rows import source_digest
 from preprocessing.verify import verify

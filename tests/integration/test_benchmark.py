@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from harps_dist.benchmarks.batch_sizes import batch_size_effects
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.batch_sizes import batch_size_effects
 from harps_dist.recipes import find_recipe
 from tests.commands import command, run
 

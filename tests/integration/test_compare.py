@@ -13,21 +13,21 @@ from safetensors.torch import load_file
 
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, Interrupted, PromotionError
-from harps_dist.evaluation import compare
-from harps_dist.evaluation.compare import compare_runs
-from harps_dist.evaluation.comparison import Comparison, read_comparison
 from harps_dist.evaluation.evaluate import Evaluator, evaluate
-from harps_dist.evaluation.gate import Gate, Line
-from harps_dist.evaluation.registry import Registry
+from harps_dist.formats.archive import Archive
+from harps_dist.promotion import compare
+from harps_dist.promotion.compare import compare_runs
+from harps_dist.promotion.comparison import Comparison, read_comparison
+from harps_dist.promotion.gate import Gate, Line
+from harps_dist.promotion.registry import Registry
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
+from harps_dist.runs.checkpoint import MODEL, save_checkpoint
+from harps_dist.runs.run import find_checkpoint, load_run
 from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import INTRINSIC, NAMES
-from harps_dist.training.checkpoint import MODEL, save_checkpoint
-from harps_dist.training.distributed import World
 from harps_dist.training.loop import train_run
-from harps_dist.training.run import find_checkpoint, load_run
-from harps_dist.training.strategy import Snapshot
-from preprocessing.archive import Archive
+from harps_dist.training.strategies.base import Snapshot
 from preprocessing.growth import grow
 from preprocessing.pack import Settings, pack
 from tests.commands import command, run

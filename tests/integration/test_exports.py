@@ -21,10 +21,10 @@ from harps_dist.evaluation.calibration import LEVELS, conformal_factor
 from harps_dist.evaluation.evaluate import Evaluator
 from harps_dist.inference.export import EXPORT, export_run, exported_run, is_exported
 from harps_dist.inference.model import CONFIG, WEIGHTS
+from harps_dist.ranks.world import World
+from harps_dist.runs.run import load_run
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.medium import air_to_vacuum
-from harps_dist.training.distributed import World
-from harps_dist.training.run import load_run
 from preprocessing.pack import Settings, pack
 from tests.commands import environment
 from tests.integration.conftest import STEPS

@@ -18,20 +18,20 @@ from safetensors.torch import load_file
 from harps_dist.data.ledger import read_ledger
 from harps_dist.data.reader import Release
 from harps_dist.errors import HarpsDistError, ResumeError
-from harps_dist.evaluation.comparison import read_comparison
 from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
-from harps_dist.evaluation.evaluations import Evaluations
-from harps_dist.evaluation.identity import identify
-from harps_dist.evaluation.registry import CURRENT, Registry
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
 from harps_dist.inference.simulator import Simulator
+from harps_dist.paper.evaluations import Evaluations
+from harps_dist.promotion.comparison import read_comparison
+from harps_dist.promotion.registry import CURRENT, Registry
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
+from harps_dist.runs.identity import identify
+from harps_dist.runs.log import read_log
+from harps_dist.runs.run import load_run, read_run, trained_model
 from harps_dist.sealed import sealed
-from harps_dist.training.distributed import World
-from harps_dist.training.log import read_log
 from harps_dist.training.loop import train_run
-from harps_dist.training.run import load_run, read_run, trained_model
 from tests.commands import command, run
 from tests.made_up_models import write_comparison, write_model
 from tests.unit.test_registry import GATE

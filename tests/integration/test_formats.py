@@ -13,19 +13,19 @@ import torch
 from rich.console import Console
 
 from harps_dist.data.reader import Release
-from harps_dist.evaluation.compare import compare_runs
-from harps_dist.evaluation.comparison import read_comparison
 from harps_dist.evaluation.evaluate import evaluate_run, is_evaluated
-from harps_dist.evaluation.registry import Registry
+from harps_dist.formats.archive import Archive
 from harps_dist.inference import predict_files
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
+from harps_dist.promotion.compare import compare_runs
+from harps_dist.promotion.comparison import read_comparison
+from harps_dist.promotion.registry import Registry
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
+from harps_dist.runs.run import load_run
 from harps_dist.spectra.labels import NAMES
-from harps_dist.training.distributed import World
 from harps_dist.training.loop import train_run
-from harps_dist.training.run import load_run
-from preprocessing.archive import Archive
 from preprocessing.growth import grow
 from preprocessing.pack import pack
 from preprocessing.verify import verify

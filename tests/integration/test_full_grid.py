@@ -11,15 +11,15 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
+from harps_dist.runs.log import read_log
 from harps_dist.spectra.grid import HARPS
-from harps_dist.training.log import read_log
-from preprocessing.atmosphere import Atmosphere
 from preprocessing.catalog import Catalog
 from preprocessing.ingest import ingest_etc, ingest_spectra
-from preprocessing.instrument import observe
 from preprocessing.pack import Settings, pack
 from preprocessing.sed import read_sed
-from preprocessing.simulator_files import EtcSettings, write_etc
+from preprocessing.simulator.atmosphere import Atmosphere
+from preprocessing.simulator.instrument import observe
+from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from tests.commands import command, run
 
 NODES = ("t5000_g4.25_m-0.4", "t6000_g4.25_m+0.4")

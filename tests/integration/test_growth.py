@@ -15,15 +15,15 @@ from astropy.io import fits
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.quarantine import quarantine_path
 from harps_dist.spectra.grid import named_grid
-from preprocessing.archive import Archive
 from preprocessing.catalog import Catalog
 from preprocessing.demo import DemoSize, build_delivery
 from preprocessing.difference import compare_releases
 from preprocessing.growth import grow
 from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.pack import pack
-from preprocessing.quarantine import quarantine_path
 from preprocessing.verify import verify
 from preprocessing.withdraw import withdraw_spectra
 from tests.commands import TINY as SMALL
@@ -290,8 +290,8 @@ def test_a_second_ingest_waits_its_turn(tiny_demo, tmp_path):
 def test_genuine_spectra_arrive_on_a_simulated_archive(genuine_data, tmp_path):
     """Real visits are matched, split by star and told of; the star that observers call by two names stays one."""
     from preprocessing.demo import DESCRIPTION
-    from preprocessing.demo_files import write_demo
     from preprocessing.pack import Settings
+    from preprocessing.simulator.demo_files import write_demo
 
     files, archive, demo_grid = tmp_path / "files", tmp_path / "a.zarr", named_grid("demo")
     write_demo(files, 6, 2.0, 8, 2, 0, 5)

@@ -13,11 +13,11 @@ import pytest
 
 import harps_dist
 from harps_dist.data.reader import Release
+from harps_dist.formats.archive import SCHEMAS, Archive
 from harps_dist.inference import predict_files
 from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.quantities import in_range
-from preprocessing.archive import SCHEMAS, Archive
 from preprocessing.catalog import Catalog
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import Settings, pack
@@ -163,7 +163,7 @@ STEPS_CNN = next(iter(STEPS))
 
 def test_a_fault_of_a_reader_ends_one_file_alone(good, tmp_path, monkeypatch):
     """Whatever a reader raises; but want of memory and interrupts pass."""
-    from preprocessing import readers
+    from harps_dist.formats import readers
 
     for path in good[:3]:
         shutil.copy(path, tmp_path)

@@ -18,9 +18,9 @@ from harps_dist.console import exit_code_of
 from harps_dist.data.reader import Release
 from harps_dist.files import exclusive
 from harps_dist.recipes import find_recipe
-from harps_dist.training.checkpoint import save_checkpoint
-from harps_dist.training.run import save_recipe
-from harps_dist.training.strategy import Snapshot
+from harps_dist.runs.checkpoint import save_checkpoint
+from harps_dist.runs.run import save_recipe
+from harps_dist.training.strategies.base import Snapshot
 from tests.commands import ROOT
 
 MAIN = "preprocessing.__main__"
@@ -111,7 +111,7 @@ CASES = [(*place, hindrance) for place in PLACES for hindrance in HINDRANCES if 
 
 def paths_of_commands() -> set[str]:
     """Every option of a command whose type names a path: "script class-or-function option"."""
-    options_of = {"simulate": "harps_dist/inference/options.py", "chain": "harps_dist/evaluation/chain.py"}
+    options_of = {"simulate": "harps_dist/inference/options.py", "chain": "harps_dist/cluster/chain.py"}
     scripts = [("preprocessing", ROOT / "preprocessing/__main__.py")]
     scripts += [(path.stem, path) for path in sorted((ROOT / "launch").glob("*.py"))]
     found = set()

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from harps_dist.data.ledger import read_ledger
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ResumeError
-from harps_dist.evaluation.comparison import read_comparison
-from harps_dist.evaluation.evaluations import Evaluations
-from harps_dist.evaluation.identity import identify
-from harps_dist.evaluation.registry import CURRENT, Registry
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
-from harps_dist.training.log import read_log
-from harps_dist.training.run import RECIPE, find_checkpoint, read_run, trained_model
+from harps_dist.paper.evaluations import Evaluations
+from harps_dist.promotion.comparison import read_comparison
+from harps_dist.promotion.registry import CURRENT, Registry
+from harps_dist.runs.identity import identify
+from harps_dist.runs.log import read_log
+from harps_dist.runs.run import RECIPE, find_checkpoint, read_run, trained_model
 from tests.commands import ROOT, command, run
 
 NAME = "demo-cnn-mix"

@@ -16,26 +16,26 @@ from rich.console import Console
 import preprocessing.__main__ as cli
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ConfigError
-from harps_dist.evaluation.compare import compare_runs
 from harps_dist.evaluation.evaluate import evaluate_run
 from harps_dist.evaluation.report import console_table
-from harps_dist.evaluation.reproduce import reproduce
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.headers import Header
+from harps_dist.formats.readers import read_spectrum
+from harps_dist.formats.records import SpectrumRecord
 from harps_dist.inference import predict_files
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
+from harps_dist.paper.reproduce import reproduce
+from harps_dist.promotion.compare import compare_runs
+from harps_dist.ranks.world import World
+from harps_dist.runs.run import RECIPE
 from harps_dist.spectra.grid import named_grid
-from harps_dist.training.distributed import World
-from harps_dist.training.run import RECIPE
-from preprocessing.archive import Archive
 from preprocessing.catalog import Catalog
 from preprocessing.demo import DESCRIPTION
 from preprocessing.difference import compare_releases, difference_tables
 from preprocessing.growth import grow
-from preprocessing.headers import Header
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import Settings, pack
-from preprocessing.readers import read_spectrum
-from preprocessing.records import SpectrumRecord
 from preprocessing.verify import verify
 from tests.archives import remade
 

@@ -18,11 +18,11 @@ from harps_dist.console import exit_code_of
 from harps_dist.data.reader import Release
 from harps_dist.errors import DiskFullError, OutputError
 from harps_dist.files import publish_folder
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.training.checkpoint import save_checkpoint
-from harps_dist.training.distributed import World
+from harps_dist.runs.checkpoint import save_checkpoint
 from harps_dist.training.loop import train_run
-from harps_dist.training.strategy import Snapshot
+from harps_dist.training.strategies.base import Snapshot
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import pack
 from tests.commands import ROOT, command, environment
@@ -234,8 +234,8 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_said_by_ingest_and_the_archive_goes_on_after(tiny_demo, small_disk, tmp_path):
+    from harps_dist.formats.archive import Archive
     from harps_dist.spectra.grid import named_grid
-    from preprocessing.archive import Archive
 
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * 250_000)

@@ -20,7 +20,7 @@ from astropy.table import Table
 import harps_dist
 from harps_dist.data.reader import Release
 from harps_dist.errors import HarpsDistError
-from harps_dist.training.run import load_run
+from harps_dist.runs.run import load_run
 from tests.commands import ROOT, TINY, command, environment, kill_when, run
 
 

@@ -19,11 +19,11 @@ from astropy.table import QTable
 import harps_dist
 from harps_dist.errors import ConfigError, Interrupted, OutputError
 from harps_dist.files import exclusive
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.readers import read_spectrum
 from harps_dist.inference import predict_files
 from harps_dist.inference.predict import parts_key
-from harps_dist.training.distributed import World
-from preprocessing.archive import Archive
-from preprocessing.readers import read_spectrum
+from harps_dist.ranks.world import World
 from tests.integration.conftest import STEPS
 
 CNN, AE, VAE, DECODER = STEPS

@@ -16,15 +16,15 @@ from astropy.io import fits
 
 from harps_dist.data.reader import Release
 from harps_dist.errors import DiskFullError, OutputError
+from harps_dist.formats.archive import DATA, SCHEMAS, Archive
+from harps_dist.formats.quarantine import quarantine_path
 from harps_dist.spectra.doppler import MARGIN
 from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
-from preprocessing.archive import DATA, SCHEMAS, Archive
 from preprocessing.catalog import Catalog
 from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.pack import Settings, pack
-from preprocessing.quarantine import quarantine_path
 from preprocessing.verify import verify
 from tests.commands import command, kill_when, run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harps_dist.data.reader import Release
-from harps_dist.evaluation.registry import Registry
+from harps_dist.promotion.registry import Registry
 from preprocessing.demo import DemoSize, build_delivery
 from tests.commands import ROOT, TINY, run
 

@@ -17,8 +17,8 @@ import preprocessing.__main__ as cli
 from harps_dist.data.manifest import INDEX, MANIFEST, Manifest
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
+from harps_dist.formats.archive import Archive
 from harps_dist.spectra.grid import Grid, named_grid
-from preprocessing.archive import Archive
 from preprocessing.difference import compare_releases
 from preprocessing.growth import grow
 from preprocessing.pack import Settings, pack

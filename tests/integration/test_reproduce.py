@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harps_dist.benchmarks.inference_speed import InferenceSpeed
 from harps_dist.data.reader import Release
-from harps_dist.evaluation import reproduce, tables
-from harps_dist.evaluation.evaluations import Evaluations
-from harps_dist.evaluation.paper import LABEL_TABLES, PAPER_ROWS
-from harps_dist.evaluation.speed import InferenceSpeed
+from harps_dist.evaluation.printed import LABEL_TABLES, PAPER_ROWS
+from harps_dist.paper import reproduce, tables
+from harps_dist.paper.evaluations import Evaluations
 from harps_dist.recipes import RECIPES, find_recipe
-from harps_dist.training.log import read_log
-from harps_dist.training.run import read_run
+from harps_dist.runs.log import read_log
+from harps_dist.runs.run import read_run
 
 
 @pytest.mark.parametrize("demo", [False, True])

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
+from harps_dist.formats.archive import Archive
+from harps_dist.promotion.retrain import Retraining, retraining_recipe
+from harps_dist.runs.run import load_run
 from harps_dist.spectra.grid import named_grid
-from harps_dist.training.retrain import Retraining, retraining_recipe
-from harps_dist.training.run import load_run
-from preprocessing.archive import Archive
 from preprocessing.growth import grow
 from preprocessing.pack import Settings, pack
 from tests.commands import TINY, command, kill_when, run

@@ -17,13 +17,13 @@ from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.evaluation.evaluate import Evaluator, evaluate
+from harps_dist.ranks.world import World
 from harps_dist.recipes import RECIPES, find_recipe
+from harps_dist.runs.log import read_log
+from harps_dist.runs.run import initial_model, load_run, read_run
 from harps_dist.spectra.labels import INTRINSIC, NAMES
-from harps_dist.training.distributed import World
-from harps_dist.training.log import read_log
 from harps_dist.training.loop import train_run
 from harps_dist.training.precision import autocast
-from harps_dist.training.run import initial_model, load_run, read_run
 from tests.commands import TINY, command, environment, run
 
 MODEL = "checkpoints/step-00000003/model.safetensors"

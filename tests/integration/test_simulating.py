@@ -9,14 +9,14 @@ import torch
 from astropy.io import fits
 
 from harps_dist.data.reader import Release
+from harps_dist.formats.readers import read_spectrum
+from harps_dist.formats.records import SpectrumRecord
 from harps_dist.inference import Simulator, export_run
+from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
+from harps_dist.runs.run import read_run
 from harps_dist.spectra.labels import NAMES
-from harps_dist.training.distributed import World
 from harps_dist.training.loop import train_run
-from harps_dist.training.run import read_run
-from preprocessing.readers import read_spectrum
-from preprocessing.records import SpectrumRecord
 from tests.commands import command, kill_when, run
 from tests.integration.test_runs import at_tiny_scale
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from harps_dist.cluster.chain import Stage, job_name
 from harps_dist.data.reader import Release
-from harps_dist.evaluation.chain import Stage, job_name
-from preprocessing.archive import Archive
+from harps_dist.formats.archive import Archive
 from preprocessing.demo import DemoSize, build_delivery
 from preprocessing.difference import compare_releases
 from tests.commands import TINY, command, run

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harps_dist.training.log import lasting, read_log
+from harps_dist.runs.log import lasting, read_log
 from tests.commands import TINY, command, run
 from tests.slurm.cluster import CPU_ONLY, Cluster, until, why_not
 
@@ -142,7 +142,7 @@ def test_restarts_without_progress_come_to_an_end(slurm, undisturbed, tmp_path):
 
 def test_an_array_with_a_failing_task_is_mended_and_merged(slurm, tiny_demo, tmp_path):
     """One part cannot be written; the merge names it; run again alone, the merged archive is that of one ingest."""
-    from preprocessing.archive import Archive
+    from harps_dist.formats.archive import Archive
     from preprocessing.merge import Part
 
     spectra, whole, single = tmp_path / "spectra", tmp_path / "A.zarr", tmp_path / "single.zarr"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from harps_dist.formats.air import GAP_AA
+from harps_dist.formats.readers import find_spectra, read_spectrum
+from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
 from harps_dist.inference.spectra import _vacuum_note
 from harps_dist.spectra.medium import vacuum_to_air
-from preprocessing.air import GAP_AA
-from preprocessing.readers import find_spectra, read_spectrum
-from preprocessing.records import Reason, Refusal, SpectrumRecord
 
 PIPE = "HIERARCH ESO PRO REC1 PIPE ID"
 ROUNDED = np.round(5200.0 + 0.01 * np.arange(20_000), 2)  # 5200 to 5400 Å, with the detector gap in it

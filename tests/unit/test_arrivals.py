@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harps_dist.evaluation.arrivals import surprises
-from harps_dist.evaluation.gate import Gate
+from harps_dist.promotion.arrivals import surprises
+from harps_dist.promotion.gate import Gate
 from tests.made_up_models import comparison, entry, write_model
 
 

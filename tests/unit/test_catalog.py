@@ -11,9 +11,9 @@ from astropy.table import MaskedColumn, Table
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from harps_dist.formats.readers import find_spectra, read_spectrum
+from harps_dist.formats.records import SpectrumRecord
 from preprocessing.catalog import Catalog, CatalogError, normalise_name, resolve_target
-from preprocessing.readers import find_spectra, read_spectrum
-from preprocessing.records import SpectrumRecord
 
 NAN = float("nan")
 NAMELESS = SpectrumRecord(

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from harps_dist.cluster.chain import Chain, job_name, settle, stages_of, submit_chain
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.chain import Chain, job_name, settle, stages_of, submit_chain
 
 NAMES = ["ingest", "merge", "pack", "verify", "diff", "train", "evaluate", "compare", "gate"]
 

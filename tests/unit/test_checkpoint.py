@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from harps_dist.errors import ResumeError
-from harps_dist.training.checkpoint import (
+from harps_dist.runs.checkpoint import (
     CheckpointWriter,
     best_checkpoint,
     newest_checkpoint,
@@ -16,7 +16,7 @@ from harps_dist.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from harps_dist.training.strategy import Snapshot, copied, plain_moments, restore_plain
+from harps_dist.training.strategies.base import Snapshot, copied, plain_moments, restore_plain
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:

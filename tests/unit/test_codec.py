@@ -128,10 +128,10 @@ def test_lossless_keeps_every_bit():
 
 def test_genuine_spectra_meet_the_aims(genuine_data):
     """200 kB at S/N 100, half a percent of noise, a tenth of a metre per second."""
+    from harps_dist.formats.readers import read_spectrum
     from harps_dist.spectra.grid import HARPS
     from harps_dist.spectra.regrid import regrid
     from harps_dist.spectra.standardise import standardise
-    from preprocessing.readers import read_spectrum
 
     sizes = {}
     for name in ("HARPS.2007-08-29T00:30:28.617_s1d_A", "HARPS.2006-09-08T02:12:38.604_s1d_A"):  # S/N 69 and 158

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from harps_dist.benchmarks.curves import draw_curves
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.curves import draw_curves
 
 
 def test_curves_are_those_of_the_logs(tmp_path):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from harps_dist.benchmarks.data_speed import OURS, Loading, data_speeds, shuffling, with_ratios, write_loading
+from harps_dist.benchmarks.nine_arrays import nine_arrays, simulated_spectrum, standardised
+from harps_dist.benchmarks.other_ways import NINE
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.data_speed import OURS, Loading, data_speeds, shuffling, with_ratios, write_loading
-from harps_dist.evaluation.nine_arrays import nine_arrays, simulated_spectrum, standardised
-from harps_dist.evaluation.other_ways import NINE
 from tests.commands import command, run
 from tests.unit.test_order import make_index
 

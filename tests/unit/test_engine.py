@@ -18,11 +18,11 @@ from harps_dist.console import EXIT_INTERRUPTED, PROGRESS
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import exclusive
+from harps_dist.ranks.preemption import StopRequest
+from harps_dist.ranks.world import World, join_world, rank_environment
 from harps_dist.training.clock import PARTS, StepClock
-from harps_dist.training.distributed import World, join_world, rank_environment
 from harps_dist.training.peaks import measured_peaks
 from harps_dist.training.precision import LossScale
-from harps_dist.training.preemption import StopRequest
 from harps_dist.training.schedule import learning_rate
 from tests.commands import TINY, command, environment, run
 
@@ -188,7 +188,7 @@ def test_compilation_that_fails_leaves_the_model_as_it_is(tiny_release, tmp_path
 
 
 def test_steps_are_measured_beside_their_floors():
-    from harps_dist.evaluation.step_speed import distinct_recipes, step_speeds
+    from harps_dist.benchmarks.step_speed import distinct_recipes, step_speeds
 
     found = step_speeds("tiny", ["demo-cnn-mix", "demo-resnet-etc", "demo-infovae-mix"], "cpu", (2, 4), ("fp32",))
     assert [one.batch for one in found] == [2, 4] * 3

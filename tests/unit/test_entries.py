@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from harps_dist.data.manifest import INDEX_COLUMNS, Index
-from harps_dist.evaluation.compare import new_stars
-from harps_dist.evaluation.comparison import MEASURES, Comparison, Entry
-from harps_dist.evaluation.comparison_report import write_report
-from harps_dist.evaluation.entries import Spectra, entries_of, errors_of
+from harps_dist.promotion.compare import new_stars
+from harps_dist.promotion.comparison import MEASURES, Comparison, Entry
+from harps_dist.promotion.comparison_report import write_report
+from harps_dist.promotion.entries import Spectra, entries_of, errors_of
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from tests.made_up_models import comparison, write_model

@@ -17,8 +17,8 @@ from scipy.sparse.linalg import spsolve
 from harps_dist.spectra import exact
 from harps_dist.spectra.doppler import bspline_coefficients as on_device
 from harps_dist.spectra.spline import bspline_coefficients, cubic_spline, linear
-from preprocessing.draws import exponentials, normals, uniform
 from preprocessing.sed import ASSET, SedGrid
+from preprocessing.simulator.draws import exponentials, normals, uniform
 
 
 def drawn(low: float, high: float) -> np.ndarray:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.comparison import Comparison, read_comparison
-from harps_dist.evaluation.gate import Gate, Line, Verdict, read_gate, say
+from harps_dist.promotion.comparison import Comparison, read_comparison
+from harps_dist.promotion.gate import Gate, Line, Verdict, read_gate, say
 from tests.made_up_models import comparison, entry, write_model
 
 NAN = float("nan")

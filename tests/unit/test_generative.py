@@ -10,10 +10,10 @@ import pytest
 
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.records import Reason
 from harps_dist.spectra.labels import INTRINSIC
-from preprocessing.archive import Archive
 from preprocessing.generative import DESIGN, ingest_generative
-from preprocessing.records import Reason
 
 
 @pytest.fixture

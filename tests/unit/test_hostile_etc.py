@@ -15,14 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harps_dist.formats.archive import Archive
+from harps_dist.formats.records import Reason, Refusal
 from harps_dist.spectra.grid import named_grid
-from preprocessing.archive import Archive
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.ingest import ingest_etc
-from preprocessing.instrument import observe
-from preprocessing.records import Reason, Refusal
 from preprocessing.sed import SedGrid, write_sed
-from preprocessing.simulator_files import EtcSettings, write_etc
+from preprocessing.simulator.instrument import observe
+from preprocessing.simulator.etc_files import EtcSettings, write_etc
 
 SETTINGS = EtcSettings("star.fits", airmass=1.4, pwv_mm=6.5, mag=7.25, exptime_s=600.0)
 GENERATIONS = ("2023", "2026")

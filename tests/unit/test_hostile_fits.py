@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harps_dist.errors import ConfigError
+from harps_dist.formats.readers import read_spectrum
+from harps_dist.formats.records import Reason, Refusal
+from harps_dist.formats.tables import read_table
 from harps_dist.spectra.quantities import in_range
 from preprocessing.ingest import SpectrumRecord
-from preprocessing.readers import read_spectrum
-from preprocessing.records import Reason, Refusal
 from preprocessing.sed import SedRecord, read_sed, write_sed
-from preprocessing.tables import read_table
 
 N = 400
 WAVE_AA = 6100.0 + 0.01 * np.arange(N)

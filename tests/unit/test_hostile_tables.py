@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 
 from harps_dist.config import Engine, Training
 from harps_dist.errors import ArchiveError, ConfigError, HarpsDistError
-from harps_dist.evaluation.gate import Gate, read_gate
+from harps_dist.formats.quarantine import FIELDS as QUARANTINE_FIELDS
+from harps_dist.formats.quarantine import Quarantine, quarantine_path
+from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
+from harps_dist.formats.tables import read_table
 from harps_dist.inference.label_table import read_request
+from harps_dist.promotion.gate import Gate, read_gate
+from harps_dist.ranks.world import World
 from harps_dist.spectra.quantities import in_range
-from harps_dist.training.distributed import World
-from harps_dist.training.zero import deepspeed_config
+from harps_dist.training.strategies.deepspeed import deepspeed_config
 from preprocessing.catalog import Catalog, CatalogError
 from preprocessing.generative import DESIGN, FIELDS, ingest_generative, read_design
 from preprocessing.ingest import _real_columns
-from preprocessing.quarantine import FIELDS as QUARANTINE_FIELDS
-from preprocessing.quarantine import Quarantine, quarantine_path
-from preprocessing.records import Reason, Refusal, SpectrumRecord
-from preprocessing.tables import read_table
 from preprocessing.withdraw import read_listed
 from tests.made_up_decoder import simulator
 
@@ -128,7 +128,7 @@ def test_a_table_that_cannot_be_used_is_a_sentence(name, tmp_path):
 
 
 def test_a_parquet_table_that_unpacks_to_a_lot_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocessing.tables.MAX_BYTES", 10**6)
+    monkeypatch.setattr("harps_dist.formats.tables.MAX_BYTES", 10**6)
     same = pa.array(["x" * 1000] * 10_000).dictionary_encode()
     pq.write_table(pa.table({"name": same.cast(pa.string())}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 10**5
@@ -218,7 +218,7 @@ def test_a_designs_seds_lie_below_it(sed, tiny_demo, tmp_path):
     shutil.copy(next((tiny_demo / "files/generative").glob("*.fits")), tmp_path / "star.fits")
     design = tmp_path / "inner" / DESIGN
     design.write_text(",".join(FIELDS) + f"\n{sed},000,teff,test,harps_00000\nshort\n,,,,,,,\n")
-    from preprocessing.archive import Archive
+    from harps_dist.formats.archive import Archive
 
     report = ingest_generative(design, tmp_path / "a.zarr", Archive(tmp_path / "a.zarr").grid)
     assert (report.added, len(report.refused)) == (0, 3)

@@ -10,11 +10,11 @@ import subprocess
 
 import pytest
 
-from harps_dist.evaluation.evaluations import Evaluations
-from harps_dist.evaluation.paper import PAPER_ROWS
-from harps_dist.evaluation.paper_figures import draw_paper_figures
-from harps_dist.evaluation.reproduce import Reproduction, page
-from harps_dist.evaluation.tables import paper_tables
+from harps_dist.evaluation.printed import PAPER_ROWS
+from harps_dist.paper.evaluations import Evaluations
+from harps_dist.paper.figures import draw_paper_figures
+from harps_dist.paper.reproduce import Reproduction, page
+from harps_dist.paper.tables import paper_tables
 from tests.made_up_runs import index_of, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, wilcoxon
 
-from harps_dist.evaluation.paired import interval, p_value, paired
+from harps_dist.promotion.paired import interval, p_value, paired
 
 
 def test_stars_count_once_whatever_their_visits():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from harps_dist.evaluation.evaluations import Evaluations
-from harps_dist.evaluation.paper_figures import MODELS, draw_paper_figures, scott_density
+from harps_dist.paper.evaluations import Evaluations
+from harps_dist.paper.figures import MODELS, draw_paper_figures, scott_density
 from tests.made_up_runs import index_of, write_run
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from preprocessing.readers import find_spectra, read_spectrum
-from preprocessing.records import Reason, Refusal, SpectrumRecord
+from harps_dist.formats.readers import find_spectra, read_spectrum
+from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
 
 ADP = "ADP.2014-09-16T11:04:45.123"
 S1D = "HARPS.2012-03-24T08:37:45.581_s1d_A"
@@ -203,7 +203,7 @@ def test_promises_are_checked_before_data_are_read(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes().replace(b"NAXIS1  =                 4000", b"NAXIS1  =         999999999999"))
     assert "999999999999" in refused(path, Reason.TOO_LARGE)
     bomb = tmp_path / "bomb.fits.gz"
-    monkeypatch.setattr("preprocessing.readers.MAX_BYTES", 10**6)
+    monkeypatch.setattr("harps_dist.formats.readers.MAX_BYTES", 10**6)
     bomb.write_bytes(gzip.compress(write_s1d(tmp_path, name="y.fits").read_bytes() + bytes(2 * 10**6)))
     refused(bomb, Reason.TOO_LARGE)
 

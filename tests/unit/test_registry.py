@@ -15,14 +15,14 @@ import yaml
 
 from harps_dist.config import recipe_digest
 from harps_dist.errors import ConfigError, PromotionError, ResumeError
-from harps_dist.evaluation import registry as module
-from harps_dist.evaluation.comparison import read_comparison
-from harps_dist.evaluation.gate import Gate, Line, Verdict
-from harps_dist.evaluation.identity import identify
-from harps_dist.evaluation.registry import Registry
+from harps_dist.promotion import registry as module
+from harps_dist.promotion.comparison import read_comparison
+from harps_dist.promotion.gate import Gate, Line, Verdict
+from harps_dist.promotion.registry import Registry
+from harps_dist.runs.checkpoint import MODEL, read_checkpoint
+from harps_dist.runs.identity import identify
+from harps_dist.runs.run import find_checkpoint, git_revision, read_run
 from harps_dist.sealed import sealed
-from harps_dist.training.checkpoint import MODEL, read_checkpoint
-from harps_dist.training.run import find_checkpoint, git_revision, read_run
 from tests.commands import command, run
 from tests.made_up_models import RELEASE, write_comparison, write_model
 
@@ -359,7 +359,7 @@ def test_the_commands(runs, tmp_path):
 
 def test_nothing_heavy_is_imported_to_list_models(runs, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from harps_dist.evaluation.registry import Registry, history_table; "
+        "import sys; from pathlib import Path; from harps_dist.promotion.registry import Registry, history_table; "
         "history_table(Registry(Path('models')).settle(), Path('models')); "
         "print([name for name in ('torch', 'scipy', 'matplotlib', 'pyarrow', 'astropy') if name in sys.modules])"
     )

@@ -8,8 +8,8 @@ import yaml
 from harps_dist.data.manifest import GridSpec
 from harps_dist.errors import ConfigError
 from harps_dist.recipes import find_recipe
+from harps_dist.runs.run import RECIPE, read_run
 from harps_dist.spectra.grid import named_grid
-from harps_dist.training.run import RECIPE, read_run
 
 
 @pytest.fixture

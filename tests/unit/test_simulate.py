@@ -13,6 +13,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from harps_dist.errors import ConfigError
+from harps_dist.formats.readers import read_spectrum
+from harps_dist.formats.records import SpectrumRecord
 from harps_dist.inference.options import Options, carry_out
 from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectrum_files import CONAD, ascii_text, write_spectrum
@@ -20,8 +22,6 @@ from harps_dist.models.build import build_model
 from harps_dist.models.config import Encoder
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.grid import HARPS, Grid
-from preprocessing.readers import read_spectrum
-from preprocessing.records import SpectrumRecord
 from tests.made_up_decoder import MEAN, RANGES, SMALL, TINY, WORLD, Drawn, node_of, simulator
 
 # --- what is asked for

@@ -16,12 +16,12 @@ from astropy.table import Table
 
 from harps_dist.errors import ConfigError, Interrupted, OutputError
 from harps_dist.files import exclusive
+from harps_dist.formats.readers import read_spectrum
 from harps_dist.inference import many, sinks
 from harps_dist.inference.label_table import read_request
 from harps_dist.inference.many import lost_in_fits, simulate_many
+from harps_dist.ranks.world import World
 from harps_dist.spectra.grid import Grid
-from harps_dist.training.distributed import World
-from preprocessing.readers import read_spectrum
 from tests.made_up_decoder import SMALL, WORLD, node_of, simulator
 
 

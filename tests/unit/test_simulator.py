@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from harps_dist.formats.readers import read_spectrum
+from harps_dist.formats.records import Reason, Refusal
 from harps_dist.spectra.medium import air_to_vacuum, vacuum_to_air
-from preprocessing.atmosphere import Atmosphere
-from preprocessing.demo_files import barycentric_velocity, expose, write_demo
-from preprocessing.instrument import ORDERS, blaze, observe, order_wave_aa, orders_covering
-from preprocessing.readers import read_spectrum
-from preprocessing.records import Reason, Refusal
 from preprocessing.sed import ASSET, SedGrid, interpolate_sed, read_sed, write_sed
-from preprocessing.visits import Star, Visit
+from preprocessing.simulator.atmosphere import Atmosphere
+from preprocessing.simulator.demo_files import barycentric_velocity, expose, write_demo
+from preprocessing.simulator.instrument import ORDERS, blaze, observe, order_wave_aa, orders_covering
+from preprocessing.simulator.visits import Star, Visit
 
 C_KMS = 299_792.458
 WINDOW = orders_covering(5990, 6318)
@@ -294,7 +294,7 @@ def test_demo_is_whole_readable_and_the_same_for_the_same_seed(tmp_path):
 
 
 def test_catalogue_gaps_are_those_of_the_paper(grid: SedGrid):
-    from preprocessing.demo_files import AVAILABLE, _population
+    from preprocessing.simulator.demo_files import AVAILABLE, _population
 
     stars = _population(grid, 30_000, seed=1)  # shares scatter by 0.003 at most
     for name, share in AVAILABLE.items():

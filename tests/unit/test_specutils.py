@@ -18,9 +18,9 @@ from specutils import Spectrum, SpectrumList
 from specutils.io.registers import identify_spectrum_format
 
 from harps_dist.errors import ConfigError, SpectrumError
-from preprocessing import specutils_loaders
-from preprocessing.readers import read_spectrum
-from preprocessing.specutils_loaders import ADP, S1D
+from harps_dist.formats import specutils_loaders
+from harps_dist.formats.readers import read_spectrum
+from harps_dist.formats.specutils_loaders import ADP, S1D
 from tests.commands import ROOT, environment
 
 

@@ -35,9 +35,9 @@ PREPROCESSING = {
 FILES_AND_ARCHIVES = {f"preprocessing.{name}" for name in ("readers", "records", "archive", "withdraw")}
 BESIDES = {  # forms of files, which stand in preprocessing once
     "harps_dist/inference/sources.py": FILES_AND_ARCHIVES,  # labels of files, without an ingest before
-    "harps_dist/inference/label_table.py": {"preprocessing.tables"},
-    "harps_dist/inference/spectrum_files.py": {"preprocessing.phase3"},
-    "harps_dist/inference/traverse.py": {"preprocessing.readers", "preprocessing.records"},
+    "harps_dist/inference/label_table.py": {"harps_dist.formats.tables"},
+    "harps_dist/inference/spectrum_files.py": {"preprocessing.simulator.phase3"},
+    "harps_dist/inference/traverse.py": {"harps_dist.formats.readers", "harps_dist.formats.records"},
 }
 
 
@@ -86,7 +86,7 @@ def test_preprocessing_knows_only_spectra_and_the_release_format():
 
 
 @pytest.mark.parametrize(
-    "module", ["harps_dist.recipes", "preprocessing.demo", "harps_dist.data.manifest", "harps_dist.evaluation.registry"]
+    "module", ["harps_dist.recipes", "preprocessing.demo", "harps_dist.data.manifest", "harps_dist.promotion.registry"]
 )
 def test_configuration_imports_nothing_heavy(module):
     heavy = ("torch", "astropy", "matplotlib", "zarr", "scipy", "pyarrow", "wandb")

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from harps_dist.cluster.submit import ROOT, SCRIPT, submit_rows
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.submit import ROOT, SCRIPT, submit_rows
 
 
 @pytest.fixture

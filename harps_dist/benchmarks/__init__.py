@@ -1,0 +1,1 @@
+"""Speeds and costs, measured on the code that users run."""

@@ -1,0 +1,97 @@
+"""Tables that users give, in whatever form they keep them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harps_dist.errors import HarpsDistError, Interrupted
+from harps_dist.formats.hdus import open_hdus
+from harps_dist.formats.records import RefusedError
+from harps_dist.intake import IntakeError, named, read_file
+from harps_dist.text import printable
+
+MAX_BYTES = 512 * 2**20  # unpacked, and as columns in memory
+MAX_COLUMNS = 2000
+MAX_TEXT_LINE = 2**20  # characters, in which that many columns have their names
+_ROWS_AT_ONCE = 4096
+
+
+def read_table(
+    path: Path, what: str, error: type[HarpsDistError], others: Mapping[str, Callable[[str], Any]] | None = None
+) -> Any:
+    """An astropy Table of CSV, ECSV, FITS, VOTable (each also .gz) or Parquet, by the name's ending.
+
+    what: it is called so in messages. error: raised where it cannot be read, or is larger than `MAX_BYTES`. others:
+    what makes a Table of the text of files with other endings.
+    """
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    as_text: dict[str, Callable[[str], Any]] = {
+        ".csv": partial(read_ascii, kind="csv"),
+        ".ecsv": partial(read_ascii, kind="ecsv"),
+        **(others or {}),
+    }
+    as_bytes = {".fits": _fits, ".fit": _fits, ".vot": _votable, ".xml": _votable, ".parquet": _parquet}
+    if kind not in {**as_text, **as_bytes}:
+        known = ", ".join([*as_text, *as_bytes])
+        raise error(f"{what} {printable(path)}: expected a name that ends in one of {known}, got {kind!r}.")
+    try:
+        content = read_file(path, MAX_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # astropy warns of what it mends
+            table = as_bytes[kind](content) if kind in as_bytes else as_text[kind](content.decode("utf-8-sig"))
+    except (MemoryError, Interrupted, error):
+        raise
+    except Exception as wrong:  # astropy and pyarrow raise nearly anything for bad files
+        why = str(wrong) if isinstance(wrong, IntakeError | RefusedError) else named(wrong)
+        raise error(
+            f"{what} {printable(path)} cannot be read as {kind}: {why}. Check the file and its suffix."
+        ) from wrong
+    if several := [name for name in table.colnames if table[name].ndim > 1]:
+        raise error(f"{what} {printable(path)}: expected one value a row, got several in {printable(several[0])}.")
+    return table
+
+
+def read_ascii(text: str, kind: str, **options: Any) -> Any:
+    """A Table of a text in one of astropy's forms of ASCII tables."""
+    from astropy.io import ascii
+
+    widest = max(text[:MAX_TEXT_LINE].partition("\n")[0].count(mark) for mark in ", \t") + 1
+    if widest > MAX_COLUMNS:
+        raise IntakeError("too_large", f"expected at most {MAX_COLUMNS} columns, got {widest} or more")
+    return ascii.read(f"{text}\n", format=kind, guess=False, **options)  # a text of one line would be a file's name
+
+
+def _fits(content: bytes) -> Any:
+    from astropy.table import Table
+
+    with open_hdus(content, most=MAX_BYTES) as hdus:
+        return Table.read(hdus[1])
+
+
+def _votable(content: bytes) -> Any:
+    from astropy.table import Table
+
+    return Table.read(io.BytesIO(content), format="votable")
+
+
+def _parquet(content: bytes) -> Any:
+    """Read by rows, since a column that repeats itself may be a million times larger than its file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from astropy.table import Table
+
+    file, batches, size = pq.ParquetFile(pa.BufferReader(content)), [], 0
+    if len(file.schema_arrow) > MAX_COLUMNS:
+        raise IntakeError("too_large", f"expected at most {MAX_COLUMNS} columns, got {len(file.schema_arrow)}")
+    for batch in file.iter_batches(_ROWS_AT_ONCE):
+        size += batch.nbytes
+        if size > MAX_BYTES:
+            raise IntakeError("too_large", f"expected at most {MAX_BYTES} bytes unpacked, got more")
+        batches.append(batch)
+    table = pa.Table.from_batches(batches, file.schema_arrow)
+    return Table({name: table[name].to_numpy() for name in table.column_names})

@@ -1,0 +1,1 @@
+"""A training's folder: its recipe, its checkpoints, its log, its identity."""

@@ -1,0 +1,1 @@
+"""How weights and moments lie on the ranks: replicated, or split by DeepSpeed."""

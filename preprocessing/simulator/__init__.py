@@ -1,0 +1,1 @@
+"""Made-up observations: stars, an atmosphere and a spectrograph, written as the archive's files."""
