@@ -1,9 +1,16 @@
 """The base of every configuration and manifest object."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from harps_dist.text import number
 
 
 class Frozen(BaseModel):
     """Immutable, validated, and refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Number = Annotated[float, BeforeValidator(number)]

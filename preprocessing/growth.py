@@ -13,6 +13,7 @@ from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, rea
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.standing import standing
 from harps_dist.ownership import check, claimed
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.inherited import inherited
@@ -37,7 +38,6 @@ from preprocessing.samples import (
     response_samples,
     simulated_samples,
 )
-from preprocessing.withdraw import standing
 
 if TYPE_CHECKING:
     import pyarrow as pa

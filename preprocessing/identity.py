@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 
+from harps_dist.formats.versions import version_order
 from preprocessing.catalog import unit_vectors
 
 RADIUS_ARCSEC = 5.0
@@ -100,21 +100,6 @@ class KnownVersions:
     def is_there(self, key: str, pipeline: str, source: str) -> bool:
         """Whether just this version came from just this file."""
         return self._newest.get(key) == (pipeline, source)
-
-
-def version_order(pipeline: str) -> tuple[tuple[int, ...], str]:
-    """What versions of a pipeline are ordered by: 'HARPS_3.10' is newer than 'HARPS_3.8'."""
-    return tuple(map(int, re.findall(r"\d+", pipeline))), pipeline
-
-
-def newest_versions(keys: np.ndarray, pipelines: np.ndarray) -> np.ndarray:
-    """Rows (n,) int64 of the newest version of every data product, in the order of rows."""
-    newest: dict[str, int] = {}
-    for row, (key, pipeline) in enumerate(zip(keys, pipelines, strict=True)):
-        there = newest.get(key)
-        if there is None or version_order(pipeline) >= version_order(pipelines[there]):
-            newest[key] = row
-    return np.array(sorted(newest.values()), np.int64)
 
 
 def _names(row: Columns) -> list[str]:

@@ -27,7 +27,6 @@ from harps_dist.data.manifest import (
     SCHEMA,
     Codec,
     CodecName,
-    GridSpec,
     Index,
     Kind,
     LabelStatistics,
@@ -39,7 +38,9 @@ from harps_dist.data.split import PAPER_FRACTIONS
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.files import publish_folder
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.standing import standing
 from harps_dist.ownership import OutputKind, check, claimed
+from harps_dist.spectra.grid import GridSpec
 from harps_dist.spectra.labels import NAMES
 from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
@@ -54,7 +55,6 @@ from preprocessing.samples import (
 )
 from preprocessing.shards import ShardWriter
 from preprocessing.verify import shard_problems
-from preprocessing.withdraw import standing
 
 if TYPE_CHECKING:
     import pyarrow as pa

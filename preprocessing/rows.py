@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harps_dist.data.manifest import GridSpec
 from harps_dist.data.split import split_of
 from harps_dist.formats.archive import Archive
+from harps_dist.spectra.grid import GridSpec
 from harps_dist.spectra.labels import LABEL, NAMES
 
 REAL = "real-"

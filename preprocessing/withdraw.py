@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.standing import _withdrawn
+from harps_dist.formats.versions import newest_versions
 from harps_dist.intake import read_text
 from harps_dist.text import cleaned, printable
-from preprocessing.identity import newest_versions, version_order
 
 MAX_LISTED_BYTES = 2**26  # a million ids
 
@@ -49,25 +48,3 @@ def read_listed(path: Path) -> list[str]:
     except FileNotFoundError:
         raise ArchiveError(f"there is no list {printable(path)}. Write a file with one id a line.") from None
     return [line.strip() for line in lines if line.strip()]
-
-
-def standing(archive: Archive) -> tuple[np.ndarray, dict[str, str]]:
-    """Rows (n,) int64 of `real` whose spectra stand: the newest version of each product, unless it is withdrawn.
-
-    And the withdrawn products with their reasons.
-    """
-    keys, pipelines = archive.column("real", "key"), archive.column("real", "pipeline")
-    withdrawn = _withdrawn(archive)
-    rows, reasons = [], {}
-    for row in newest_versions(keys, pipelines):
-        until, reason = withdrawn.get(keys[row], ("", None))
-        if reason is None or version_order(pipelines[row]) > version_order(until):
-            rows.append(row)
-        else:
-            reasons[keys[row]] = reason
-    return np.array(rows, np.int64), reasons
-
-
-def _withdrawn(archive: Archive) -> dict[str, tuple[str, str]]:
-    """Version up to which, and why, by product; what was said last counts."""
-    return {row["key"]: (row["pipeline"], row["reason"]) for row in archive.rows("withdrawn")}

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import torch
 
-from harps_dist.data.manifest import GridSpec
+from harps_dist.benchmarks.inference_speed import SpeedRatio
 from harps_dist.data.split import PAPER_FRACTIONS, SALT
-from harps_dist.promotion.comparison import Comparison, Entry, SpeedRatio
+from harps_dist.promotion.comparison import Comparison, Entry
 from harps_dist.recipes import find_recipe
-from harps_dist.runs.checkpoint import save_checkpoint
+from harps_dist.runs.checkpoint import Snapshot, save_checkpoint
 from harps_dist.runs.identity import ReleaseIdentity, identify
 from harps_dist.runs.run import save_recipe
-from harps_dist.training.strategies.base import Snapshot
+from harps_dist.spectra.grid import GridSpec
 from tests.made_up_runs import index_of
 
 RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, description="made up")

@@ -27,7 +27,7 @@ from harps_dist.spectra.labels import NAMES
 from harps_dist.training.clock import StepClock
 from harps_dist.training.peaks import measured_peaks, shortest
 from harps_dist.training.precision import prepare
-from harps_dist.training.strategies.base import make_strategy
+from harps_dist.training.strategies.choose import make_strategy
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -25,8 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from harps_dist.data.split import PAPER_FRACTIONS, SALT, SplitName
 from harps_dist.errors import ReleaseError
 from harps_dist.frozen import Frozen
-from harps_dist.spectra.grid import Grid
-from harps_dist.spectra.instrument import HARPS, named_instrument
+from harps_dist.spectra.grid import GridSpec
 from harps_dist.spectra.labels import NAMES
 
 if TYPE_CHECKING:
@@ -53,23 +52,6 @@ INDEX_COLUMNS = (
     *("origin", "simulated", "content"),
 )
 SINCE_5 = ("origin", "simulated", "content")  # of the index; texts, '' where the release is older
-
-
-class GridSpec(Frozen):
-    """A `Grid` as JSON. instrument: by its name."""
-
-    name: str
-    start: int
-    length: int
-    instrument: str = HARPS.name
-
-    def grid(self) -> Grid:
-        """The grid; raises GridError for an instrument that this code does not know."""
-        return Grid(self.name, self.start, self.length, named_instrument(self.instrument))
-
-    @classmethod
-    def of(cls, grid: Grid) -> GridSpec:
-        return cls(name=grid.name, start=grid.start, length=grid.length, instrument=grid.instrument.name)
 
 
 class Codec(Frozen):

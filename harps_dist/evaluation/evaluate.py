@@ -20,7 +20,8 @@ from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError, ResumeError
-from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate, calibration_figure
+from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate
+from harps_dist.evaluation.calibration_report import calibration_figure
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
 from harps_dist.evaluation.interventions import Interventions

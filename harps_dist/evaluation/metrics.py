@@ -13,10 +13,10 @@ import numpy as np
 
 from harps_dist.errors import GridError
 from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC, LABEL
+from harps_dist.text import NAN
 
 RVIS_RANGE_AA = (6050.0, 6250.0)  # hardly any telluric lines (paper, Eq. 16)
 GROUPS = {"intrinsic": INTRINSIC, "extrinsic": EXTRINSIC}
-NAN = float("nan")
 
 
 @dataclass(frozen=True)

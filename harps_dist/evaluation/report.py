@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.metrics import NAN, GroupScore, LabelScore, clustered_error, mean_with_error
+from harps_dist.evaluation.metrics import GroupScore, LabelScore, clustered_error, mean_with_error
 from harps_dist.evaluation.printed import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
-from harps_dist.sealed import sealed, sha256_of
+from harps_dist.sealed import sha256_of
+from harps_dist.text import NAN, format_pair, format_value, markdown_table, sealed_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -168,7 +167,7 @@ class Report:
             rows = [_measure_row(measure) for measure in self.measures]
             parts += ["## Reconstruction and interventions", markdown_table(header, rows)]
         if self.calibrations:
-            from harps_dist.evaluation.calibration import calibration_tables
+            from harps_dist.evaluation.calibration_report import calibration_tables
 
             parts += ["## Calibration", CALIBRATION_LEGEND, calibration_tables(self.calibrations)]
         if self.notes:
@@ -203,42 +202,6 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     for caption, path in report.figures.items():
         console.print(f"{caption}: {path}", soft_wrap=True)
     console.print(f"Report: {folder / 'report.md'}", soft_wrap=True)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with its columns padded; the first is flush left, the others flush right."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        for line in lines
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (padded[0], ruler, *padded[1:]))
-
-
-def format_value(value: float, error: float) -> str:
-    """`value` to the digit that the second significant digit of its `error` stands at.
-
-    Four significant digits where the error is NaN or zero; an en dash for NaN.
-    """
-    if math.isnan(value):
-        return "–"
-    if not 0.0 < error < math.inf:
-        return f"{value:.4g}"
-    exponent = int(f"{error:.1e}".partition("e")[2])  # after rounding: 0.0996 is 0.10
-    decimals = 1 - exponent
-    return f"{round(value, decimals):.{max(0, decimals)}f}"
-
-
-def format_pair(value: float, error: float) -> str:
-    """`value ± error`, the error to two significant digits; no ± where the error is NaN."""
-    if math.isnan(value) or math.isnan(error):
-        return format_value(value, error)
-    return f"{format_value(value, error)} ± {format_value(error, error)}"
 
 
 def _label_table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -306,23 +269,3 @@ def _measure_row(measure: Measure) -> list[str]:
         f"{measure.stars:,}",
         measure.note,
     ]
-
-
-def strict_json(content: object) -> str:
-    """Indented JSON in which NaN and infinities are null."""
-    return json.dumps(_nan_to_none(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def sealed_json(content: Mapping[str, Any]) -> str:
-    """As `strict_json`, with a digest of the content in it."""
-    plain = json.loads(strict_json(content))
-    return json.dumps(sealed(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _nan_to_none(content: object) -> object:
-    """NaN and infinities as None, throughout dicts, lists and tuples."""
-    if isinstance(content, Mapping):
-        return {key: _nan_to_none(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_nan_to_none(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

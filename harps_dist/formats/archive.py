@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harps_dist.data.manifest import GridSpec
 from harps_dist.errors import ArchiveError
 from harps_dist.files import publish_folder, remove
 from harps_dist.formats.columns import DATA, RESPONSE_TERMS, SCHEMAS, content_of
@@ -37,7 +36,7 @@ from harps_dist.formats.committed import ROOT, Committed
 from harps_dist.formats.quarantine import QUARANTINE, quarantine_path
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.doppler import MARGIN
-from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.grid import Grid, GridSpec
 
 if TYPE_CHECKING:
     import zarr

@@ -1,9 +1,9 @@
 """HARPS spectra as specutils objects: `Spectrum.read(FILE)` for ESO Phase 3 (ADP) and DRS s1d, plain or gzipped.
 
 Importing this module registers the loaders; once the package is installed, importing specutils does it
-(`harps_dist.formats.specutils_hook`). What the files say is kept: flux in ADU per pixel of 0.01 Å, wavelengths in Angstrom,
-in air, in the barycentric frame, with the star's radial velocity left in. specutils has no place for medium and frame,
-so they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header knows but
+(`harps_dist.formats.specutils_hook`). What the files say is kept: flux in ADU per pixel of 0.01 Å, wavelengths in
+Angstrom, in air, in the barycentric frame, with the star's radial velocity left in. specutils has no place for medium
+and frame, so they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header knows but
 the observer's guess.
 """
 

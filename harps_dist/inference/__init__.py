@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harps_dist.inference.export import export_run, exported_run
-    from harps_dist.inference.model import Exported, Predicted, load
+    from harps_dist.inference.model import Exported, load
     from harps_dist.inference.predict import predict_files
+    from harps_dist.inference.predicted import Predicted
     from harps_dist.inference.simulator import Simulator
     from harps_dist.inference.traverse import traverse
 

@@ -9,10 +9,12 @@ import numpy as np
 import yaml
 
 from harps_dist.config import Recipe
-from harps_dist.evaluation.calibration import calibrate, calibration_tables
+from harps_dist.evaluation.calibration import calibrate
+from harps_dist.evaluation.calibration_report import calibration_tables
 from harps_dist.evaluation.metrics import LabelScore, label_scores
-from harps_dist.evaluation.report import Origin, format_pair, format_value, markdown_table, origin_words
+from harps_dist.evaluation.report import Origin, origin_words
 from harps_dist.inference.description import Description
+from harps_dist.text import format_pair, format_value, markdown_table
 
 if TYPE_CHECKING:
     from harps_dist.data.reader import Release

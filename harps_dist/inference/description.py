@@ -19,6 +19,7 @@ from harps_dist.spectra.instrument import HARPS, named_instrument
 FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 Uncertainty = Literal["head", "spread", "residuals", "none"]
 _NAN = float("nan")
+WEIGHTS, CONFIG, REFERENCE, CARD = "model.safetensors", "config.json", "reference.safetensors", "README.md"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class Description:
     calibrated_on: str
     provenance: dict[str, Any]
     sha256: dict[str, str]
+
+    @property
+    def id(self) -> str:
+        """sha256 of the weights."""
+        return self.sha256[WEIGHTS]
 
 
 def to_json(description: Description) -> str:

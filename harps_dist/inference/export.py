@@ -23,8 +23,18 @@ from harps_dist.evaluation.calibration import LEVELS
 from harps_dist.files import publish_folder
 from harps_dist.inference.calibrate import KINDS, Held, Progress, Trial, calibrated_anomaly, calibrated_labels
 from harps_dist.inference.card import model_card
-from harps_dist.inference.description import FORMAT, Description, GridFacts, Uncertainty, to_json
-from harps_dist.inference.model import CARD, CONFIG, REFERENCE, WEIGHTS, Exported, load, read_description
+from harps_dist.inference.description import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    REFERENCE,
+    WEIGHTS,
+    Description,
+    GridFacts,
+    Uncertainty,
+    to_json,
+)
+from harps_dist.inference.model import Exported, load, read_description
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.runs.checkpoint import MODEL, Checkpoint

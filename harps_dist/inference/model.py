@@ -7,7 +7,6 @@ table = model.predict(spectrum)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from harps_dist.errors import ConfigError, ExportError, HarpsDistError
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
-from harps_dist.inference.description import Description, from_json
+from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
+from harps_dist.inference.predicted import Predicted
+from harps_dist.inference.spectra import Medium, on_grid
+from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
 from harps_dist.models.build import KINDS
 from harps_dist.models.supervised import SpectrumModel
@@ -30,7 +32,6 @@ from harps_dist.spectra.noise import NOISE_FLOOR, photon_noise
 if TYPE_CHECKING:
     from astropy.table import QTable
 
-WEIGHTS, CONFIG, REFERENCE, CARD = "model.safetensors", "config.json", "reference.safetensors", "README.md"
 BATCH = 16
 UNIT_DEVIATION = {"gaussian": 1.0, "laplace": 2.0**0.5}  # standard deviation of a likelihood of unit scale
 LATENT_COMPONENTS = 16  # of pooled features that are given as a latent vector, where there is no bottleneck
@@ -49,37 +50,6 @@ class Raw(NamedTuple):
     nodes: Tensor
     features: Tensor
     misfit: Misfit | None
-
-
-class Predicted(NamedTuple):
-    """What a model says of n spectra, float64 arrays; without columns, or NaN, where it says nothing.
-
-    labels, sigma: (n, K) in the labels' units; sigma is the model's own standard deviation. half_width: (n, K, level)
-    half the calibrated central interval of every level; infinite where too few stars calibrate it. nodes: (n, d) latent
-    vector: bottleneck nodes, or leading components of the encoder's features. distance: (n,) from the centre of the
-    training spectra among the encoder's features. chi2, excess: (n, order), see `anomaly.Misfit`. anomaly: (n,), above
-    1 for 1 % of spectra like those that calibrated it. snr: (n,) per pixel at the median flux, from the spectrum's own
-    noise.
-    """
-
-    labels: np.ndarray
-    sigma: np.ndarray
-    half_width: np.ndarray
-    nodes: np.ndarray
-    distance: np.ndarray
-    chi2: np.ndarray
-    excess: np.ndarray
-    anomaly: np.ndarray
-    snr: np.ndarray
-
-    def without(self, rows: np.ndarray) -> Predicted:
-        """The same with NaN where rows (n,) is True."""
-        return Predicted(*(np.where(rows.reshape(-1, *[1] * (part.ndim - 1)), np.nan, part) for part in self))
-
-    @classmethod
-    def stacked(cls, parts: Sequence[Predicted]) -> Predicted:
-        """Predictions of one set of spectra after the other."""
-        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +111,7 @@ class Exported:
 
     @property
     def id(self) -> str:
-        return self.description.sha256[WEIGHTS]
+        return self.description.id
 
     @property
     def reconstructs(self) -> bool:
@@ -263,11 +233,27 @@ class Exported:
     def _numpy(tensor: Tensor) -> np.ndarray:
         return tensor.double().cpu().numpy()
 
-    def predict(self, spectrum: Any, flux: np.ndarray | None = None, **options: Any) -> QTable:
-        """Labels of one spectrum or several as an astropy table, one row each; see `inference.spectra.predict`."""
-        from harps_dist.inference.spectra import predict
+    def predict(
+        self,
+        spectrum: Any,
+        flux: np.ndarray | None = None,
+        medium: Medium | None = None,
+        latents: bool = False,
+        batch_size: int = BATCH,
+    ) -> QTable:
+        """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
 
-        return predict(self, spectrum, flux, **options)
+        spectrum: a specutils Spectrum; or barycentric wavelengths (sample,) [Å] with `flux` (sample,) or (n, sample) in
+        any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or (n, pixel) on the model's grid.
+        medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium
+        is given; then it is brought to air. latents: with the latent vectors.
+        Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be
+        standardised.
+        """
+        flux, coverage, broken = on_grid(spectrum, flux, medium, self.grid)
+        found = self.predict_flux(flux, batch_size=batch_size)
+        columns = columns_of(self.description, found, coverage, flux, latents, broken)
+        return to_table(columns, fields_of(self.description), metadata_of(self.description, self.digest))
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harps_dist.columns import read_columns
 from harps_dist.data.batches import in_batches
 from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import atomic_write, remove
+from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
-from harps_dist.inference.model import BATCH, CONFIG, Exported, load
+from harps_dist.inference.model import BATCH, Exported, load
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, read_items
 from harps_dist.inference.table import (
     NOTES,
@@ -36,7 +38,6 @@ from harps_dist.inference.table import (
     write_table,
 )
 from harps_dist.ownership import OutputKind, check, claimed, first_line
-from harps_dist.paper.evaluations import read_columns
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import RECIPE, Which
 from harps_dist.sealed import is_whole, sealed_write
@@ -193,7 +194,7 @@ def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Obse
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
     coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
-    columns |= columns_of(exported, predicted, coverage, flux, broken=broken)
+    columns |= columns_of(exported.description, predicted, coverage, flux, broken=broken)
     name = hashlib.sha256("\n".join(columns["identity"]).encode()).hexdigest()[:32]
     parts.mkdir(parents=True, exist_ok=True)
     with sealed_write(parts / f"{name}.parquet") as aside:
@@ -233,8 +234,8 @@ def _finish(
         kept = {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}
         if "latent" in kept:
             kept["latent"] = np.stack(list(kept["latent"]))
-        fields = [name for name in fields_of(exported) if latents or name != "latent"]
-        write_table(table, {name: kept[name] for name in fields}, exported)
+        fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
+        write_table(table, {name: kept[name] for name in fields}, exported.description, exported.digest)
     write_failed(failed_path(table), [*failed, *duplicates])
     return duplicates
 

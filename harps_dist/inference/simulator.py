@@ -68,7 +68,8 @@ class Simulator:
 
         Raises ConfigError where the folder is neither, or holds a model that draws no spectra.
         """
-        from harps_dist.inference.model import CONFIG, load
+        from harps_dist.inference.description import CONFIG
+        from harps_dist.inference.model import load
         from harps_dist.runs.checkpoint import MODEL
         from harps_dist.runs.run import read_run, trained_model
 

@@ -130,7 +130,7 @@ def _of_folder(path: Path) -> Iterator[Item | Refusal]:
 
 
 def _of_archive(given: str) -> Iterator[Item]:
-    from preprocessing.withdraw import standing
+    from harps_dist.formats.standing import standing
 
     archive = _archive(given)
     keys, pipelines = (archive.column("real", name) for name in ("key", "pipeline"))

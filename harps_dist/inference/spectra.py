@@ -1,21 +1,17 @@
-"""Labels of spectra in memory: arrays, or anything with a spectral axis and a flux, such as specutils' Spectrum."""
+"""Spectra in memory brought onto a model's grid: arrays, or what has a spectral axis and a flux (specutils' Spectrum)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from harps_dist.errors import ConfigError, SpectrumError
+from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.medium import vacuum_to_air
 from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import BROKEN_SHARE, standardise, without_wild
-
-if TYPE_CHECKING:
-    from astropy.table import QTable
-
-    from harps_dist.inference.model import Exported
 
 Medium = Literal["air", "vacuum"]
 LEAST_COVERAGE = 0.5  # of the grid's valid pixels; below the 0.98 of training a prediction is flagged
@@ -25,37 +21,35 @@ _MADE_BY = ("procsoft", "pipe id", "pipeline")  # how keys end that name the pip
 _NEWER = ("espdr", "harps/")
 
 
-def predict(
-    exported: Exported,
-    spectrum: Any,
-    flux: np.ndarray | None = None,
-    medium: Medium | None = None,
-    latents: bool = False,
-    batch_size: int = 16,
-) -> QTable:
-    """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
+class OnGrid(NamedTuple):
+    """n spectra on a grid. flux: (n, pixel) standardised. coverage: (n,) share of valid pixels with data. broken: (n,)
+    whether too many values lay beyond all reason."""
+
+    flux: np.ndarray
+    coverage: np.ndarray
+    broken: np.ndarray
+
+
+def on_grid(spectrum: Any, flux: np.ndarray | None, medium: Medium | None, grid: Grid) -> OnGrid:
+    """Bring spectra in memory onto a grid of air wavelengths and standardise them.
 
     spectrum: a specutils Spectrum; or barycentric wavelengths (sample,) [Å] with `flux` (sample,) or (n, sample) in any
-    unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or (n, pixel) on the model's grid.
+    unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or (n, pixel) on the grid.
     medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium is
-    given; then it is brought to air. latents: with the latent vectors.
+    given; then it is brought to air.
     Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be standardised.
     """
-    from harps_dist.inference.table import columns_of, to_table
-
-    wave_aa, values = _arrays(exported, spectrum, flux, medium)
+    wave_aa, values = _arrays(spectrum, flux, medium)
     values, broken = _without_wild(values)
     if wave_aa is not None:
-        values = np.stack([regrid(wave_aa, one, exported.grid) for one in values])
-    elif values.shape[1] != exported.grid.length:
+        values = np.stack([regrid(wave_aa, one, grid) for one in values])
+    elif values.shape[1] != grid.length:
         raise ConfigError(
-            f"spectra of {values.shape[1]} pixels do not fit grid {exported.grid.name} of {exported.grid.length}. "
+            f"spectra of {values.shape[1]} pixels do not fit grid {grid.name} of {grid.length}. "
             f"Give wavelengths too: predict(wave_aa, flux)."
         )
-    coverage = np.isfinite(values[:, exported.grid.valid]).mean(axis=1)
-    standardised = np.stack([standardise(one, exported.grid, LEAST_COVERAGE)[0] for one in values])
-    found = exported.predict_flux(standardised, batch_size=batch_size)
-    return to_table(columns_of(exported, found, coverage, standardised, latents, broken), exported)
+    coverage = np.isfinite(values[:, grid.valid]).mean(axis=1)
+    return OnGrid(np.stack([standardise(one, grid, LEAST_COVERAGE)[0] for one in values]), coverage, broken)
 
 
 def _without_wild(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,9 +66,7 @@ def _without_wild(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return kept, broken
 
 
-def _arrays(
-    exported: Exported, spectrum: Any, flux: np.ndarray | None, medium: Medium | None
-) -> tuple[np.ndarray | None, np.ndarray]:
+def _arrays(spectrum: Any, flux: np.ndarray | None, medium: Medium | None) -> tuple[np.ndarray | None, np.ndarray]:
     """Air wavelengths (sample,) [Å], None for the model's grid, and flux (n, sample)."""
     if medium not in (None, "air", "vacuum"):
         raise ConfigError(f"unknown medium {medium!r}; wavelengths are in air or in vacuum.")

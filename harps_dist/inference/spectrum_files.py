@@ -98,7 +98,7 @@ def write_fits(path: Path, simulated: Simulated, row: int = 0) -> None:
     and NaN as HARPS otherwise. The detector gap is zero as in the products. The header says what it is, and by which
     model.
     """
-    from preprocessing.simulator.phase3 import write_product
+    from harps_dist.formats.write_product import write_product
 
     facts, flux = simulated.facts(row), simulated.flux[row]
     noisy = np.isfinite(facts["snr"])

@@ -13,13 +13,15 @@ import numpy as np
 
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
+from harps_dist.inference.anomaly import Orders
+from harps_dist.inference.description import Description
 from harps_dist.ownership import KEY, OutputKind, check, ecsv_meta, first_line, parquet_meta
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, is_broken
 
 if TYPE_CHECKING:
     from astropy.table import QTable
 
-    from harps_dist.inference.model import Exported, Predicted
+    from harps_dist.inference.predicted import Predicted
 
 ENDINGS = (".fits", ".ecsv", ".csv", ".parquet")
 FLAGS = {
@@ -88,13 +90,13 @@ OBSERVED = {  # what is known of a spectrum before anything is predicted
 }
 
 
-def fields_of(exported: Exported) -> dict[str, Field]:
+def fields_of(description: Description) -> dict[str, Field]:
     """Every column that a table of this model may have, in order."""
     fields = dict(OBSERVED)
-    for label in exported.description.labels:
+    for label in description.labels:
         fields[label.name] = Field(label.unit, "predicted")
         fields[f"{label.name}_sigma"] = Field(label.unit, "standard deviation as the model has it, not calibrated")
-        for level in _levels(exported):
+        for level in _levels(description):
             for end, word in (("lo", "lower"), ("hi", "upper")):
                 text = f"{word} end of the calibrated {level:.0%} interval; NaN where too few stars calibrate it"
                 fields[f"{label.name}_{end}{level * 100:.0f}"] = Field(label.unit, text)
@@ -115,7 +117,7 @@ def fields_of(exported: Exported) -> dict[str, Field]:
 
 
 def columns_of(
-    exported: Exported,
+    description: Description,
     found: Predicted,
     coverage: np.ndarray,
     flux: np.ndarray,
@@ -124,14 +126,14 @@ def columns_of(
 ) -> Columns:
     """The columns that follow from predictions of n spectra. coverage: (n,) share of valid pixels with data. flux: (n,
     pixel) standardised. broken: (n,) which are known to be, besides those that show it."""
-    broken = np.array([is_broken(one, exported.grid) for one in flux], bool) | broken
+    broken = np.array([is_broken(one, description.grid.grid()) for one in flux], bool) | broken
     found = found.without(broken)
-    facts, columns = exported.description.labels, {}
+    facts, columns = description.labels, {}
     for number, label in enumerate(facts):
         value = found.labels[:, number]
         columns[label.name], columns[f"{label.name}_sigma"] = value, found.sigma[:, number]
-        for level in _levels(exported):
-            half = found.half_width[:, number, exported.description.levels.index(level)]
+        for level in _levels(description):
+            half = found.half_width[:, number, description.levels.index(level)]
             half = np.where(np.isfinite(half), half, np.nan)
             columns[f"{label.name}_lo{level * 100:.0f}"] = value - half
             columns[f"{label.name}_hi{level * 100:.0f}"] = value + half
@@ -139,7 +141,7 @@ def columns_of(
     flags: Columns = {
         "coverage": coverage < MINIMUM_COVERAGE,
         "broken": broken,
-        "low_snr": found.snr < exported.description.snr_low,
+        "low_snr": found.snr < description.snr_low,
         "outside_training_range": np.any((found.labels < low) | (found.labels > high), axis=1),
         "anomalous": found.anomaly > 1,
     }
@@ -148,14 +150,14 @@ def columns_of(
     columns["flags"] = np.array([",".join(names[list(row)]) for row in zip(*flags.values(), strict=True)], object)
     columns |= {f"flag_{name}": values for name, values in flags.items()}
     columns |= {"fill": coverage, "anomaly": found.anomaly, "distance": found.distance}
-    columns |= _worst_order(exported, found)
-    columns["model_id"] = np.full(len(found.labels), exported.id, object)
+    columns |= _worst_order(description, found)
+    columns["model_id"] = np.full(len(found.labels), description.id, object)
     if latents:
         columns["latent"] = found.nodes
     return columns
 
 
-def _worst_order(exported: Exported, found: Predicted) -> Columns:
+def _worst_order(description: Description, found: Predicted) -> Columns:
     count, nothing = len(found.labels), np.full(len(found.labels), np.nan)
     if not found.excess.shape[1]:
         return {"chi2_worst": nothing, "chi2_excess": nothing, "chi2_order": np.zeros(count, np.int32)}
@@ -163,41 +165,40 @@ def _worst_order(exported: Exported, found: Predicted) -> Columns:
     return {
         "chi2_worst": found.chi2[rows, worst],
         "chi2_excess": found.excess[rows, worst],
-        "chi2_order": np.array(exported.orders.numbers, np.int32)[worst],
+        "chi2_order": np.array(Orders.of(description.grid.grid()).numbers, np.int32)[worst],
     }
 
 
-def _levels(exported: Exported) -> list[float]:
+def _levels(description: Description) -> list[float]:
     """Of the intervals in the table: the narrowest and the widest."""
-    levels = exported.description.levels
+    levels = description.levels
     return [levels[0], levels[-1]] if levels else []
 
 
-def metadata_of(exported: Exported) -> dict[str, str]:
-    """What holds for a whole table: model, data, versions."""
+def metadata_of(description: Description, digest: str) -> dict[str, str]:
+    """What holds for a whole table: model, data, versions. digest: of the export, `Exported.digest`."""
     from importlib.metadata import version
 
-    description = exported.description
     return {
         "model": description.name,
         "step": str(description.step),
-        "model_id": exported.id,
-        "export": exported.digest,
+        "model_id": description.id,
+        "export": digest,
         "release": description.release_digest,
         "grid": description.grid.name,
         **{package: version(package) for package in ("harps_dist", "torch", "numpy", "astropy")},
     }
 
 
-def to_table(columns: Columns, exported: Exported, fields: Mapping[str, Field] | None = None) -> QTable:
+def to_table(columns: Columns, fields: Mapping[str, Field], metadata: Mapping[str, str]) -> QTable:
     """As astropy's QTable, with units, descriptions and metadata; a dict of the arrays where there is no astropy."""
     try:
         from astropy import units
         from astropy.table import QTable
     except ImportError:
         return columns  # type: ignore[return-value]
-    table = QTable(meta=metadata_of(exported))
-    for name, field in (fields or fields_of(exported)).items():
+    table = QTable(meta=dict(metadata))
+    for name, field in fields.items():
         if name in columns:
             values = columns[name].astype(str) if columns[name].dtype == object else columns[name]
             table[name] = values * units.Unit(field.unit) if field.unit else values
@@ -216,7 +217,7 @@ def notes_path(table: Path) -> Path:
     return table.with_name(f"{table.name}.json")
 
 
-def write_table(path: Path, columns: Columns, exported: Exported) -> None:
+def write_table(path: Path, columns: Columns, description: Description, digest: str) -> None:
     """Write the table in the format of its ending, whole or not at all.
 
     CSV has no room for units: they and the metadata go into a file beside it that ends in .csv.json, and vectors become
@@ -224,8 +225,8 @@ def write_table(path: Path, columns: Columns, exported: Exported) -> None:
     where something else is there.
     """
     check(path, PREDICTIONS)
-    ending, metadata = path.suffix.lower(), metadata_of(exported)
-    fields = {name: field for name, field in fields_of(exported).items() if name in columns}
+    ending, metadata = path.suffix.lower(), metadata_of(description, digest)
+    fields = {name: field for name, field in fields_of(description).items() if name in columns}
     if ending == ".csv":
         columns, fields = _flat(columns, fields)
         notes = {"metadata": metadata, "columns": {name: field._asdict() for name, field in fields.items()}}
@@ -239,7 +240,7 @@ def write_table(path: Path, columns: Columns, exported: Exported) -> None:
             _write_parquet(aside, columns, fields, metadata)
         else:
             form = "fits" if ending == ".fits" else f"ascii{ending}"
-            to_table(columns, exported, fields).write(aside, format=form)
+            to_table(columns, fields, metadata).write(aside, format=form)
 
 
 def _ascii(values: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harps_dist.columns import read_columns
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.report import FORMAT, FORMATS
 from harps_dist.sealed import sha256_of, unsealed
 
@@ -86,18 +86,3 @@ class Evaluations:
         """A score that is no label's error: value, standard errors, counts; empty where it was not measured."""
         measures = (self.scores(recipe, kind) or {"measures": []})["measures"]
         return next((of_name for of_name in measures if of_name["name"] == name), {})
-
-
-def read_columns(path: Path) -> dict[str, np.ndarray] | None:
-    """Columns of a Parquet file; None where there is none."""
-    import pyarrow.parquet as pq
-
-    if not path.exists():
-        return None
-    table = pq.read_table(path)
-    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
-
-
-def number(value: float | None) -> float:
-    """JSON has null for NaN."""
-    return NAN if value is None else value

@@ -13,7 +13,7 @@ from harps_dist.benchmarks.inference_speed import InferenceSpeed, read_speeds
 from harps_dist.evaluation.evaluate import EVALUATED, EVALUATION, evaluate_run, is_evaluated, origin_of
 from harps_dist.evaluation.figures import DPI
 from harps_dist.evaluation.printed import LABEL_TABLES, TABLE_7
-from harps_dist.evaluation.report import origin_words, strict_json
+from harps_dist.evaluation.report import origin_words
 from harps_dist.evaluation.significance import LEVEL
 from harps_dist.files import atomic_write
 from harps_dist.ownership import KEY, OutputKind, check, claimed, home, json_file
@@ -22,6 +22,7 @@ from harps_dist.paper.figures import PaperFigure, draw_paper_figures
 from harps_dist.paper.tables import PaperTable, paper_tables
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.runs.run import RUN
+from harps_dist.text import strict_json
 from harps_dist.training.loop import train_run
 
 if TYPE_CHECKING:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from harps_dist.benchmarks.inference_speed import CONVENTION, InferenceSpeed
-from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.printed import LABEL_TABLES, LEGENDS, PAPER_ROWS, TABLE_3, TABLE_7, TABLE_8, TABLE_9, Pair
-from harps_dist.evaluation.report import format_pair, markdown_table
 from harps_dist.evaluation.significance import compare, mean_by_star
-from harps_dist.paper.evaluations import Evaluations, number
+from harps_dist.paper.evaluations import Evaluations
 from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC, LABEL
+from harps_dist.text import NAN, format_pair, markdown_table, number
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from harps_dist.benchmarks.inference_speed import speed_ratio
+from harps_dist.columns import read_columns
 from harps_dist.data.augment import Augment
 from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
@@ -21,7 +22,6 @@ from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, conforma
 from harps_dist.evaluation.evaluate import DOWNSTREAM_NOTE, Evaluator, Predictions, write_predictions
 from harps_dist.frozen import Frozen
 from harps_dist.ownership import check, claimed
-from harps_dist.paper.evaluations import read_columns
 from harps_dist.promotion.arrivals import arrived_rows, surprises
 from harps_dist.promotion.comparison import COMPARED, KINDS, Comparison, Entry, Kind, Surprise, read_comparison
 from harps_dist.promotion.comparison_report import write_report

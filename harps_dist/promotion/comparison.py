@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import BeforeValidator
-
+from harps_dist.benchmarks.inference_speed import SpeedRatio
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.metrics import NAN
-from harps_dist.evaluation.report import sealed_json
 from harps_dist.files import atomic_write
-from harps_dist.frozen import Frozen
+from harps_dist.frozen import Frozen, Number
 from harps_dist.ownership import home
-from harps_dist.paper.evaluations import number
 from harps_dist.runs.identity import ReleaseIdentity, TrainedModel
 from harps_dist.sealed import unsealed
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, NAMES
+from harps_dist.text import NAN, sealed_json
 
 FORMAT, FORMATS = 2, (1, 2)  # the first carries no digest of its content
 COMPARISON = "comparison.json"
@@ -43,7 +40,6 @@ LEVELS = ("68%", "90%", "95%")  # of coverages
 Kind = Literal["real", "simulated", "generative"]
 Population = Literal["all", "frozen", "new"]
 By = Literal["overall", "teff", "logg", "mh", "snr", "era"]
-Number = Annotated[float, BeforeValidator(number)]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 POPULATIONS: tuple[Population, ...] = get_args(Population)
 BYS: tuple[By, ...] = get_args(By)
@@ -130,23 +126,6 @@ class Surprise(Frozen):
     p_value: Number
     stars_frozen: int
     stars_arrived: int
-
-
-class SpeedRatio(Frozen):
-    """Time of inference of the new model over the old one's, both measured in turns: median and quartiles.
-
-    old_ms, new_ms: milliseconds a spectrum, NaN without an old model.
-    """
-
-    device: str
-    threads: int
-    batch: int
-    repeats: int
-    old_ms: Number
-    new_ms: Number
-    ratio: Number
-    ratio_q25: Number
-    ratio_q75: Number
 
 
 class Comparison(Frozen):

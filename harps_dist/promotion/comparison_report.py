@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harps_dist.evaluation.figures import BLACK, BLUE, GREY, VERMILLION, styled_figure
-from harps_dist.evaluation.report import Origin, format_value, markdown_table, origin_name, origin_words
+from harps_dist.evaluation.report import Origin, origin_name, origin_words
 from harps_dist.files import atomic_write
 from harps_dist.promotion.comparison import (
     BYS,
@@ -21,6 +21,7 @@ from harps_dist.promotion.comparison import (
     Population,
 )
 from harps_dist.spectra.labels import LABEL, NAMES
+from harps_dist.text import format_value, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

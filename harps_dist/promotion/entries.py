@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.significance import mean_by_star
 from harps_dist.promotion.comparison import (
     BYS,
@@ -27,6 +26,7 @@ from harps_dist.promotion.comparison import (
 )
 from harps_dist.promotion.paired import FEWEST_STARS, paired
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
+from harps_dist.text import NAN
 
 Columns = Mapping[str, np.ndarray]
 FAITHFUL = ("RV sensitivity", "sensitivity", "response", "do(rv) response", "do(berv) response")  # is 1

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.metrics import NAN
-from harps_dist.frozen import Frozen
+from harps_dist.frozen import Frozen, Number
 from harps_dist.intake import read_text
 from harps_dist.promotion.comparison import (
     COVERAGES,
@@ -34,13 +33,12 @@ from harps_dist.promotion.comparison import (
     Comparison,
     Entry,
     Kind,
-    Number,
     Population,
     Surprise,
     bin_names,
 )
 from harps_dist.spectra.labels import NAMES
-from harps_dist.text import printable
+from harps_dist.text import NAN, printable
 
 if TYPE_CHECKING:
     from rich.table import Table

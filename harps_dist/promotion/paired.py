@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harps_dist.evaluation.metrics import NAN
 from harps_dist.evaluation.significance import mean_by_star
+from harps_dist.text import NAN
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

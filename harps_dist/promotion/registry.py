@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harps_dist.errors import ConfigError, OutputError, PromotionError, ResumeError
-from harps_dist.evaluation.report import sealed_json, strict_json
 from harps_dist.files import ASIDE, atomic_link, atomic_write, exclusive, publish_folder, remove
 from harps_dist.frozen import Frozen
 from harps_dist.ownership import check, home, set_mark
@@ -32,6 +31,7 @@ from harps_dist.promotion.comparison import COMPARISON, read_comparison
 from harps_dist.promotion.gate import Gate, Verdict, say
 from harps_dist.runs.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
 from harps_dist.sealed import unsealed
+from harps_dist.text import sealed_json, strict_json
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,15 +13,14 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from harps_dist.errors import ResumeError
 from harps_dist.files import atomic_write, publish_folder
 from harps_dist.sealed import sealed, sha256_of, unsealed
-from harps_dist.training.strategies.base import Moments, Snapshot
 
 if TYPE_CHECKING:
     from harps_dist.models.supervised import SpectrumModel
@@ -205,3 +204,13 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what writers left that were killed; to be called when no other process writes there."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
+
+
+Moments = dict[str, dict[str, Tensor]]  # by parameter: exp_avg, exp_avg_sq and step of Adam
+
+
+class Snapshot(NamedTuple):
+    """Whole weights and moments on the CPU, that nothing changes any more."""
+
+    weights: dict[str, Tensor]
+    moments: Moments

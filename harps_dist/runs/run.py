@@ -15,13 +15,14 @@ import yaml
 
 from harps_dist.config import Recipe, recipe_digest
 from harps_dist.data.augment import Augment
-from harps_dist.data.manifest import GridSpec, Index, Kind, Manifest
+from harps_dist.data.manifest import Index, Kind, Manifest
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
 from harps_dist.ownership import OutputKind
 from harps_dist.runs.checkpoint import STATE, Checkpoint, best_checkpoint, newest_checkpoint
 from harps_dist.sealed import sealed, unsealed
+from harps_dist.spectra.grid import GridSpec
 from harps_dist.spectra.labels import NAMES
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from harps_dist.ranks.world import World
 from harps_dist.runs.run import initial_model
 from harps_dist.training.clock import StepClock
 from harps_dist.training.precision import LossScale, prepare, weight_format
-from harps_dist.training.strategies.base import make_strategy
+from harps_dist.training.strategies.choose import make_strategy
 from harps_dist.training.validation import totals
 
 MOST_SKIPPED = 5  # steps in a row

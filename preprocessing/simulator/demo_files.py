@@ -25,9 +25,9 @@ from harps_dist.spectra.spline import cubic_spline
 from preprocessing.generative import DESIGN, write_design
 from preprocessing.sed import SedGrid, write_sed
 from preprocessing.simulator.draws import exponentials, normals, uniform
+from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import ORDERS, OrderOutput, observe, orders_covering
 from preprocessing.simulator.phase3 import write_phase3
-from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.visits import Star, Visit
 from preprocessing.stellar import stellar_flux
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harps_dist.files import atomic_write
+from harps_dist.formats.write_product import write_product
 
 if TYPE_CHECKING:
     from preprocessing.simulator.visits import Visit
@@ -25,36 +25,6 @@ def write_phase3(
     """
     primary, table = _primary_cards(visit, wave_aa, order_snr), _table_cards(visit, wave_aa, flux_adu)
     write_product(path, primary, table, wave_aa, flux_adu, stamp=visit.dp_id)
-
-
-def write_product(
-    path: Path,
-    primary: dict,
-    table: dict,
-    wave_aa: np.ndarray,
-    flux_adu: np.ndarray,
-    err_adu: np.ndarray | float = np.nan,
-    stamp: str = "",
-) -> None:
-    """Write one spectrum: HDU 0 without data, HDU 1 a one-row table WAVE, FLUX, ERR (all NaN, as in HARPS).
-
-    primary, table: cards of the two. wave_aa: (n,) air, barycentric; flux_adu, err_adu: (n,). stamp: stands in place of
-    a date beside the checksums, so that the same spectrum makes the same bytes.
-    """
-    from astropy.io import fits
-
-    n = wave_aa.size
-    row = np.empty(1, dtype=[("WAVE", ">f8", (n,)), ("FLUX", ">f4", (n,)), ("ERR", ">f4", (n,))])
-    row["WAVE"], row["FLUX"], row["ERR"] = wave_aa, flux_adu, err_adu
-    second = fits.BinTableHDU(row.view(fits.FITS_rec), name="SPECTRUM")  # big-endian view: written as it is
-    second.header.update(table)
-    first = fits.PrimaryHDU()
-    first.header.update(primary)
-    with atomic_write(path) as aside:
-        hdus = fits.HDUList([first, second])
-        for hdu in hdus:
-            hdu.add_checksum(when=f"HDU checksum of {stamp}")
-        hdus.writeto(aside, output_verify="ignore")
 
 
 def _mjd(when: datetime) -> float:

@@ -17,11 +17,12 @@ from harps_dist.errors import ArchiveError, HarpsDistError, OutputError
 from harps_dist.formats.archive import SCHEMA, Archive
 from harps_dist.formats.columns import DATA, SCHEMAS
 from harps_dist.formats.committed import DIGEST, Committed
+from harps_dist.formats.standing import standing
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.pack import pack
 from preprocessing.rows import source_digest
 from preprocessing.verify import verify
-from preprocessing.withdraw import standing, withdraw_spectra
+from preprocessing.withdraw import withdraw_spectra
 
 TINY = named_grid("tiny")
 NARROW = Grid("narrow", 231_000, 64)

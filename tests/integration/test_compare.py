@@ -22,12 +22,11 @@ from harps_dist.promotion.gate import Gate, Line
 from harps_dist.promotion.registry import Registry
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.runs.checkpoint import MODEL, save_checkpoint
+from harps_dist.runs.checkpoint import MODEL, Snapshot, save_checkpoint
 from harps_dist.runs.run import find_checkpoint, load_run
 from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.training.loop import train_run
-from harps_dist.training.strategies.base import Snapshot
 from preprocessing.growth import grow
 from preprocessing.pack import Settings, pack
 from tests.commands import command, run

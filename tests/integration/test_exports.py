@@ -19,8 +19,8 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ExportError, OutputError
 from harps_dist.evaluation.calibration import LEVELS, conformal_factor
 from harps_dist.evaluation.evaluate import Evaluator
+from harps_dist.inference.description import CONFIG, WEIGHTS
 from harps_dist.inference.export import EXPORT, export_run, exported_run, is_exported
-from harps_dist.inference.model import CONFIG, WEIGHTS
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import load_run
 from harps_dist.spectra.labels import NAMES

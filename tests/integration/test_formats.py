@@ -15,6 +15,7 @@ from rich.console import Console
 from harps_dist.data.reader import Release
 from harps_dist.evaluation.evaluate import evaluate_run, is_evaluated
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.standing import standing
 from harps_dist.inference import predict_files
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
@@ -29,7 +30,6 @@ from harps_dist.training.loop import train_run
 from preprocessing.growth import grow
 from preprocessing.pack import pack
 from preprocessing.verify import verify
-from preprocessing.withdraw import standing
 from tests.archives import remade
 
 ALONE, QUIET = World(0, 1, torch.device("cpu")), Console(quiet=True)

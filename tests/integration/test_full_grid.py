@@ -18,8 +18,8 @@ from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.pack import Settings, pack
 from preprocessing.sed import read_sed
 from preprocessing.simulator.atmosphere import Atmosphere
-from preprocessing.simulator.instrument import observe
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
+from preprocessing.simulator.instrument import observe
 from tests.commands import command, run
 
 NODES = ("t5000_g4.25_m-0.4", "t6000_g4.25_m+0.4")

@@ -18,9 +18,8 @@ from harps_dist.console import exit_code_of
 from harps_dist.data.reader import Release
 from harps_dist.files import exclusive
 from harps_dist.recipes import find_recipe
-from harps_dist.runs.checkpoint import save_checkpoint
+from harps_dist.runs.checkpoint import Snapshot, save_checkpoint
 from harps_dist.runs.run import save_recipe
-from harps_dist.training.strategies.base import Snapshot
 from tests.commands import ROOT
 
 MAIN = "preprocessing.__main__"

@@ -20,9 +20,8 @@ from harps_dist.errors import DiskFullError, OutputError
 from harps_dist.files import publish_folder
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.runs.checkpoint import save_checkpoint
+from harps_dist.runs.checkpoint import Snapshot, save_checkpoint
 from harps_dist.training.loop import train_run
-from harps_dist.training.strategies.base import Snapshot
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import pack
 from tests.commands import ROOT, command, environment

@@ -18,13 +18,13 @@ from harps_dist.data.manifest import INDEX, MANIFEST, Manifest
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.standing import standing
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.difference import compare_releases
 from preprocessing.growth import grow
 from preprocessing.pack import Settings, pack
 from preprocessing.rows import MADE_OF, source_digest
 from preprocessing.verify import verify
-from preprocessing.withdraw import standing
 from tests.archives import STRETCHED, altered, remade
 
 SPLIT = Settings((0.4, 0.3, 0.3))

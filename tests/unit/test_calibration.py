@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, laplace, norm
 
-from harps_dist.evaluation.calibration import (
-    LEVELS,
-    LabelPredictions,
-    calibrate,
-    calibration_figure,
-    calibration_tables,
-    conformal_factor,
-    half_width,
-    pit,
-)
+from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, calibrate, conformal_factor, half_width, pit
+from harps_dist.evaluation.calibration_report import calibration_figure, calibration_tables
 
 
 def predictions(residual, sigma=1.0, stars=None, **columns) -> LabelPredictions:

@@ -10,13 +10,14 @@ from torch import nn
 from harps_dist.errors import ResumeError
 from harps_dist.runs.checkpoint import (
     CheckpointWriter,
+    Snapshot,
     best_checkpoint,
     newest_checkpoint,
     read_checkpoint,
     remove_unfinished,
     save_checkpoint,
 )
-from harps_dist.training.strategies.base import Snapshot, copied, plain_moments, restore_plain
+from harps_dist.training.strategies.base import copied, plain_moments, restore_plain
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:

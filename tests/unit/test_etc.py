@@ -13,8 +13,8 @@ import pytest
 from harps_dist.formats.records import Reason, Refusal
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.sed import SedGrid, write_sed
-from preprocessing.simulator.instrument import observe
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
+from preprocessing.simulator.instrument import observe
 
 ORDERS = (101, 100, 99)
 SETTINGS = EtcSettings("star.fits", airmass=1.4, pwv_mm=6.5, mag=7.25, exptime_s=600.0, fli=0.5)

@@ -21,8 +21,8 @@ from harps_dist.spectra.grid import named_grid
 from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.ingest import ingest_etc
 from preprocessing.sed import SedGrid, write_sed
-from preprocessing.simulator.instrument import observe
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
+from preprocessing.simulator.instrument import observe
 
 SETTINGS = EtcSettings("star.fits", airmass=1.4, pwv_mm=6.5, mag=7.25, exptime_s=600.0)
 GENERATIONS = ("2023", "2026")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from preprocessing.identity import KnownStars, KnownVersions, newest_versions, version_order
+from harps_dist.formats.versions import newest_versions, version_order
+from preprocessing.identity import KnownStars, KnownVersions
 
 
 def row(target: str, names: str = "", catalogue_id: str = "", ra: float = np.nan, dec: float = np.nan) -> dict:

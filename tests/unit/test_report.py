@@ -18,17 +18,10 @@ import pytest
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation import figures
 from harps_dist.evaluation.metrics import GROUPS, group_scores, label_scores
-from harps_dist.evaluation.report import (
-    PAPER_ROWS,
-    Measure,
-    Report,
-    console_table,
-    format_pair,
-    format_value,
-    markdown_table,
-)
+from harps_dist.evaluation.report import PAPER_ROWS, Measure, Report, console_table
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import LABEL, NAMES
+from harps_dist.text import format_pair, format_value, markdown_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -25,12 +25,11 @@ from harps_dist.errors import ConfigError
 from harps_dist.intake import read_text
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ranks.world import World
+from harps_dist.runs.checkpoint import Moments, Snapshot
 from harps_dist.spectra.quantities import number
 from harps_dist.text import printable
 from harps_dist.training.precision import ForwardPass
 from harps_dist.training.strategies.base import (
-    Moments,
-    Snapshot,
     adam,
     clip_if_finite,
     copied,
