@@ -146,7 +146,7 @@ class Recipe(Frozen):
         return recipe_digest(self.model_dump(mode="json"))
 
     def changed(self, **parts: Mapping[str, object]) -> Recipe:
-        """The same recipe with some fields of its parts replaced: changed(training={"steps": 5})."""
+        """This recipe with some fields of its parts replaced: changed(training={"steps": 5})."""
         whole = {name: getattr(self, name).model_copy(update=dict(fields)) for name, fields in parts.items()}
         return self.model_copy(update=whole)
 

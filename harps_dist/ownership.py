@@ -78,7 +78,7 @@ def write_json(path: Path | None, kind: OutputKind, content: dict[str, Any]) -> 
 
 
 def first_line(path: Path) -> str:
-    """Of a text file, without its end."""
+    """The first line of a text file, without its end."""
     with path.open(encoding="utf-8", newline="") as file:
         return file.readline(_LINE).rstrip("\r\n")
 

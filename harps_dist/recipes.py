@@ -20,7 +20,7 @@ MIX = Data(mix=Mix(real=1, simulated=1))
 
 
 def one_percent(data: Data) -> Data:
-    """The same data with 1 % of the real labels (Table 5)."""
+    """This data with 1 % of the real labels (Table 5)."""
     return data.model_copy(update={"label_fraction": 0.01})
 
 
@@ -84,7 +84,7 @@ _DEMO_STEPS = {"encoder": 800, "autoencoder": 400, "decoder": 400}
 
 
 def at_demo_scale(recipe: Recipe) -> Recipe:
-    """The same row at a scale that learns within minutes.
+    """A row of the paper at a scale that learns within minutes.
 
     A ResNet decoder does not, pretrained or not, so a CNN takes its place in autoencoders, and what they start from
     is an encoder.

@@ -129,7 +129,7 @@ def sealed_name(path: Path, aside: Path) -> Path:
 
 
 def sealed_write(path: Path) -> AbstractContextManager[Path]:
-    """As `files.atomic_write`, but the file takes the sealed name of its content."""
+    """Write a file whole or not at all (`files.atomic_write`); it takes the sealed name of its content."""
     return atomic_write(path, sealed_name)
 
 

@@ -31,7 +31,7 @@ def cleaned(text: str, longest: int = LONGEST) -> str:
 
 
 def sentence(text: str, longest: int = LONGEST) -> str:
-    """The same of a message that may have several lines: they are joined."""
+    """A message on one line, `cleaned`; several lines are joined."""
     return cleaned(" ".join(text.split()), longest)
 
 
@@ -94,7 +94,7 @@ def strict_json(content: object) -> str:
 
 
 def sealed_json(content: Mapping[str, Any]) -> str:
-    """As `strict_json`, with a digest of the content in it."""
+    """Strict JSON, `strict_json`, with a digest of the content in it."""
     plain = json.loads(strict_json(content))
     return json.dumps(sealed(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -82,7 +82,7 @@ def write_costs(costs: Sequence[GrowthCost], path: Path | None) -> None:
 
 
 def growth_table(costs: Sequence[GrowthCost]) -> Table:
-    """As a table for the console; the last column against the first row."""
+    """Times of growing as a table for the console; the last column against the first row."""
     from rich.table import Table
 
     table = Table("spectra before", "new", "pack", "grow", "shards written", "index", "grow, against the first")

@@ -154,7 +154,7 @@ def _is_other_flux(old: Release, archive: Archive, place: int, number: int) -> b
 
 
 def _is_other_simulation(old: Release, archive: Archive, place: int, number: int, group: str) -> bool:
-    """The same of an SED, by the grain that it was stored with, and of a response, by the tolerances of its basis."""
+    """Whether an SED differs by more than its stored grain, or a response by more than its basis's tolerances."""
     index, stored, data = old.index, old.array(place), archive.data(group, number)
     if group == "response":
         terms = terms_of(data)

@@ -105,7 +105,7 @@ class Simulations:
         self.seds, self.runs, self.generative = (_by_key(archive, group) for group in ("sed", "response", "generative"))
 
     def simulated_row(self, sed: str, run: str, fractions: Fractions) -> Row:
-        """Of a star that is seen through an ETC run; raises KeyError where either is not there."""
+        """The index row of a star that is seen through an ETC run; raises KeyError where either is not there."""
         values, star = self.seds[sed], f"sed-{sed}"
         return index_row(
             key=f"{star}@{run}",
@@ -118,7 +118,7 @@ class Simulations:
         )
 
     def generative_row(self, key: str) -> Row:
-        """Of a member of the generative set; a core stands in the place of a star."""
+        """The index row of a member of the generative set; a core stands in the place of a star."""
         values = self.generative[key]
         return index_row(
             key=f"generative-{key}",
@@ -132,7 +132,7 @@ class Simulations:
         )
 
     def response_row(self, key: str) -> Row:
-        """Of an ETC run itself."""
+        """The index row of an ETC run itself."""
         values = self.runs[key]
         seen_through = _seen_through(values) | {"response": ""}
         return index_row(key=f"{RESPONSE}{key}", object=values["sed"], content=values["content"], **seen_through)

@@ -88,7 +88,7 @@ def member_name(key: str) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which is no JSON."""
+    """These values with None for NaN, which is no JSON."""
     if isinstance(value, dict):
         return {name: _without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list):

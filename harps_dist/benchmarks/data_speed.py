@@ -179,7 +179,7 @@ def _drop_from_page_cache(path: Path) -> None:
 
 
 def with_ratios(found: list[Loading]) -> list[Loading]:
-    """The same with the ratio to the nine arrays."""
+    """Rates with their ratio to those of the nine arrays."""
     base = {(one.kind, one.what, one.workers, one.cold): one.spectra_per_s for one in found if one.way == NINE}
 
     def ratio(one: Loading) -> float | None:

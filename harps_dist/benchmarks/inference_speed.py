@@ -214,7 +214,7 @@ def read_speeds(path: Path) -> list[InferenceSpeed]:
 
 
 def speed_table(speeds: Sequence[InferenceSpeed]) -> Table:
-    """As a rich table; times also as a ratio to the first model's."""
+    """Speeds as a rich table; times also as a ratio to the first model's."""
     from rich.table import Table
 
     first = speeds[0]

@@ -44,7 +44,7 @@ class Stored(Dataset):
 
 
 class Streamed(IterableDataset):
-    """The same from a way that has no random access."""
+    """Samples from a way that has no random access."""
 
     def __init__(self, stored: Stored, open_: Callable[[], Iterable[np.ndarray]]):
         self.stored, self.open = stored, open_

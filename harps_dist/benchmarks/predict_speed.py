@@ -37,7 +37,7 @@ class PredictSpeed:
 
     @property
     def files_per_s(self) -> float:
-        """Of one core that does all of it."""
+        """Files per second of one core that reads, prepares and predicts."""
         return 1e3 / (self.read_ms + self.predict_ms)
 
 
@@ -89,7 +89,7 @@ def write_speed(speed: PredictSpeed, path: Path | None) -> None:
 
 
 def speed_table(speed: PredictSpeed) -> Table:
-    """As a table for the console; ratios to the network's forward pass."""
+    """Speeds as a table for the console; ratios to the network's forward pass."""
     from rich.table import Table
 
     table = Table("", "ms a file", "over the network's", title=f"{speed.model}, {speed.files} files, one core")

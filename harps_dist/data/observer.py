@@ -198,7 +198,7 @@ def _observe_spline(
     noise: tuple[Tensor, Tensor] | None,
     counts: Tensor,
 ) -> None:
-    """The same of SEDs given as windows of B-spline codes with scale and zero."""
+    """Observe SEDs that are given as windows of B-spline codes with scale and zero."""
     _observe(spline_values(sed) * sed_scale[:, :1, None] + sed_scale[:, 1:, None], terms, noise, counts)
 
 

@@ -159,7 +159,7 @@ class Order:
         return rows
 
     def _in_pools(self, drawn: np.ndarray, epoch: int, kind: str) -> np.ndarray:
-        """The same rows, drawn in random order, so that those of a block come in one pool."""
+        """These rows in random order, those of a block within one pool."""
         if len(drawn) <= self._mix.pool:
             return drawn
         names = (*self._names, epoch, kind)

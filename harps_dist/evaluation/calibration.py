@@ -33,7 +33,7 @@ class LabelPredictions(NamedTuple):
 
     @property
     def known(self) -> LabelPredictions:
-        """Those with a truth."""
+        """The predictions whose truth is known."""
         rows = ~np.isnan(self.truth)
         return LabelPredictions(*(column[rows] for column in self))
 
@@ -177,7 +177,7 @@ def _distance_from_uniform(values: np.ndarray) -> float:
 
 
 def _distribution(likelihood: Likelihood):
-    """Of unit standard deviation."""
+    """The likelihood's distribution with unit standard deviation."""
     from scipy.stats import laplace, norm
 
     return norm() if likelihood == "gaussian" else laplace(scale=0.5**0.5)

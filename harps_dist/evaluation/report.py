@@ -41,7 +41,7 @@ def origin_words(origin: Origin, not_genuine: str) -> str:
 
 
 def origin_name(origin: Origin, not_genuine: str) -> str:
-    """The same, as short as a figure's title or a cell of a table wants it."""
+    """An origin in as few words as a figure's title or a cell of a table has room for."""
     return f"{origin} ({not_genuine})" if origin == "observed-like" else origin
 
 

@@ -68,7 +68,7 @@ def read_spectrum(path: Path) -> SpectrumRecord | Refusal:
 
 
 def read_stream(stream: IO[bytes], source: str) -> SpectrumRecord | Refusal:
-    """The same of a binary stream at its beginning; source: the name of the file, which may say what it is."""
+    """Read a spectrum from a binary stream at its beginning; source: the name of the file, which may say what it is."""
     return refusing(printable(source), Reason.NOT_FITS, lambda: _of_stream(stream, source))
 
 

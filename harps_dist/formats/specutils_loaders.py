@@ -3,8 +3,8 @@
 Importing this module registers the loaders; once the package is installed, importing specutils does it
 (`harps_dist.formats.specutils_hook`). What the files say is kept: flux in ADU per pixel of 0.01 Å, wavelengths in
 Angstrom, in air, in the barycentric frame, with the star's radial velocity left in. specutils has no place for medium
-and frame, so they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header knows but
-the observer's guess.
+and frame: they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header
+knows but the observer's guess.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class LatentGaussian:
 
     @classmethod
     def fit(cls, latent: Tensor) -> LatentGaussian:
-        """Of (n, d) latent vectors, at least two."""
+        """The Gaussian of (n, d) latent vectors, at least two."""
         latent = latent.double()
         mean, (spectra, size) = latent.mean(dim=0), latent.shape
         variance, axes = torch.linalg.eigh((latent - mean).T @ (latent - mean) / (spectra - 1))

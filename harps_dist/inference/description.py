@@ -123,7 +123,7 @@ class Description:
 
 
 def to_json(description: Description) -> str:
-    """As config.json has it, with a digest of all of it."""
+    """The text of config.json, with a digest of all of it."""
     content = sealed(_strict(asdict(description)))
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

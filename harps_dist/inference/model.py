@@ -64,7 +64,7 @@ class Reference:
         return Reference(LatentGaussian(*gaussian), self.systematic.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """As reference.safetensors has them."""
+        """The tensors that reference.safetensors holds, by name."""
         gaussian = self.gaussian
         return {
             "mean": gaussian.mean,

@@ -30,7 +30,7 @@ class Predicted(NamedTuple):
     snr: np.ndarray
 
     def without(self, rows: np.ndarray) -> Predicted:
-        """The same with NaN where rows (n,) is True."""
+        """These predictions with NaN where rows (n,) is True."""
         return Predicted(*(np.where(rows.reshape(-1, *[1] * (part.ndim - 1)), np.nan, part) for part in self))
 
     @classmethod

@@ -309,7 +309,7 @@ def columns_of(request: Request, simulator: Simulator) -> dict[str, np.ndarray]:
 
 
 def labels_table(request: Request, simulator: Simulator, ascii_only: bool = False) -> Table:
-    """The same as an astropy table with units; ascii_only: object names as FITS can hold them."""
+    """The labels asked for as an astropy table with units; ascii_only: object names that FITS can hold."""
     from astropy.table import Table
 
     columns = columns_of(request, simulator)

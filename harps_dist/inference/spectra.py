@@ -1,4 +1,4 @@
-"""Spectra in memory brought onto a model's grid: arrays, or what has a spectral axis and a flux (specutils' Spectrum)."""
+"""Spectra in memory brought onto a model's grid: arrays, or what has a spectral axis and a flux (specutils)."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def _worst_order(description: Description, found: Predicted) -> Columns:
 
 
 def _levels(description: Description) -> list[float]:
-    """Of the intervals in the table: the narrowest and the widest."""
+    """Levels of the intervals in the table: the narrowest and the widest."""
     levels = description.levels
     return [levels[0], levels[-1]] if levels else []
 
@@ -191,7 +191,7 @@ def metadata_of(description: Description, digest: str) -> dict[str, str]:
 
 
 def to_table(columns: Columns, fields: Mapping[str, Field], metadata: Mapping[str, str]) -> QTable:
-    """As astropy's QTable, with units, descriptions and metadata; a dict of the arrays where there is no astropy."""
+    """An astropy QTable with units, descriptions and metadata; a dict of the arrays where there is no astropy."""
     try:
         from astropy import units
         from astropy.table import QTable

@@ -17,7 +17,9 @@ TRAINING = 3  # forward passes that a forward and a backward pass cost
 
 
 class ForwardCost(NamedTuple):
-    """Of one spectrum's forward pass in float32. flops: a multiply-add is two; norms and activations not counted.
+    """What one spectrum's forward pass in float32 costs.
+
+    flops: a multiply-add is two; norms and activations not counted.
     bytes: read and written when no operations are fused; weights count once a batch and are left out."""
 
     flops: float

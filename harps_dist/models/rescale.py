@@ -1,4 +1,4 @@
-"""The same model in terms of labels of another scale: what it predicts and draws does not change by it."""
+"""A model re-expressed in labels of another scale: what it predicts and draws does not change."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def check_outputs(runs: Path, rows: Sequence[str] = ()) -> None:
 
 
 def missing_rows(runs: Path, release: Release, demo: bool, sweeps: bool = False) -> list[str]:
-    """Those of `table_recipes` whose run in `runs` is not there or has not been evaluated, as it is, on the release."""
+    """Rows of `table_recipes` whose run in `runs` is missing or was not evaluated, as it is, on the release."""
     return [name for name in table_recipes(demo, sweeps) if not is_evaluated(runs / name, release, "test")]
 
 

@@ -48,7 +48,7 @@ class Cell:
 
     @property
     def measured(self) -> str:
-        """As text, marked where significantly the best."""
+        """A measured value as text, marked where significantly the best."""
         return MARKS[self.outperforms].format(format_pair(self.value, self.error))
 
     @property
@@ -99,7 +99,7 @@ class PaperTable:
 
     @property
     def anchor(self) -> str:
-        """Its place on a page."""
+        """The table's place on a page, for links."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
     def markdown(self) -> str:

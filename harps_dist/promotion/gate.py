@@ -250,7 +250,7 @@ class Verdict(Frozen):
         return [judged for judged in self.lines if judged.status == "failed"]
 
     def table(self) -> Table:
-        """As a rich table, what failed first."""
+        """The verdict as a rich table, what failed first."""
         from rich.table import Table
 
         counts = {status: sum(line.status == status for line in self.lines) for status in ("passed", "failed")}

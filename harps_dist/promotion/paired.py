@@ -74,7 +74,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def p_value(change: np.ndarray) -> float:
-    """Of Wilcoxon's signed-rank test that changes (n,) are as often and as far up as down; NaN for fewer than five."""
+    """p of Wilcoxon's signed-rank test that changes (n,) go up as often and as far as down; NaN for fewer than five."""
     from scipy.stats import wilcoxon
 
     if len(change) < FEWEST_STARS:

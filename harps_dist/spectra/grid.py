@@ -55,7 +55,7 @@ class Grid:
         return (pixel >= 0) & (pixel < self.instrument.data_pixels) & ~((pixel >= first) & (pixel < end))
 
     def widened(self, margin: int) -> Grid:
-        """The same grid with `margin` more pixels at either end, room for a Doppler shift to draw from."""
+        """This grid with `margin` more pixels at either end, room for a Doppler shift to draw from."""
         return Grid(f"{self.name}+{margin}", self.start - margin, self.length + 2 * margin, self.instrument)
 
     def within(self, other: Grid) -> slice:

@@ -69,7 +69,7 @@ def in_range(name: str, value: float) -> bool:
 
 
 def in_range_each(name: str, values: np.ndarray) -> np.ndarray:
-    """The same of an array, of its shape."""
+    """Which values of an array a quantity can have; bool, of the array's shape."""
     with np.errstate(invalid="ignore"):
         return (values >= QUANTITIES[name].low) & (values <= QUANTITIES[name].high)
 

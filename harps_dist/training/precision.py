@@ -31,7 +31,7 @@ def prepare(model: nn.Module, precision: Precision) -> None:
 
 
 def weight_format(precision: Precision) -> torch.dtype:
-    """Of weights and spectra."""
+    """The number format of weights and spectra."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
