@@ -38,10 +38,10 @@ def main() -> int:
     from harps_dist.console import console_for
     from harps_dist.data.reader import Release
     from harps_dist.inference.predict import check_table, open_model, predict_files
+    from harps_dist.progress import progress_bars
     from harps_dist.ranks.world import join_world
     from harps_dist.runs.run import read_run
     from preprocessing.demo import resolve_release
-    from preprocessing.progress import progress_bars
 
     def release() -> Release:
         data = read_run(arguments.model).recipe.data

@@ -18,8 +18,8 @@ def main() -> int:
     options = tyro.cli(Options, description=__doc__)
     from harps_dist.console import console_for
     from harps_dist.inference.options import carry_out
+    from harps_dist.progress import progress_bars
     from harps_dist.ranks.world import join_world
-    from preprocessing.progress import progress_bars
 
     with join_world(options.max_minutes) as world, progress_bars(quiet=not world.is_main) as progress:
         carry_out(options, world, console_for(quiet=not world.is_main), progress)

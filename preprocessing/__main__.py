@@ -13,9 +13,9 @@ from harps_dist.console import console_for, end_with, say
 from harps_dist.data.manifest import CodecName
 from harps_dist.errors import ConfigError
 from harps_dist.ownership import check, write_json
+from harps_dist.progress import progress_bars
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home, is_built
-from preprocessing.progress import progress_bars
 
 
 def ingest(
@@ -55,7 +55,7 @@ def ingest(
             _grid(archive, grid),
             known,
             workers,
-            lambda done, total: progress("ingest", done, total),
+            progress,
             share.has if share else lambda source: True,
         )
     if not share:
@@ -77,7 +77,7 @@ def merge(archive: Path, parts: int) -> int:
     from preprocessing.merge import merge as merge_parts
 
     with progress_bars() as progress:
-        report = merge_parts(archive, parts, lambda done, total: progress("merge", done, total))
+        report = merge_parts(archive, parts, progress)
     return _say(report, archive)
 
 
@@ -93,9 +93,7 @@ def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = 
     from preprocessing.ingest import ingest_etc
 
     with progress_bars() as progress:
-        report = ingest_etc(
-            json, archive, _grid(archive, grid), seds, lambda done, total: progress("ingest", done, total)
-        )
+        report = ingest_etc(json, archive, _grid(archive, grid), seds, progress)
     return _say(report, archive)
 
 
@@ -110,9 +108,7 @@ def generative(design: Path, archive: Path, grid: str | None = None) -> int:
     from preprocessing.generative import ingest_generative
 
     with progress_bars() as progress:
-        report = ingest_generative(
-            design, archive, _grid(archive, grid), lambda done, total: progress("ingest", done, total)
-        )
+        report = ingest_generative(design, archive, _grid(archive, grid), progress)
     return _say(report, archive)
 
 
@@ -179,20 +175,18 @@ def pack(
     asked, before = (True if genuine else False if no_genuine else None), manifest_of(release)
     changes = Counter[str]()
     with progress_bars() as progress:
-
-        def told(done: int, total: int) -> None:
-            progress("pack", done, total)
-
         if grow is None:
             settings = Settings(description=description or "", genuine=asked)._replace(**chosen)
-            manifest = write_release(archive, release, settings, workers, progress=told)
+            manifest = write_release(archive, release, settings, workers, progress=progress)
         elif chosen:
             raise ConfigError(
                 f"a release that grows is split and stored as the one it grows from, so {', '.join(chosen)} cannot be "
                 f"chosen with --grow. Leave it out, or pack a new release without --grow."
             )
         else:
-            manifest = grow_release(archive, grow, release, description, asked, workers, progress=told, changes=changes)
+            manifest = grow_release(
+                archive, grow, release, description, asked, workers, progress=progress, changes=changes
+            )
     say(f"release {release}: digest {manifest.digest}, generation {manifest.generation}")
     if before and (reason := replaced_because(before, manifest)):
         say(f"in place of release {before.digest[:12]} there: {reason}")
@@ -217,7 +211,7 @@ def verify(path: tyro.conf.Positional[Path]) -> int:
     from preprocessing.verify import verify as problems_of
 
     with progress_bars() as progress:
-        problems = problems_of(path, lambda done, total: progress("verify", done, total))
+        problems = problems_of(path, progress)
     for problem in problems:
         say(problem)
     say(f"{path}: {f'{len(problems)} problems' if problems else 'whole'}")

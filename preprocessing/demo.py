@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
@@ -11,6 +10,7 @@ from pydantic import Field
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.frozen import Frozen
 from harps_dist.ownership import OutputKind, check, claimed, first_line, home
+from harps_dist.progress import Progress
 from harps_dist.spectra.grid import named_grid
 
 DESCRIPTION = (
@@ -33,8 +33,6 @@ def _is_demo(folder: Path) -> bool:
 
 
 DEMO = OutputKind("demo", "--folder", _is_demo, "home")
-
-Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 
 
 class DemoSize(Frozen):
@@ -95,14 +93,11 @@ def _pack_demo(files: Path, archive: Path, release: Path, size: DemoSize, progre
 
     catalog, grid = Catalog.read(files / "catalog.csv"), named_grid(size.grid)
 
-    def told(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress(what, done, total)
-
-    ingest_spectra(files / "spectra", archive, grid, catalog, progress=told("ingest spectra"))
-    ingest_etc(files / "etc", archive, grid, files / "sed", progress=told("ingest ETC runs and SEDs"))
-    ingest_generative(files / "generative" / DESIGN, archive, grid, told("ingest the generative set"))
+    ingest_spectra(files / "spectra", archive, grid, catalog, progress=progress)
+    ingest_etc(files / "etc", archive, grid, files / "sed", progress=progress)
+    ingest_generative(files / "generative" / DESIGN, archive, grid, progress)
     settings = Settings(fractions=size.split, description=DESCRIPTION)
-    pack(archive, release, settings, progress=told("pack"))
+    pack(archive, release, settings, progress=progress)
 
 
 def build_delivery(folder: Path, size: DemoSize, number: int, progress: Progress) -> Path:
@@ -122,7 +117,7 @@ def resolve_release(release: str) -> str | Path:
     """Where a release is: a path, a URL, or "demo" for the embedded one, which is built where it is missing."""
     if release != "demo":
         return release
-    from preprocessing.progress import progress_bars
+    from harps_dist.progress import progress_bars
 
     with progress_bars() as progress:
         return build_demo(demo_home(), DemoSize(), progress)

@@ -21,10 +21,11 @@ from harps_dist.formats.archive import ROWS_PER_SHARD, Archive
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.records import Reason, Refusal, refusing
 from harps_dist.intake import read_text
+from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.text import cleaned, printable
-from preprocessing.ingest import IngestReport, Progress, Row, blocks, sed_row
+from preprocessing.ingest import IngestReport, Row, blocks, sed_row
 from preprocessing.sed import read_sed
 
 DESIGN = "design.csv"
@@ -41,9 +42,7 @@ def write_design(path: Path, rows: list[tuple[str, str, str, SplitName, str]]) -
         writer.writerows(rows)
 
 
-def ingest_generative(
-    design: Path, archive: Path, grid: Grid, progress: Progress = lambda done, total: None
-) -> IngestReport:
+def ingest_generative(design: Path, archive: Path, grid: Grid, progress: Progress = silent) -> IngestReport:
     """Add the SEDs that a design lists to the archive's `generative` group; those that are there are left alone.
 
     Raises ArchiveError where the design lacks a column. An SED is quarantined where its file is bad, its ETC run is not
@@ -67,7 +66,7 @@ def ingest_generative(
             writer.append("generative", rows)
             report.added += len(rows)
             report.refused += refused
-            progress(report.already + report.added + len(report.refused), len(entries))
+            progress("ingest the generative set", report.already + report.added + len(report.refused), len(entries))
     return report
 
 

@@ -15,13 +15,13 @@ from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.standing import standing
 from harps_dist.ownership import check, claimed
+from harps_dist.progress import Progress, silent
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.inherited import inherited
 from preprocessing.pack import (
     RELEASE,
     SHARD_BYTES,
     Contents,
-    Progress,
     Settings,
     Taken,
     is_genuine,
@@ -51,7 +51,7 @@ def grow(
     genuine: bool | None = None,
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     changes: Counter[str] | None = None,
 ) -> Manifest:
     """Write a release that is its parent and what the archive has gained since; only that is written, in new shards.

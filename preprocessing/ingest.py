@@ -23,6 +23,7 @@ from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord, refusing, require
+from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
@@ -37,7 +38,6 @@ from preprocessing.sed import SedRecord, read_sed
 BROKEN_COVERAGE = 0.5  # of valid pixels, that a spectrum has which is kept for the record alone
 LEAST_LIGHT = 1e-6  # of the blaze; below it an order has no light, and what is divided by it is no response
 
-Progress = Callable[[int, int], None]  # files done, files in all
 Row = tuple[dict[str, Any], np.ndarray]
 Entry = TypeVar("Entry")
 
@@ -63,7 +63,7 @@ def ingest_spectra(
     grid: Grid,
     catalog: Catalog | None = None,
     workers: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     wanted: Callable[[str], bool] = lambda source: True,
 ) -> IngestReport:
     """Add ADP and s1d files below a folder (or one file) to the archive's `real` group.
@@ -86,7 +86,7 @@ def ingest_spectra(
         versions, stars = KnownVersions(there), KnownStars(there)
         todo = [path for path in paths if stamps.get(sources[path]) != _stamp(path)]
         report.already = len(paths) - len(todo)
-        progress(report.already, len(paths))
+        progress("ingest spectra", report.already, len(paths))
         for block in blocks(todo, ROWS_PER_SHARD * workers):
             rows, refused = [], []
             for path, found in zip(block, mapper(partial(_read_real, grid=grid), block), strict=True):
@@ -115,7 +115,7 @@ def ingest_spectra(
             writer.append("real", rows)
             report.added += len(rows)
             report.refused += refused
-            progress(report.already + report.added + len(report.refused), len(paths))
+            progress("ingest spectra", report.already + report.added + len(report.refused), len(paths))
     return report
 
 
@@ -199,7 +199,7 @@ def ingest_etc(
     archive: Path,
     grid: Grid,
     seds: Path | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> IngestReport:
     """Add ETC 2.0 outputs below a folder, and every SED of the folder `seds`, to the archive.
 
@@ -242,7 +242,7 @@ def ingest_etc(
                 writer.append("response", added)
                 report.added += len(block) - len(refused)
                 report.refused += refused
-                progress(report.already + report.added + len(report.refused), total)
+                progress("ingest ETC runs and SEDs", report.already + report.added + len(report.refused), total)
     return report
 
 

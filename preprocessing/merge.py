@@ -16,8 +16,9 @@ from harps_dist.formats.archive import DATA, ROWS_PER_SHARD, Archive
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.records import Reason, Refusal
 from harps_dist.ownership import OutputKind
+from harps_dist.progress import Progress, silent
 from preprocessing.identity import KnownStars, KnownVersions
-from preprocessing.ingest import IngestReport, Progress, blocks
+from preprocessing.ingest import IngestReport, blocks
 
 _DONE = "{}.done.json"
 _PART = re.compile(r"\d{1,9}/\d{1,9}", re.ASCII)
@@ -71,7 +72,7 @@ def note_done(part: Path, files: int) -> None:
         aside.write_text(json.dumps({"files": files}) + "\n")
 
 
-def merge(whole: Path, of: int, progress: Progress = lambda done, total: None) -> IngestReport:
+def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
     """Append what `of` parts hold and the archive does not, in the order of their files' names.
 
     Merged again, it adds nothing. Raises ArchiveError where a part is missing or was not ingested to its end.
@@ -130,4 +131,4 @@ def _merge_group(
         writer.append(group, fresh)
         report.added += len(fresh)
         report.refused += refused
-        progress(report.already + report.added + len(report.refused), len(rows))
+        progress("merge", report.already + report.added + len(report.refused), len(rows))

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
@@ -40,6 +40,7 @@ from harps_dist.files import publish_folder
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.standing import standing
 from harps_dist.ownership import OutputKind, check, claimed
+from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import GridSpec
 from harps_dist.spectra.labels import NAMES
 from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
 SHARD_BYTES = 256 * 2**20
 KINDS_WITH_LABELS: tuple[Kind, ...] = ("real", "simulated")
 
-Progress = Callable[[int, int], None]
 _NAMES = re.compile(
     rf"({'|'.join(get_args(Kind))})-\d{{6}}-[0-9a-f]{{12}}\.(tar|idx)|{re.escape(MANIFEST)}|{re.escape(INDEX)}"
 )
@@ -124,11 +124,11 @@ def pack(
     settings: Settings = Settings(),  # noqa: B008
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Write a release of everything in the archive that may be trained on.
 
-    workers: threads that encode. progress is told (samples done, samples in all). The folder appears when it is whole;
+    workers: threads that encode. progress: counts samples. The folder appears when it is whole;
     a release that stood there is replaced, unless it is the very same; `replaced_because` says why. Raises ArchiveError
     where there is nothing to pack, or spectra are said to be genuine whose files say otherwise; OutputError where
     something else stands there or another process is writing it.
@@ -243,7 +243,7 @@ def write_release(
                 if len(kept) < len(rows):
                     left_out[f"{kind} with an error above {settings.bound:g} of its noise"] += len(rows) - len(kept)
                 done += 1
-                progress(done, total)
+                progress("pack", done, total)
                 if not kept:
                     continue
                 if not writers or writers[-1].kind != kind or writers[-1].size > shard_bytes:

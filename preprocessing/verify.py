@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,10 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, HarpsDistError, ReleaseError
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.columns import DATA, SCHEMAS, content_of
+from harps_dist.progress import Progress, silent
 
-Progress = Callable[[int, int], None]
 
-
-def verify(path: Path, progress: Progress = lambda done, total: None) -> list[str]:
+def verify(path: Path, progress: Progress = silent) -> list[str]:
     """Problems found in an archive or a release, none where it is whole; told by what the folder holds.
 
     Raises ArchiveError where it is neither.
@@ -60,7 +59,7 @@ def _archive_problems(archive: Archive, progress: Progress) -> Iterator[str]:
             except ArchiveError as error:
                 yield str(error)
             done += 1
-            progress(done, total)
+            progress("verify", done, total)
 
 
 def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
@@ -83,7 +82,7 @@ def _release_problems(path: Path, progress: Progress) -> Iterator[str]:
                 yield f"sample {index['key'][row]} has values that are not finite."
         except ReleaseError as error:
             yield str(error)
-        progress(row + 1, len(index))
+        progress("verify", row + 1, len(index))
     release.close()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from harps_dist.progress import silent
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("same", derandomize=True)  # the same examples in every run
 settings.load_profile("same")
@@ -40,7 +42,7 @@ def tiny_demo(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("demo")
     size = DemoSize(stars=16, visits=2.0, seds=40, etc_runs=4, cores=4, grid="tiny", split=(0.6, 0.2, 0.2), seed=3)
-    build_demo(folder, size, progress=lambda what, done, total: None)
+    build_demo(folder, size, progress=silent)
     return folder
 
 

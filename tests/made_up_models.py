@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from harps_dist.benchmarks.inference_speed import SpeedRatio
+from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.data.split import PAPER_FRACTIONS, SALT
 from harps_dist.promotion.comparison import Comparison, Entry
 from harps_dist.recipes import find_recipe

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.printed import LEGENDS, TABLE_9
-from harps_dist.frozen import Frozen, Number
 from harps_dist.models.build import build_model
 from harps_dist.ownership import KEY, json_file, write_json
 from harps_dist.recipes import find_recipe
@@ -234,20 +234,3 @@ def speed_table(speeds: Sequence[InferenceSpeed]) -> Table:
             f"{speed.peak_memory_mib:,.0f}",
         )
     return table
-
-
-class SpeedRatio(Frozen):
-    """Time of inference of the new model over the old one's, both measured in turns: median and quartiles.
-
-    old_ms, new_ms: milliseconds a spectrum, NaN without an old model.
-    """
-
-    device: str
-    threads: int
-    batch: int
-    repeats: int
-    old_ms: Number
-    new_ms: Number
-    ratio: Number
-    ratio_q25: Number
-    ratio_q75: Number

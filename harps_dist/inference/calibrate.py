@@ -5,7 +5,6 @@ Everything is measured with the very code that predicts: `Exported.raw`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -24,10 +23,10 @@ from harps_dist.evaluation.evaluate import Spectra, origin_of
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, leading_axes
 from harps_dist.inference.description import AnomalyFacts, LabelFacts
 from harps_dist.inference.model import BATCH, Exported, Reference
+from harps_dist.progress import Progress, silent
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.spectra.noise import photon_noise
 
-Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 KINDS: tuple[Spectra, ...] = ("real", "simulated")
 FALSE_ALARMS = 0.01
 LOW_SNR_SHARE = 0.01
@@ -64,9 +63,7 @@ class Tried(NamedTuple):
 class Trial:
     """An uncalibrated model and the release to try it on. most: spectra of a kind and split, chosen by their key."""
 
-    def __init__(
-        self, exported: Exported, recipe: Recipe, release: Release, most: int, progress: Progress = lambda *told: None
-    ):
+    def __init__(self, exported: Exported, recipe: Recipe, release: Release, most: int, progress: Progress = silent):
         self.exported, self.recipe, self.release, self.most, self.progress = exported, recipe, release, most, progress
         self.observer = Observer(release.instrument, recipe.data.augment, exported.device)
 

@@ -21,7 +21,7 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ExportError
 from harps_dist.evaluation.calibration import LEVELS
 from harps_dist.files import publish_folder
-from harps_dist.inference.calibrate import KINDS, Held, Progress, Trial, calibrated_anomaly, calibrated_labels
+from harps_dist.inference.calibrate import KINDS, Held, Trial, calibrated_anomaly, calibrated_labels
 from harps_dist.inference.card import model_card
 from harps_dist.inference.description import (
     CARD,
@@ -37,6 +37,7 @@ from harps_dist.inference.description import (
 from harps_dist.inference.model import Exported, load, read_description
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import OutputKind, check, claimed
+from harps_dist.progress import Progress, silent
 from harps_dist.runs.checkpoint import MODEL, Checkpoint
 from harps_dist.runs.run import SavedRun, Which, find_checkpoint, load_run, read_run
 
@@ -59,7 +60,7 @@ def export_run(
     release: Release,
     which: Which = "best",
     spectra: int = SPECTRA,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     device: torch.device | str = "cpu",
 ) -> Path:
     """Export a run's best or newest checkpoint; returns the folder, which appears when it is whole.
@@ -80,7 +81,7 @@ def _export(
     release: Release,
     which: Which,
     spectra: int = SPECTRA,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     device: torch.device | str = "cpu",
 ) -> Path:
     split = release.manifest.split_fractions, release.manifest.split_salt
@@ -123,7 +124,7 @@ def exported_run(
     run: Path,
     release: Release | None,
     which: Which = "best",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     device: torch.device | str = "cpu",
 ) -> Exported:
     """The export of a run, RUN/export, made where it is missing or of another checkpoint.

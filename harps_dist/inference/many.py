@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from harps_dist.inference.sinks import (
 )
 from harps_dist.inference.spectrum_files import ascii_text
 from harps_dist.ownership import OutputKind, check, claimed
+from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
 from harps_dist.sealed import sealed, unsealed
 
@@ -69,7 +69,7 @@ def simulate_many(
     out: Path,
     world: World,
     rv_by: RvBy = "node",
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
     batch_size: int = BATCH,
     block_bytes: int = BLOCK_BYTES,
 ) -> bool:

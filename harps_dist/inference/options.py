@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from harps_dist.errors import ConfigError
+from harps_dist.progress import Progress, silent
 from harps_dist.text import cleaned
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from harps_dist.inference.simulated import Request
     from harps_dist.inference.simulator import Simulator
     from harps_dist.ranks.world import World
-
-Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 
 
 @dataclass
@@ -91,9 +89,7 @@ class Options:
             ) from None
 
 
-def carry_out(
-    options: Options, world: World, console: Console, progress: Progress = lambda what, done, total: None
-) -> None:
+def carry_out(options: Options, world: World, console: Console, progress: Progress = silent) -> None:
     """Simulate what is asked for, and say what was assumed and written."""
     from harps_dist.inference.simulator import Simulator
 

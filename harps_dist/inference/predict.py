@@ -38,6 +38,7 @@ from harps_dist.inference.table import (
     write_table,
 )
 from harps_dist.ownership import OutputKind, check, claimed, first_line
+from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import RECIPE, Which
 from harps_dist.sealed import is_whole, sealed_write
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from harps_dist.data.reader import Release
     from harps_dist.formats.records import Refusal
 
-Progress = Callable[[str, int, int], None]  # what is being done, done, in all
 BLOCK = 64  # rows that are kept together
 PARTS_FORMAT = 2
 _KEY = re.compile(r"[0-9a-f]{16}|\.lock")  # names in a folder of parts
@@ -97,7 +97,7 @@ def open_model(
     release: Callable[[], Release],
     world: World,
     which: Which = "best",
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Exported:
     """The model of an export, or of a run, whose export is made by the main rank where it is missing or old.
 
@@ -123,7 +123,7 @@ def predict_files(
     batch_size: int = BATCH,
     workers: int = 0,
     world: World | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> PredictReport:
     """Predict every spectrum of the inputs into a table, one row each, in the order of the inputs.
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
-from harps_dist.benchmarks.inference_speed import SpeedRatio
+from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.errors import ConfigError
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen, Number

@@ -9,7 +9,6 @@ bytes on every machine: only what IEEE 754 rounds in one way lies between them (
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
+from harps_dist.progress import Progress, silent
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.exact import arcsin, exp, log, mean, sin_cos
 from harps_dist.spectra.instrument import HARPS
@@ -31,8 +31,6 @@ from preprocessing.simulator.phase3 import write_phase3
 from preprocessing.simulator.visits import Star, Visit
 from preprocessing.stellar import stellar_flux
 
-Progress = Callable[[str, int, int], None]
-
 LOW_AA, HIGH_AA = 5987.0, 6321.0  # what the SED grid still fills at 70 km/s
 CONAD = 1.42  # electrons per ADU
 AVAILABLE = {"teff": 0.631, "logg": 0.544, "mh": 0.450, "rv": 0.535}  # of the spectra (paper, Table 1)
@@ -43,10 +41,6 @@ GENERATIVE_VALUES = 7  # of the label that varies within a core (paper, Sect. 3.
 LINE_LIST_SEED = 0  # the line list is wrong in the same way for every star of every demo
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
 def write_demo(
     folder: Path,
     stars: int,
@@ -55,7 +49,7 @@ def write_demo(
     etc_runs: int,
     cores: int,
     seed: int,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> None:
     """Write spectra, catalog.csv, sed, etc and the generative set into `folder`, the same for the same seed.
 
@@ -77,7 +71,7 @@ def write_demo(
 
 
 def write_delivery(
-    folder: Path, stars: int, seed: int, number: int, new_stars: int, new_visits: int, progress: Progress = _silent
+    folder: Path, stars: int, seed: int, number: int, new_stars: int, new_visits: int, progress: Progress = silent
 ) -> None:
     """Write what a demo of so many stars and this seed has gained since: spectra and a catalog.csv of all its stars.
 
