@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harps_dist.errors import ArchiveError, SpectrumError
+from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
+from harps_dist.formats.prepare import prepare
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord, refusing, require
@@ -28,7 +29,7 @@ from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
-from harps_dist.spectra.standardise import BROKEN_SHARE, MINIMUM_COVERAGE, WILD, is_broken, standardise
+from harps_dist.spectra.standardise import MINIMUM_COVERAGE, WILD
 from harps_dist.text import printable
 from preprocessing.catalog import Catalog, resolve_target, telling_names
 from preprocessing.etc import EtcRecord, read_etc
@@ -144,18 +145,11 @@ def _on_grid(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] |
     record = read_spectrum(path)
     if isinstance(record, Refusal):
         return record
-    flux = regrid(record.wave_aa, record.flux, grid)
-    flux[~grid.valid] = np.nan
-    broken = record.wild > BROKEN_SHARE  # then no release takes it, and coverage does not matter much
-    coverage = np.isfinite(flux).sum() / grid.valid.sum()
-    try:
-        standardised, _ = standardise(flux, grid, BROKEN_COVERAGE if broken else MINIMUM_COVERAGE)
-    except SpectrumError as error:
-        reason = Reason.COVERAGE if coverage < MINIMUM_COVERAGE else Reason.NEGATIVE
-        return Refusal(record.source, reason, str(error))
+    found = prepare(record, grid, least_if_broken=BROKEN_COVERAGE)
+    if isinstance(found, Refusal):
+        return found
     empty = np.empty(0, np.float32)
-    flag = "numerically broken flux" if broken or is_broken(standardised, grid) else ""
-    return replace(record, wave_aa=empty, flux=empty), flux, flag
+    return replace(record, wave_aa=empty, flux=empty), found.flux, "numerically broken flux" if found.broken else ""
 
 
 def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) -> tuple[dict[str, Any], Counter[str]]:

@@ -16,6 +16,7 @@ from harps_dist.data.manifest import CodecName
 from harps_dist.formats.archive import Archive
 from harps_dist.spectra.exact import exp, mean
 from harps_dist.spectra.noise import photon_sigma
+from harps_dist.spectra.observation import observe
 from harps_dist.spectra.spline import bspline_coefficients
 from harps_dist.spectra.standardise import standardise
 from preprocessing.factorise import TRAINING_RUNS, ResponseBasis, Terms, fit_basis, spread_out, terms_of
@@ -151,8 +152,7 @@ def _encode_sed(coding: Coding, group: str, number: int, rows: list[Row], runs: 
 
 def _signal(terms: np.ndarray, sed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the counts (Eqs. A.1, A.2); terms: e to them."""
-    signal = terms[0] * sed
-    return signal, np.sqrt(terms[1] * signal + terms[2])
+    return observe(terms[0] * sed, np.ones(1), terms[1], terms[2])
 
 
 def basis_samples(coding: Coding) -> Iterator[Sample]:

@@ -19,18 +19,17 @@ from torch.utils.data import DataLoader, Dataset
 from harps_dist.data.batches import start
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.data.reader import Release
-from harps_dist.errors import ConfigError, HarpsDistError, SpectrumError
+from harps_dist.errors import ConfigError, HarpsDistError
 from harps_dist.inference.spectra import LEAST_COVERAGE
 from harps_dist.inference.table import OBSERVED
 from harps_dist.intake import open_regular
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.noise import photon_noise
-from harps_dist.spectra.regrid import regrid
-from harps_dist.spectra.standardise import BROKEN_SHARE, standardise
 from harps_dist.text import printable
 
 if TYPE_CHECKING:
     from harps_dist.formats.archive import Archive
+    from harps_dist.formats.prepare import Prepared
     from harps_dist.formats.records import Refusal
 
 ZARR = "zarr.json"
@@ -170,24 +169,21 @@ def read_item(item: Item, grid: Grid) -> Observed | Refusal:
 
 
 def _read_item(item: Item, grid: Grid) -> Observed | Refusal:
-    from harps_dist.formats.records import Reason, Refusal
+    from harps_dist.formats.records import Refusal
 
     found = _read(item, grid)
     if isinstance(found, Refusal):
         return found
-    columns, flux, broken = found
-    flux = np.where(grid.valid, flux, np.nan)
-    coverage = float(np.isfinite(flux[grid.valid]).mean())
-    try:
-        standardised, _ = standardise(flux, grid, LEAST_COVERAGE)
-    except SpectrumError as error:
-        reason = Reason.COVERAGE if coverage < LEAST_COVERAGE else Reason.NEGATIVE
-        return Refusal(item.name, reason, str(error))
-    return Observed(columns, standardised, coverage, photon_noise(standardised[grid.valid]), broken)
+    columns, prepared = found
+    if isinstance(prepared, Refusal):
+        return Refusal(item.name, prepared.reason, prepared.detail)
+    noise = photon_noise(prepared.standardised[grid.valid])
+    return Observed(columns, prepared.standardised, prepared.coverage, noise, prepared.broken)
 
 
-def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | Refusal:
-    """What is known of a spectrum, its flux on the grid, and whether its file is broken."""
+def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refusal] | Refusal:
+    """What is known of a spectrum, and the spectrum on the grid."""
+    from harps_dist.formats.prepare import prepare_flux
     from harps_dist.formats.records import Reason, Refusal
 
     if item.row is None:
@@ -202,10 +198,11 @@ def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | R
             wider = archive.grid
     except HarpsDistError as error:  # of one damaged row
         return Refusal(item.name, Reason.CHECKSUM, str(error))
-    return columns, flux[grid.within(wider)], broken
+    return columns, prepare_flux(flux[grid.within(wider)], grid, item.name, LEAST_COVERAGE, broken)
 
 
-def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool] | Refusal:
+def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refusal] | Refusal:
+    from harps_dist.formats.prepare import prepare
     from harps_dist.formats.readers import read_spectrum
     from harps_dist.formats.records import Refusal
 
@@ -229,7 +226,7 @@ def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], np.ndarray, bool
         "simulated": record.simulated,
         "sha256": sha256,
     }
-    return columns, regrid(record.wave_aa, record.flux, grid), record.wild > BROKEN_SHARE
+    return columns, prepare(record, grid, LEAST_COVERAGE)
 
 
 def _archive_row(path: str, row: int) -> dict[str, Any]:

@@ -140,13 +140,12 @@ def nodes_of_file(simulator: Simulator, path: Path) -> tuple[np.ndarray, str]:
     Raises SpectrumError where the file is refused or covers too little of the grid, ConfigError for a decoder alone.
     """
     from harps_dist.errors import SpectrumError
+    from harps_dist.formats.prepare import prepare
     from harps_dist.formats.readers import read_spectrum
     from harps_dist.formats.records import Refusal
-    from harps_dist.spectra.regrid import regrid
-    from harps_dist.spectra.standardise import standardise
 
     record = read_spectrum(path)
-    if isinstance(record, Refusal):
-        raise SpectrumError(f"{record}. Give another file.")
-    flux, _ = standardise(regrid(record.wave_aa, record.flux, simulator.grid), simulator.grid)
-    return simulator.encode(flux[None])[0], record.object or record.dp_id
+    spectrum = record if isinstance(record, Refusal) else prepare(record, simulator.grid)
+    if isinstance(record, Refusal) or isinstance(spectrum, Refusal):
+        raise SpectrumError(f"{spectrum}. Give another file.")
+    return simulator.encode(spectrum.standardised[None])[0], record.object or record.dp_id

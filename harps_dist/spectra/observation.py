@@ -11,11 +11,12 @@ read-out and dark variance.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
+
+Signal = TypeVar("Signal", Tensor, np.ndarray)
 
 
 class Response(NamedTuple):
@@ -53,10 +54,10 @@ def fold_response(
     )
 
 
-def observe(sed: Tensor, mean: Tensor, variance: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+def observe(sed: Signal, mean: Signal, variance: Signal, floor: Signal) -> tuple[Signal, Signal]:
     """Mean flux and its standard deviation (Eqs. A.1, A.2).
 
     sed: (batch, pixel) SED shifted to the star's velocity. mean, variance, floor: (batch, pixel) of
-    `Response`, in the frame of the flux. Returns flux and sigma, (batch, pixel), in counts.
+    `Response`, in the frame of the flux. Tensors or arrays. Returns flux and sigma, (batch, pixel), in counts.
     """
-    return mean * sed, torch.sqrt(variance * sed + floor)
+    return mean * sed, (variance * sed + floor) ** 0.5

@@ -1,0 +1,51 @@
+"""From a spectrum as it was delivered to one that a model reads: on the grid, standardised, or refused and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from harps_dist.errors import SpectrumError
+from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.regrid import regrid
+from harps_dist.spectra.standardise import BROKEN_SHARE, MINIMUM_COVERAGE, is_broken, standardise
+
+
+class Prepared(NamedTuple):
+    """A spectrum on a grid.
+
+    flux: (pixel,) float32 in the unit of its file, NaN where no data are. standardised: (pixel,) float32, in medians,
+    finite everywhere. coverage: share of the grid's valid pixels with data. broken: whether it is numerically broken.
+    """
+
+    flux: np.ndarray
+    standardised: np.ndarray
+    coverage: float
+    broken: bool
+
+
+def prepare(
+    record: SpectrumRecord, grid: Grid, least: float = MINIMUM_COVERAGE, least_if_broken: float | None = None
+) -> Prepared | Refusal:
+    """Bring a spectrum onto the grid and standardise it (Eq. 2).
+
+    least: share of the grid's valid pixels that must carry data. least_if_broken: the same for one whose file is
+    numerically broken, `least` if None. A Refusal where it covers less, or its median is not positive.
+    """
+    broken = record.wild > BROKEN_SHARE
+    least = least_if_broken if broken and least_if_broken is not None else least
+    return prepare_flux(regrid(record.wave_aa, record.flux, grid), grid, record.source, least, broken)
+
+
+def prepare_flux(flux: np.ndarray, grid: Grid, source: str, least: float, broken: bool = False) -> Prepared | Refusal:
+    """Standardise a spectrum that is on the grid, (pixel,), see `prepare`. source: what a Refusal calls it. broken:
+    whether it is known to be, besides what its pixels show."""
+    flux = np.where(grid.valid, flux, flux.dtype.type(np.nan))
+    coverage = float(np.isfinite(flux).sum() / grid.valid.sum())
+    try:
+        standardised, _ = standardise(flux, grid, least)
+    except SpectrumError as error:
+        return Refusal(source, Reason.COVERAGE if coverage < least else Reason.NEGATIVE, str(error))
+    return Prepared(flux, standardised, coverage, broken or is_broken(standardised, grid))
