@@ -20,16 +20,14 @@ import numpy as np
 from harps_dist.errors import HarpsDistError
 from harps_dist.formats.records import SpectrumRecord
 from harps_dist.formats.tables import read_ascii, read_table
+from harps_dist.spectra.labels import CATALOGUED, LABEL
 from harps_dist.spectra.quantities import in_range, in_range_each
 from harps_dist.text import printable
 
-CATALOGUE_LABELS = ("teff", "logg", "mh", "rv")
 LONGEST_NAME = 1000  # characters, with all aliases
 
-# Our columns and what catalogues call them, in lower case and order of preference: ours, TIC, Gaia, VizieR,
-# SWEET-Cat, GR8. GR8 has four temperature scales. Its `_paws` values come from one homogeneous analysis of
-# high-resolution spectra; Gaia's and the SED's have other zero points, so a star without a `_paws` value
-# stays without one. `ra_j2000` goes before `ra`, which GR8 and Gaia give at their own epoch.
+# Our columns and what catalogues call them, in lower case and order of preference; those of labels stand in the label
+# table. `ra_j2000` goes before `ra`, which GR8 and Gaia give at their own epoch.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "object": ("object", "primary", "name", "star", "target", "main_id"),
     "aliases": ("aliases", "alias", "simbad"),
@@ -38,13 +36,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "hip": ("hip",),
     "ra_deg": ("ra_deg", "ra_j2000", "raj2000", "_raj2000", "ra"),
     "dec_deg": ("dec_deg", "dec_j2000", "dej2000", "_dej2000", "dec"),
-    "teff": ("teff", "teff_k", "teff_paws"),
-    "logg": ("logg", "logg_paws"),
-    "mh": ("mh", "[m/h]", "m_h", "feh", "[fe/h]", "fe_h", "feh_paws"),
-    "rv": ("rv_kms", "rv", "radial_velocity", "rvel"),
+    **{name: LABEL[name].columns for name in CATALOGUED},
 }
 _TEXTS = ("object", "aliases", "tic", "hd", "hip")
-_UNITS = {"ra_deg": "deg", "dec_deg": "deg", "teff": "K", "rv": "km/s"}
+_UNITS = {name: LABEL[name].unit for name in CATALOGUED if LABEL[name].unit != "dex"} | {
+    "ra_deg": "deg",
+    "dec_deg": "deg",
+}
 _GTO_COLUMNS = ("object", "snr", "teff", "logg", "vt", "[fe/h]")  # HARPS-GTO list of 1111 stars: no header line
 
 _GREEK = {  # as SIMBAD shortens them; the others are too short to be shortened
@@ -159,7 +157,7 @@ class Match:
     """A spectrum's star in a catalogue."""
 
     target_id: str  # 'TIC 256364928' where the number is known, else the normalised primary name
-    labels: dict[str, float]  # teff [K], logg [dex], mh [dex], rv [km/s]: only those present and physical
+    labels: dict[str, float]  # in the units of the label table: only those present and physical
     by: str  # 'tic', 'name' or 'position'
     out_of_range: tuple[str, ...]  # labels whose value is unphysical, hence left out of `labels`
 
@@ -189,7 +187,7 @@ class Catalog:
             wrong = ~np.isnan(numbers[f"{name}_deg"]) & ~in_range_each(name, numbers[f"{name}_deg"])
             numbers[f"{name}_deg"] = np.where(wrong, np.nan, numbers[f"{name}_deg"])
             self.counts[f"catalogue's {name} out of physical range"] += int(wrong.sum())
-        self.labels = {name: numbers[name] for name in CATALOGUE_LABELS}
+        self.labels = {name: numbers[name] for name in CATALOGUED}
         primary = [[normalise_name(name)] for name in texts["object"]]
         designated = [
             [_designation("HD", hd), _designation("HIP", hip)]
@@ -336,10 +334,10 @@ def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, An
         chosen["tic"] = "ID"
     chosen |= mapping
     identity = {"object", "tic", "hd", "hip"} & chosen.keys() or {"ra_deg", "dec_deg"} <= chosen.keys()
-    if not identity or not set(CATALOGUE_LABELS) & chosen.keys():
+    if not identity or not set(CATALOGUED) & chosen.keys():
         raise CatalogError(
             f"catalogue {printable(path)}: expected names, TIC numbers or coordinates and at least one of "
-            f"{', '.join(CATALOGUE_LABELS)}, got columns {', '.join(table.colnames)}. Pass a mapping."
+            f"{', '.join(CATALOGUED)}, got columns {', '.join(table.colnames)}. Pass a mapping."
         )
     return {
         ours: _texts(table[name]) if ours in _TEXTS else _numbers(table[name], ours) for ours, name in chosen.items()

@@ -20,10 +20,10 @@ import numpy as np
 
 from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, require
 from harps_dist.intake import read_file
+from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range, number
 from harps_dist.text import cleaned, printable
 from preprocessing.sed import SedRecord, interpolate_sed, read_sed, require_flux
-from preprocessing.simulator.instrument import GAP_ORDER, GRATING_AA
 
 MAX_BYTES = 256 * 2**20  # unpacked; a run of all 71 orders has 50 MB
 MAX_VALUES = 20_000_000  # numbers and texts; such a run has 4 million
@@ -31,6 +31,7 @@ MAX_NESTED = 100_000  # lists and objects; such a run has 2 thousand
 MAX_ORDERS = 400
 MAX_PIXELS = 100_000  # of an order
 MAX_NAME_BYTES = 250
+_IN_THE_GAP = set(range(HARPS.orders[-1], HARPS.orders[0])) - set(HARPS.orders)
 MAX_NAMES = 100  # texts of a request that may name its SED
 
 _MISSING = object()
@@ -245,9 +246,9 @@ def _checked_order(order: Any, detector: Any, wave_m: Any, arrays: dict, noise_i
     wave_aa = 1e10 * np.clip(_array(wave_m, f"wavelength {where}"), -1.0, 1.0)  # metres; what is clipped is refused
     if wave_aa.size < 2:
         raise RefusedError(Reason.LENGTH_MISMATCH, f"wavelength {where} has {wave_aa.size} values, expected 2 or more")
-    off = number * float(np.median(wave_aa)) / GRATING_AA - 1
+    off = number * float(np.median(wave_aa)) / HARPS.order_centre_aa - 1
     if abs(off) > 0.02:
-        middle_aa, expected_aa = np.median(wave_aa), GRATING_AA / number
+        middle_aa, expected_aa = np.median(wave_aa), HARPS.order_centre_aa / number
         detail = f"order {number} lies at {middle_aa:.0f} Å, on HARPS's echelle it would at {expected_aa:.0f} Å"
         raise RefusedError(Reason.WRONG_INSTRUMENT, detail)
     values: dict[str, Any] = {
@@ -304,7 +305,7 @@ def _array(values: Any, what: str) -> np.ndarray:
 def _require_sequence(orders: list[OrderRecord]) -> None:
     numbers = [order.order for order in orders]
     first, last = numbers[0], numbers[-1]
-    absent = [m for m in range(first, last, -1) if m not in set(numbers) and m != GAP_ORDER]
+    absent = [m for m in range(first, last, -1) if m not in {*numbers, *_IN_THE_GAP}]
     if absent:
         found = ", ".join(map(str, absent))
         raise RefusedError(Reason.MISSING_ORDER, f"orders {first}..{last} without {found}")

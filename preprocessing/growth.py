@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, read_index_table
+from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, read_index_table, with_later_columns
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.formats.archive import Archive
@@ -155,7 +155,7 @@ def _with_known(table: pa.Table, known: Mapping[str, Row]) -> pa.Table:
     keys = table["key"].to_pylist()
     for name in set(SINCE_5) - set(table.column_names):
         table = table.append_column(name, pa.array([known.get(key, {}).get(name, "") for key in keys], pa.string()))
-    return table.select(INDEX_COLUMNS)
+    return with_later_columns(table).select(INDEX_COLUMNS)
 
 
 def _since(sample: Sample, generations: Mapping[str, int]) -> Sample:

@@ -26,6 +26,7 @@ from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord, refusing, require
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.labels import CATALOGUED
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
@@ -156,7 +157,7 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) 
     """A spectrum's columns, and what is to be counted of them."""
     match, counts = catalog.match(record) if catalog else None, Counter[str]()
     counts[f"matched by {match.by}" if match else "not in the catalogue"] += 1
-    labels = dict.fromkeys(("rv", "teff", "mh", "logg"), np.nan)
+    labels = dict.fromkeys(CATALOGUED, np.nan)
     if match:
         labels |= match.labels
     wrong = (*record.out_of_range, *(match.out_of_range if match else ()))

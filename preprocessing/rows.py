@@ -13,14 +13,13 @@ import numpy as np
 from harps_dist.data.split import split_of
 from harps_dist.formats.archive import Archive
 from harps_dist.spectra.grid import GridSpec
-from harps_dist.spectra.labels import LABEL, NAMES
+from harps_dist.spectra.labels import CATALOGUED, INTRINSIC, LABEL, NAMES
 
 REAL = "real-"
 RESPONSE = "response-"
 OBSERVED = ("mjd", "ra", "dec", "pipeline", "catalogue_id", "origin", "simulated")
-INTRINSIC = ("teff", "mh", "logg")
 MADE_OF = {  # the columns of an archive that enter a release, or decide what enters it
-    "real": ("key", "target", "object", "flag", "snr", "berv", "airmass", "rv", *INTRINSIC, *OBSERVED),
+    "real": ("key", "target", "object", "flag", "snr", "berv", "airmass", *CATALOGUED, *OBSERVED),
     "sed": ("key", *INTRINSIC, "vmic"),
     "response": ("key", "sed", "airmass", "pwv", "mag", "exptime", "snr"),
     "generative": ("key", "core", "varied", "split", "etc_run", *INTRINSIC, "vmic"),
@@ -79,7 +78,7 @@ def real_rows(archive: Archive, wanted: Wanted, left_out: Counter[str]) -> Itera
         if values["flag"]:
             left_out[values["flag"]] += 1
             continue
-        outside = [name for name in INTRINSIC if _outside(name, values[name])]
+        outside = [name for name in CATALOGUED if _outside(name, values[name])]
         if outside and not wanted.keep_out_of_range:
             left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
             continue

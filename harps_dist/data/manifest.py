@@ -26,7 +26,8 @@ from harps_dist.data.split import PAPER_FRACTIONS, SALT, SplitName
 from harps_dist.errors import ReleaseError
 from harps_dist.frozen import Frozen
 from harps_dist.spectra.grid import GridSpec
-from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.labels import NAMES, SEVEN
+from harps_dist.text import NAN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -256,9 +257,11 @@ class Index:
 
 
 def with_later_columns(table: pa.Table) -> pa.Table:
-    """An index with the columns that younger schemas have, empty where it has them not."""
+    """An index with the columns that younger schemas and labels added since have, empty where it has them not."""
     import pyarrow as pa
 
+    for name in set(NAMES) - set(SEVEN) - set(table.column_names):
+        table = table.append_column(name, pa.array([NAN] * len(table), pa.float64()))
     for name in SINCE_5:
         if name not in table.column_names:
             table = table.append_column(name, pa.array([""] * len(table), pa.string()))

@@ -31,7 +31,7 @@ import numpy as np
 
 from harps_dist.errors import ArchiveError
 from harps_dist.files import publish_folder, remove
-from harps_dist.formats.columns import DATA, RESPONSE_TERMS, SCHEMAS, content_of
+from harps_dist.formats.columns import DATA, LABEL_COLUMNS, RESPONSE_TERMS, SCHEMAS, content_of
 from harps_dist.formats.committed import ROOT, Committed
 from harps_dist.formats.quarantine import QUARANTINE, quarantine_path
 from harps_dist.ownership import OutputKind, check, claimed
@@ -119,7 +119,7 @@ class Archive:
                 )
             committed._committed.restore()
             committed._committed.drop_strays()
-            if committed.schema < SCHEMA:
+            if committed.schema < SCHEMA or not committed._has_all_labels:
                 committed._upgrade()
             archive = cls(path, writable=True)
             archive._complete_contents()
@@ -193,8 +193,9 @@ class Archive:
         wave.attrs.update({"units": "Angstrom", "medium": "air", "frame": "barycentric"})
 
     def _upgrade(self) -> None:
-        """Bring an older schema to this one: columns anew, with checksums, beside the old ones, then one commit.
+        """Bring an archive of an older schema, or older than a label, to this one.
 
+        Columns are written anew, with checksums, beside the old ones, then comes one commit.
         Arrays of data stay as they are. Killed, it has changed nothing that anybody reads; what the old columns leave
         behind goes at the next opening, for a reader may be at it.
         """
@@ -232,17 +233,23 @@ class Archive:
                 if missing[block].any():
                     self._array(group, "content")[block] = contents[block]
 
+    @property
+    def _has_all_labels(self) -> bool:
+        return {f"real/{name}" for name in LABEL_COLUMNS} <= self._committed.members.keys()
+
     def count(self, group: str) -> int:
         """Number of rows."""
         return self._committed.rows(f"{group}/key")
 
     def column(self, group: str, name: str) -> np.ndarray:
-        """(row,) values of one column, float64 or object; all missing where an older schema has no such column.
+        """(row,) values of one column, float64 or object; all missing where an older schema has no such column, or an
+        archive is older than a label.
 
         Raises ArchiveError where it is damaged.
         """
         text = SCHEMAS[group][name].dtype == "str"
-        if f"{group}/{name}" not in self._committed.members and self.schema < SCHEMA:
+        since = self.schema < SCHEMA or name in LABEL_COLUMNS
+        if f"{group}/{name}" not in self._committed.members and since:
             return np.full(self.count(group), "" if text else np.nan, object if text else np.float64)
         missing = [file for file in self._committed.chunk_files(f"{group}/{name}") if not file.is_file()]
         if missing and self.schema == SCHEMA:  # before, a chunk of missing values alone was not written

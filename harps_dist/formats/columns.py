@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harps_dist.spectra.labels import CATALOGUED, LABEL
+
 
 class Column(NamedTuple):
     """A value per row. dtype: "f8" (NaN where missing) or "str" ("" where missing)."""
@@ -17,12 +19,7 @@ class Column(NamedTuple):
 
 
 CONTENT = Column("str", note="sha256 of the row's array as `content_of` has it, '' where it was not computed yet")
-LABEL_COLUMNS = {
-    "rv": Column("f8", "km/s", "radial velocity, catalogue"),
-    "teff": Column("f8", "K", "effective temperature, catalogue"),
-    "mh": Column("f8", "dex", "metallicity, catalogue"),
-    "logg": Column("f8", "dex", "surface gravity (cgs), catalogue"),
-}
+LABEL_COLUMNS = {name: Column("f8", LABEL[name].unit, f"{LABEL[name].meaning}, catalogue") for name in CATALOGUED}
 SCHEMAS: dict[str, dict[str, Column]] = {
     "real": {
         "key": Column("str", note="data product id"),

@@ -32,8 +32,13 @@ def prepare(
     """Bring a spectrum onto the grid and standardise it (Eq. 2).
 
     least: share of the grid's valid pixels that must carry data. least_if_broken: the same for one whose file is
-    numerically broken, `least` if None. A Refusal where it covers less, or its median is not positive.
+    numerically broken, `least` if None. A Refusal where it covers less, its median is not positive, or it was taken
+    with another instrument.
     """
+    if record.instrument != grid.instrument.name:
+        expected = f"expected a spectrum of {grid.instrument.name}, on whose lattice grid {grid.name} is"
+        detail = f"{expected}, got one of {record.instrument}"
+        return Refusal(record.source, Reason.WRONG_INSTRUMENT, detail)
     broken = record.wild > BROKEN_SHARE
     least = least_if_broken if broken and least_if_broken is not None else least
     return prepare_flux(regrid(record.wave_aa, record.flux, grid), grid, record.source, least, broken)

@@ -19,6 +19,7 @@ from harps_dist.formats.headers import Header
 from harps_dist.formats.records import Reason, Refusal, RefusedError, SpectrumRecord, refusing, require
 from harps_dist.intake import open_regular
 from harps_dist.intake import read_stream as whole_stream
+from harps_dist.spectra.instrument import HARPS, INSTRUMENTS, Instrument, instrument_of
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range
 from harps_dist.spectra.standardise import without_wild
 from harps_dist.text import printable
@@ -27,7 +28,7 @@ SUFFIXES = (".fits", ".fits.gz", ".fit", ".fit.gz")
 MAX_BYTES = 128 * 2**20  # decompressed; twenty-five times the largest HARPS product
 WAVE_RANGE_AA = QUANTITIES["wave"].low, QUANTITIES["wave"].high
 
-_S1D_NAME = re.compile(r"(HARPS\.\d{4}-\d\d-\d\dT\d\d)[:_-](\d\d)[:_-](\d\d\.\d+)_s1d_([AB])")
+_S1D_NAME = re.compile(r"([A-Z][\w-]*\.\d{4}-\d\d-\d\dT\d\d)[:_-](\d\d)[:_-](\d\d\.\d+)_s1d_([AB])")
 _PRODUCT_ID = re.compile(r"ADP\.[\w.:+-]{1,80}", re.ASCII)
 
 
@@ -79,18 +80,19 @@ def _of_stream(stream: IO[bytes], source: str) -> SpectrumRecord:
 
 def _read(hdus: Any, source: str) -> SpectrumRecord:
     header = Header(hdus[0].header)
-    _check_origin(header, source)
+    instrument = _instrument(header, source)
     axes = hdus[0].header["NAXIS"]
     require(axes <= 1, Reason.NO_SPECTRUM, f"expected a 1-D image or a table, got {axes} axes in HDU 0")
     wave, flux, ucd = _read_image(hdus[0]) if axes else _read_table(hdus)
     _check_wave(wave, flux)
     flux, wild = _checked_flux(flux)
     berv_kms = header.quantity("berv", "ESO DRS BERV")
-    require_air(header, ucd, header.text("CTYPE1") if axes else "", wave, flux, berv_kms)
+    require_air(instrument, header, ucd, header.text("CTYPE1") if axes else "", wave, flux, berv_kms)
     headers = (header,) if axes else (header, Header(hdus[1].header))
     ra_deg, dec_deg = header.position
     return SpectrumRecord(
         dp_id=_product_id(header, source),
+        instrument=instrument.name,
         product="s1d" if axes else "ADP",
         source=source,
         object=header.text("OBJECT"),
@@ -117,14 +119,18 @@ def _read(hdus: Any, source: str) -> SpectrumRecord:
 # --- structure ---------------------------------------------------------------------------------------
 
 
-def _check_origin(header: Header, source: str) -> None:
-    instrument, category = header.text("INSTRUME"), header.text("ESO DPR CATG")
-    detail = f"expected INSTRUME = 'HARPS', got {instrument!r}"
-    require(instrument in ("", "HARPS"), Reason.WRONG_INSTRUMENT, detail)
+def _instrument(header: Header, source: str) -> Instrument:
+    """Whose spectrum of a star the file holds; HARPS's where it does not say."""
+    keyword, category = header.text("INSTRUME"), header.text("ESO DPR CATG")
+    instrument = instrument_of(keyword) if keyword else HARPS
+    known = " or ".join(repr(one.keyword) for one in INSTRUMENTS.values())
+    if instrument is None:
+        raise RefusedError(Reason.WRONG_INSTRUMENT, f"expected INSTRUME = {known}, got {keyword!r}")
     detail = f"expected ESO DPR CATG = 'SCIENCE', got {category!r}"
     require(category in ("", "SCIENCE"), Reason.NOT_SCIENCE, detail)
     detail = "expected fibre A (the star), got fibre B (sky or lamp)"
     require(not is_fibre_b(source), Reason.WRONG_FIBRE, detail)
+    return instrument
 
 
 def is_fibre_b(source: str) -> bool:

@@ -16,12 +16,13 @@ from harps_dist.text import sentence
 
 @dataclass(frozen=True, eq=False)
 class SpectrumRecord:
-    """One HARPS spectrum as ESO or the DRS delivered it, and the header values the archive keeps.
+    """One spectrum as ESO or the DRS delivered it, and the header values the archive keeps.
 
     Numbers the header does not give are NaN, texts it does not give are ''.
     """
 
     dp_id: str  # ESO data-product id: 'ADP.2014-09-16T11:04:45.123', 'HARPS.2012-03-24T08:37:45.581_s1d_A'
+    instrument: str  # its name in `spectra.instrument.INSTRUMENTS`
     product: str  # 'ADP' (ESO Phase 3 table) or 's1d' (DRS image)
     source: str  # file name
     object: str  # OBJECT, as typed by the observer

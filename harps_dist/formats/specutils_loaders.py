@@ -24,6 +24,7 @@ from harps_dist.errors import ConfigError, SpectrumError
 from harps_dist.formats.readers import is_fibre_b, read_stream
 from harps_dist.formats.records import Refusal, SpectrumRecord
 from harps_dist.intake import IntakeError, open_regular
+from harps_dist.spectra.instrument import instrument_of, named_instrument
 from harps_dist.spectra.quantities import in_range
 from harps_dist.text import printable
 
@@ -90,7 +91,7 @@ def as_spectrum(record: SpectrumRecord, uncertainty: Uncertainty = "none") -> Sp
         uncertainty=sigma,
         mask=missing,
         meta={
-            "instrument": "HARPS",
+            "instrument": named_instrument(record.instrument).keyword,
             "medium": "air",
             "frame": "barycentric",
             "product": record.product,
@@ -176,7 +177,7 @@ def _cards_of(stream: IO[bytes], needed: set[str]) -> dict[str, str]:
             found = ((line[:8].rstrip(), _VALUE.match(line[8:])) for line in lines)
             cards |= {key: (value[1] or value[2] or "").strip() for key, value in found if value}
             if needed <= cards.keys() or any(line.rstrip() == "END" for line in lines):
-                return cards if cards.get("INSTRUME") == "HARPS" else {}
+                return cards if instrument_of(cards.get("INSTRUME", "")) else {}
         return {}
     finally:
         stream.seek(0)

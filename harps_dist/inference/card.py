@@ -14,6 +14,7 @@ from harps_dist.evaluation.calibration_report import calibration_tables
 from harps_dist.evaluation.metrics import LabelScore, label_scores
 from harps_dist.evaluation.report import Origin, origin_words
 from harps_dist.inference.description import Description
+from harps_dist.spectra.instrument import named_instrument
 from harps_dist.text import format_pair, format_value, markdown_table
 
 if TYPE_CHECKING:
@@ -94,10 +95,11 @@ def _front_matter(description: Description, release: Release, scores: dict[Origi
         for score in of_kind
         if score.count
     ]
+    instrument = named_instrument(description.grid.instrument).keyword
     head: dict[str, Any] = {
         "library_name": "harps_dist",
         "license": "mit",
-        "tags": ["astronomy", "spectroscopy", "stellar-parameters", "HARPS", description.model["kind"]],
+        "tags": ["astronomy", "spectroscopy", "stellar-parameters", instrument, description.model["kind"]],
         "datasets": [f"release-{description.release_digest[:12]}"],
         "genuine_spectra": not _not_genuine(description, release),
     }

@@ -10,6 +10,7 @@ import tyro
 
 from harps_dist.errors import ConfigError
 from harps_dist.progress import Progress, silent
+from harps_dist.spectra.labels import NAMES
 from harps_dist.text import cleaned
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ class Options:
     @property
     def given(self) -> dict[str, float]:
         """Labels that are given, by name."""
-        names = ("teff", "logg", "mh", "rv", "berv", "airmass", "pwv")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in NAMES if (value := getattr(self, name, None)) is not None}
 
     @property
     def unknown(self) -> str | list[float]:

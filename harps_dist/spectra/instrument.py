@@ -25,6 +25,7 @@ class Instrument:
     gap_edges_aa: first and last air wavelength [Å] of the zeros that files have in the gap, in the detector's frame.
     windows: named runs of the lattice, first pixel and length.
     changes_mjd: when the instrument became another one, such as by new fibres.
+    pipelines_in_air: how the versions of pipelines begin whose wavelengths are in air, whatever the files say.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Instrument:
     gap_edges_aa: tuple[float, float] | None = None
     windows: dict[str, tuple[int, int]] = field(default_factory=dict, hash=False)
     changes_mjd: tuple[float, ...] = ()
+    pipelines_in_air: tuple[str, ...] = ()
 
     @property
     def origin_steps(self) -> int | float:
@@ -68,6 +70,7 @@ HARPS = Instrument(
         "tiny": (231_000, 4_096),  # 6095.00-6135.95 Å: Ca I 6102 and 6122, for smoke tests
     },
     changes_mjd=(57171.0,),  # 2015-05-29, when the fibres were changed
+    pipelines_in_air=("HARPS_", "EGGS_"),  # EGGS_3.5: the same pipeline's mode of lower resolution
 )
 INSTRUMENTS = {HARPS.name: HARPS}
 
@@ -80,3 +83,8 @@ def named_instrument(name: str) -> Instrument:
         raise GridError(
             f"unknown instrument {name!r}; known are {', '.join(INSTRUMENTS)}. Update harps_dist."
         ) from None
+
+
+def instrument_of(keyword: str) -> Instrument | None:
+    """The instrument whose files have this INSTRUME; None for one that is not known."""
+    return next((instrument for instrument in INSTRUMENTS.values() if instrument.keyword == keyword), None)

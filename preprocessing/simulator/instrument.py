@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from harps_dist.spectra.exact import exp, mean, power, sin_cos
+from harps_dist.spectra.instrument import HARPS
 from preprocessing.sed import interpolate_sed
 from preprocessing.simulator.atmosphere import Atmosphere
 
-GRATING_AA = 611_400.0  # order number times blaze wavelength
+GRATING_AA = HARPS.order_centre_aa
 GAP_ORDER = 115  # falls between the two detectors
-ORDERS = tuple(m for m in range(161, 88, -1) if m != GAP_ORDER)
+ORDERS = HARPS.orders
 PIXELS = 4096
 RELATIVE_SPAN = 0.01121  # an order's length over its central wavelength; 12 % overlap at order 100, 30 % at 116
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from harps_dist.formats.air import GAP_AA
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
 from harps_dist.inference.spectra import _vacuum_note
+from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.medium import vacuum_to_air
 
 PIPE = "HIERARCH ESO PRO REC1 PIPE ID"
@@ -42,6 +42,7 @@ def product(path: Path, ucd: str = "", wave=ROUNDED, gap=None, kind: str = "tabl
 
 
 AIR, NEWER, DRS, EGGS = "em.wl;obs.atmos", "espdr/3.2.5", "HARPS_3.5", "EGGS_3.5"
+GAP_AA = HARPS.gap_edges_aa
 IN_VACUUM = tuple(edge + 1.48 for edge in GAP_AA)
 
 

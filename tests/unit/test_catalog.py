@@ -18,6 +18,7 @@ from preprocessing.catalog import Catalog, CatalogError, normalise_name, resolve
 NAN = float("nan")
 NAMELESS = SpectrumRecord(
     dp_id="ADP.x",
+    instrument="harps",
     product="ADP",
     source="ADP.x.fits",
     object="",
@@ -270,8 +271,8 @@ def test_a_header_line_in_a_dat_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.csv", "colour,size\nred,1\n", "at least one of teff"),
-        ("x.csv", "object,size\nHD1,1\n", "at least one of teff"),
+        ("x.csv", "colour,size\nred,1\n", "at least one of rv, teff"),
+        ("x.csv", "object,size\nHD1,1\n", "at least one of rv, teff"),
         ("x.csv", "teff,logg\n5000,4\n", "expected names"),
         ("x.dat", "HD1 5000 4.5\n", "no header line"),
         ("x.fits", "no table", "cannot be read"),

@@ -46,7 +46,15 @@ def record(**known) -> SpectrumRecord:
     empty = np.empty(0, np.float32)
     found = dict.fromkeys(("mjd_obs", "exptime_s", "snr", "berv_kms", "airmass", "radvel_guess_kms"), nan)
     texts = dict.fromkeys(("dp_id", "product", "source", "object", "target_name", "prog_id", "pipeline"), "x")
-    whole = {**texts, **found, "ra_deg": nan, "dec_deg": nan, "wave_aa": empty, "flux": empty} | known
+    whole = {
+        **texts,
+        **found,
+        "instrument": "harps",
+        "ra_deg": nan,
+        "dec_deg": nan,
+        "wave_aa": empty,
+        "flux": empty,
+    } | known
     return SpectrumRecord(**whole)
 
 
