@@ -41,7 +41,7 @@ from harps_dist.formats.archive import Archive
 from harps_dist.formats.standing import standing
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
-from harps_dist.spectra.grid import GridSpec
+from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import NAMES
 from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (

@@ -12,7 +12,7 @@ import numpy as np
 
 from harps_dist.data.split import split_of
 from harps_dist.formats.archive import Archive
-from harps_dist.spectra.grid import GridSpec
+from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import CATALOGUED, INTRINSIC, LABEL, NAMES
 
 REAL = "real-"

@@ -12,9 +12,9 @@ from harps_dist.data.split import PAPER_FRACTIONS, SALT
 from harps_dist.promotion.comparison import Comparison, Entry
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.checkpoint import Snapshot, save_checkpoint
-from harps_dist.runs.identity import ReleaseIdentity, identify
-from harps_dist.runs.run import save_recipe
-from harps_dist.spectra.grid import GridSpec
+from harps_dist.runs.identity import ReleaseIdentity
+from harps_dist.runs.run import Run, save_recipe
+from harps_dist.spectra.grid_spec import GridSpec
 from tests.made_up_runs import index_of
 
 RELEASE = ReleaseIdentity(digest="d1" * 32, parent="d0" * 32, genuine=True, description="made up")
@@ -45,8 +45,8 @@ def comparison(new: Path, old: Path | None, *entries: Entry, ratio: float = 1.0)
     speed = dict.fromkeys(("old_ms", "new_ms", "ratio_q25", "ratio_q75"), 1.0)
     everything = [one.model_copy(update={"population": "all"}) for one in entries if one.population == "frozen"]
     return Comparison(
-        new=identify(new)[0],
-        old=identify(old)[0] if old else None,
+        new=Run(new).identity(),
+        old=Run(old).identity() if old else None,
         release=RELEASE,
         split="test",
         conditions={},

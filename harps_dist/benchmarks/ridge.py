@@ -22,7 +22,7 @@ from harps_dist.evaluation.evaluate import RIDGE, RIDGE_RUN, Spectra, origin_of
 from harps_dist.evaluation.metrics import group_scores, label_scores
 from harps_dist.evaluation.report import Report, print_report
 from harps_dist.ownership import claimed
-from harps_dist.runs.run import label_scale, read_run
+from harps_dist.runs.run import Run, label_scale
 from harps_dist.spectra.labels import NAMES
 
 BATCH = 32
@@ -135,7 +135,8 @@ def ridge_instead_of(
 
     Raises OutputError where `out` is something else, or another process writes into it.
     """
-    name, recipe, *_ = read_run(run)
+    opened = Run(run)
+    name, recipe = opened.name, opened.recipe
     kinds: tuple[Spectra, ...] = ("real", "simulated")
     with claimed(out, RIDGE):
         for kind in kinds:

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from harps_dist.data.split import PAPER_FRACTIONS, SALT, SplitName
 from harps_dist.errors import ReleaseError
 from harps_dist.frozen import Frozen
-from harps_dist.spectra.grid import GridSpec
+from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import NAMES, SEVEN
 from harps_dist.text import NAN
 

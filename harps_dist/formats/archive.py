@@ -36,7 +36,8 @@ from harps_dist.formats.committed import ROOT, Committed
 from harps_dist.formats.quarantine import QUARANTINE, quarantine_path
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.doppler import MARGIN
-from harps_dist.spectra.grid import Grid, GridSpec
+from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.grid_spec import GridSpec
 
 if TYPE_CHECKING:
     import zarr

@@ -39,7 +39,7 @@ from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
 from harps_dist.runs.checkpoint import MODEL, Checkpoint
-from harps_dist.runs.run import SavedRun, Which, find_checkpoint, load_run, read_run
+from harps_dist.runs.run import Run, SavedRun, Which
 
 SPECTRA = 2048  # of a kind and split that calibrate, at most
 EXPORT = "export"  # folder in a run
@@ -72,11 +72,11 @@ def export_run(
     """
     check(folder, EXPORTED)
     with claimed(folder, EXPORTED):
-        return _export(run, folder, release, which, spectra, progress, device)
+        return _export(Run(run), folder, release, which, spectra, progress, device)
 
 
 def _export(
-    run: Path,
+    run: Run,
     folder: Path,
     release: Release,
     which: Which,
@@ -85,15 +85,13 @@ def _export(
     device: torch.device | str = "cpu",
 ) -> Path:
     split = release.manifest.split_fractions, release.manifest.split_salt
-    saved = read_run(run)
+    saved = run.saved
     if saved.split != split:
         raise ConfigError(
-            f"run {run} was trained on stars split as {saved.split}, but the release splits them as {split}, "
+            f"run {run.path} was trained on stars split as {saved.split}, but the release splits them as {split}, "
             f"so that stars it has seen would calibrate it. Give a release that is split as the one it was trained on."
         )
-    checkpoint = find_checkpoint(run, which)
-    _, recipe, model, _ = load_run(run, release.manifest, which)
-    checkpoint.load_model(model)  # a training that goes on may have written another meanwhile
+    recipe, checkpoint, model = run.recipe, run.checkpoint(which), run.model(which, release.manifest)
     weights = (checkpoint.path / MODEL).read_bytes()
     found = _describe(saved, model, release, checkpoint, hashlib.sha256(weights).hexdigest())
     trial = Trial(Exported(found, model, device=device), recipe, release, spectra, progress)
@@ -121,7 +119,7 @@ def _export(
 
 
 def exported_run(
-    run: Path,
+    run: Run,
     release: Release | None,
     which: Which = "best",
     progress: Progress = silent,
@@ -131,7 +129,7 @@ def exported_run(
 
     release: None takes what is there. Raises OutputError where another process is making it.
     """
-    folder, checkpoint = run / EXPORT, find_checkpoint(run, which)
+    folder, checkpoint = run.path / EXPORT, run.checkpoint(which)
     if release is not None:
         with claimed(folder, EXPORTED):
             if not _is_of(folder, checkpoint):
@@ -139,9 +137,9 @@ def exported_run(
     return load(folder, device)
 
 
-def is_exported(run: Path, which: Which = "best") -> bool:
+def is_exported(run: Run, which: Which = "best") -> bool:
     """Whether RUN/export is there, and of this checkpoint."""
-    return _is_of(run / EXPORT, find_checkpoint(run, which))
+    return _is_of(run.path / EXPORT, run.checkpoint(which))
 
 
 def _is_of(folder: Path, checkpoint: Checkpoint) -> bool:

@@ -40,7 +40,7 @@ from harps_dist.inference.table import (
 from harps_dist.ownership import OutputKind, check, claimed, first_line
 from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
-from harps_dist.runs.run import RECIPE, Which
+from harps_dist.runs.run import RECIPE, Run, Which
 from harps_dist.sealed import is_whole, sealed_write
 
 if TYPE_CHECKING:
@@ -104,12 +104,14 @@ def open_model(
     release: opens what calibrates a run's export. Raises ConfigError where the path is neither.
     """
     if (path / RECIPE).is_file():
+        run = Run(path)
 
         def make() -> None:
-            exported_run(path, None if is_exported(path, which) else release(), which, progress, world.device)
+            if not is_exported(run, which):
+                exported_run(run, release(), which, progress, world.device)
 
         world.of_main(make)
-        return exported_run(path, None, which, device=world.device)
+        return exported_run(run, None, which, device=world.device)
     if not (path / CONFIG).is_file():
         raise ConfigError(f"{path} is neither a run nor an export. Give a folder that train.py or export.py wrote.")
     return load(path, world.device)

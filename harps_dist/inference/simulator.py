@@ -71,17 +71,16 @@ class Simulator:
         from harps_dist.inference.description import CONFIG
         from harps_dist.inference.model import load
         from harps_dist.runs.checkpoint import MODEL
-        from harps_dist.runs.run import read_run, trained_model
+        from harps_dist.runs.run import Run
 
         folder = Path(folder)
         if (folder / CONFIG).is_file():
             exported = load(folder, device)
             ranges = {fact.name: (fact.low, fact.high) for fact in exported.description.labels}
             return cls(exported.model, exported.grid, exported.description.name, exported.id, ranges)
-        saved = read_run(folder)
-        model, checkpoint = trained_model(folder, which)
-        model = model.to(device).requires_grad_(False)
-        return cls(model, saved.grid.grid(), saved.name, checkpoint.state["sha256"][MODEL], saved.label_ranges)
+        run = Run(folder)
+        model, sha256 = run.model(which).to(device).requires_grad_(False), run.checkpoint(which).state["sha256"]
+        return cls(model, run.saved.grid.grid(), run.name, sha256[MODEL], run.saved.label_ranges)
 
     @property
     def nodes(self) -> tuple[str, ...]:

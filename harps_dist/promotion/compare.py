@@ -27,8 +27,8 @@ from harps_dist.promotion.comparison import COMPARED, KINDS, Comparison, Entry, 
 from harps_dist.promotion.comparison_report import write_report
 from harps_dist.promotion.entries import Columns, Errors, Spectra, entries_of, errors_of
 from harps_dist.ranks.world import World
-from harps_dist.runs.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
-from harps_dist.runs.run import Which, git_revision, load_run, read_run
+from harps_dist.runs.identity import ID_LENGTH, ReleaseIdentity, TrainedModel
+from harps_dist.runs.run import Run, Which, git_revision, load_run, read_run
 from harps_dist.sealed import find_sealed, sealed_write
 from harps_dist.spectra.labels import NAMES
 
@@ -57,7 +57,7 @@ def compare_runs(
     """
     world.of_main(lambda: check(out, COMPARED))
     runs = [run for run in (new, old) if run]
-    identities = [identify(run, chosen)[0] for run, chosen in zip(runs, which, strict=False)]
+    identities = [Run(run).identity(chosen) for run, chosen in zip(runs, which, strict=False)]
     recipe = read_run(new).recipe
     conditions = Conditions(augment=recipe.data.augment, seed=recipe.training.seed)
     done = world.gather(_finished(out, identities, release, split, conditions))[0]

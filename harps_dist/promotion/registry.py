@@ -29,7 +29,7 @@ from harps_dist.frozen import Frozen
 from harps_dist.ownership import check, home, set_mark
 from harps_dist.promotion.comparison import COMPARISON, read_comparison
 from harps_dist.promotion.gate import Gate, Verdict, say
-from harps_dist.runs.identity import ID_LENGTH, ReleaseIdentity, TrainedModel, identify
+from harps_dist.runs.identity import ID_LENGTH, ReleaseIdentity, TrainedModel
 from harps_dist.sealed import unsealed
 from harps_dist.text import sealed_json, strict_json
 
@@ -107,12 +107,15 @@ class Registry:
         where there is none yet. Raises PromotionError, with every failed line, where it may not be promoted; that is on
         record then. Raises ConfigError or ResumeError where run or comparison cannot be read.
         """
+        from harps_dist.runs.run import Run
+
         with self._alone():
             events = self.events()
             standing = _standing(events)
             current = standing[-1] if standing else None
             which = "newest" if comparison is None else read_comparison(comparison).new.checkpoint
-            model, checkpoint = identify(run, which)
+            opened = Run(run)
+            model, checkpoint = opened.identity(which), opened.checkpoint(which)
             if current and model.id == current.id:
                 self._store(run, model, checkpoint.path)
                 self._point(events)
@@ -154,6 +157,8 @@ class Registry:
 
     def rollback(self, reason: str = "") -> Event:
         """Go back to the model that was current before; raises PromotionError where there is none."""
+        from harps_dist.runs.run import Run
+
         if not self.folder.exists():
             raise PromotionError(
                 f"{self.folder} has nothing to go back to: no model was promoted there. Check the path, or promote one."
@@ -167,7 +172,7 @@ class Registry:
                     f"{self.folder} has nothing to go back to: {there}. Promote another model instead."
                 )
             back = standing[-2]
-            whole, _ = identify(self.folder / back.folder_name)
+            whole = Run(self.folder / back.folder_name).identity()
             if whole.id != back.id:
                 raise PromotionError(
                     f"{self.folder / back.folder_name} holds {whole.id}, but {back.id} was promoted: it was changed. "
@@ -228,11 +233,11 @@ class Registry:
 
     def _store(self, run: Path, model: TrainedModel, checkpoint: Path) -> None:
         """Copy recipe and checkpoint, unless they are there and whole; the copy is checked before it gets its name."""
-        from harps_dist.runs.run import CHECKPOINTS, RECIPE
+        from harps_dist.runs.run import CHECKPOINTS, RECIPE, Run
 
         path = self.folder / model.folder_name
         try:
-            if identify(path)[0].id == model.id:
+            if Run(path).identity().id == model.id:
                 return
         except (ConfigError, ResumeError):  # not there, or damaged
             pass
@@ -242,7 +247,7 @@ class Registry:
             shutil.copytree(checkpoint, aside / CHECKPOINTS / checkpoint.name)
             for record in records:
                 shutil.copytree(record, aside / record.name)
-            if (copied := identify(aside)[0].id) != model.id:
+            if (copied := Run(aside).identity().id) != model.id:
                 raise ResumeError(f"{run} changed while it was copied: {model.id} became {copied}. Give it again.")
             for file in (path for path in aside.rglob("*") if path.is_file()):
                 file.chmod(0o444)

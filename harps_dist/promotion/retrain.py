@@ -12,7 +12,7 @@ from harps_dist.config import Recipe
 from harps_dist.data.manifest import Manifest
 from harps_dist.errors import ConfigError
 from harps_dist.frozen import Frozen
-from harps_dist.runs.run import find_checkpoint, read_run
+from harps_dist.runs.run import Run
 
 Policy = Literal["warm", "replay", "scratch"]
 
@@ -42,12 +42,13 @@ def retraining_recipe(run: Path, release: str, manifest: Manifest, retraining: R
     Raises ConfigError where the release splits stars otherwise than the one that the run was trained on, or, to replay,
     did not grow from it; ResumeError where the run has no whole checkpoint.
     """
-    saved = read_run(run)
+    opened = Run(run)
+    saved = opened.saved
     _check_splits(run, manifest, saved.split)
     recipe = saved.recipe.changed(data={"release": release})
     if retraining.policy == "scratch":
         return saved.name, recipe
-    checkpoint = find_checkpoint(run, "newest")
+    checkpoint = opened.checkpoint()
     mix = recipe.data.mix
     if retraining.policy == "replay":
         mix = mix.model_copy(update={"replay": retraining.replay, "known": _known(run, manifest, saved.release_digest)})

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from harps_dist.frozen import Frozen
-from harps_dist.sealed import digest_of
 
 if TYPE_CHECKING:
     from harps_dist.data.manifest import Manifest
-    from harps_dist.runs.checkpoint import Checkpoint
 
 ID_LENGTH = 12
 
@@ -57,27 +54,3 @@ class ReleaseIdentity(Frozen):
             description=manifest.description,
             not_genuine=manifest.not_genuine,
         )
-
-
-def identify(run: Path, which: Literal["newest", "best"] = "newest") -> tuple[TrainedModel, Checkpoint]:
-    """A run's newest or best checkpoint, every byte of it checked, and what it is.
-
-    Raises ConfigError where the folder is no run, ResumeError where it has no such checkpoint or it is damaged.
-    """
-    from harps_dist.runs.checkpoint import MODEL
-    from harps_dist.runs.run import find_checkpoint, read_run
-
-    saved, checkpoint = read_run(run), find_checkpoint(run, which)
-    weights = checkpoint.state["sha256"][MODEL]
-    model = TrainedModel(
-        name=saved.name,
-        id=digest_of([weights, saved.written])[:ID_LENGTH],
-        run=str(run),
-        checkpoint=which,
-        step=checkpoint.step,
-        weights_sha256=weights,
-        recipe_digest=saved.recipe_digest,
-        release_digest=saved.release_digest,
-        git=saved.git,
-    )
-    return model, checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,9 +21,10 @@ from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
 from harps_dist.ownership import OutputKind
-from harps_dist.runs.checkpoint import STATE, Checkpoint, best_checkpoint, newest_checkpoint
-from harps_dist.sealed import sealed, unsealed
-from harps_dist.spectra.grid import GridSpec
+from harps_dist.runs.checkpoint import MODEL, STATE, Checkpoint, best_checkpoint, newest_checkpoint
+from harps_dist.runs.identity import ID_LENGTH, TrainedModel
+from harps_dist.sealed import digest_of, sealed, unsealed
+from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import NAMES
 
 if TYPE_CHECKING:
@@ -173,58 +175,107 @@ def read_run(run: Path) -> SavedRun:
         ) from None
 
 
-def find_checkpoint(run: Path, which: Which) -> Checkpoint:
-    """A run's newest checkpoint, or that with the least validation loss, every byte of it checked.
+class Run:
+    """A training's folder, looked at once: what was read or checked of it is kept.
 
-    Raises ResumeError where there is none, where it is damaged (an older one is never taken in its place), or where it
-    was written under another recipe or for another release than the run's.
+    run = Run(Path("runs/cnn-mix"))
+    run.recipe, run.checkpoint("best").step, run.model("best"), run.identity("best").id
+
+    path: the folder. A training that goes on there is not followed: open the run again.
     """
-    choose = {"newest": newest_checkpoint, "best": best_checkpoint}[which]
-    checkpoint, passed_over = choose(run / CHECKPOINTS)
-    if passed_over:
-        raise ResumeError(
-            f"the {which} checkpoint of {run} is damaged: {' '.join(passed_over)} Restore it from a copy, or remove "
-            f"its folder, and what is left is taken."
-        )
-    if checkpoint is None:
-        what = "written" if which == "newest" else "validated"
-        raise ResumeError(f"run {run} has no checkpoint that is its {which}: none was {what} yet. Train it first.")
-    saved = read_run(run)
-    for what, stands in (("recipe", saved.recipe_digest), ("release", saved.release_digest)):
-        written = str(checkpoint.state.get(f"{what}_digest"))
-        if written != stands:
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._checkpoints: dict[Which, Checkpoint] = {}
+
+    @cached_property
+    def saved(self) -> SavedRun:
+        """Recipe and provenance; raises ConfigError as `read_run`."""
+        return read_run(self.path)
+
+    @property
+    def name(self) -> str:
+        """What the run was called when it was trained."""
+        return self.saved.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe that it was trained by."""
+        return self.saved.recipe
+
+    def checkpoint(self, which: Which = "newest") -> Checkpoint:
+        """The newest checkpoint, or that with the least validation loss, every byte of it checked.
+
+        Raises ResumeError where there is none, where it is damaged (an older one is never taken in its place), or where
+        it was written under another recipe or for another release than the run's.
+        """
+        if which not in self._checkpoints:
+            self._checkpoints[which] = self._checked(which)
+        return self._checkpoints[which]
+
+    def _checked(self, which: Which) -> Checkpoint:
+        choose = {"newest": newest_checkpoint, "best": best_checkpoint}[which]
+        checkpoint, passed_over = choose(self.path / CHECKPOINTS)
+        if passed_over:
             raise ResumeError(
-                f"checkpoint {checkpoint.path} was written for {what} {written[:12]}, but {run / RECIPE} has "
-                f"{stands[:12]}: they are not of the same run. Restore the one that was replaced."
+                f"the {which} checkpoint of {self.path} is damaged: {' '.join(passed_over)} Restore it from a copy, or "
+                f"remove its folder, and what is left is taken."
             )
-    return checkpoint
+        if checkpoint is None:
+            what = "written" if which == "newest" else "validated"
+            raise ResumeError(
+                f"run {self.path} has no checkpoint that is its {which}: none was {what} yet. Train it first."
+            )
+        for what, stands in (("recipe", self.saved.recipe_digest), ("release", self.saved.release_digest)):
+            written = str(checkpoint.state.get(f"{what}_digest"))
+            if written != stands:
+                raise ResumeError(
+                    f"checkpoint {checkpoint.path} was written for {what} {written[:12]}, but {self.path / RECIPE} has "
+                    f"{stands[:12]}: they are not of the same run. Restore the one that was replaced."
+                )
+        return checkpoint
+
+    def model(self, which: Which = "newest", on: Manifest | None = None) -> SpectrumModel:
+        """The trained model of a checkpoint, on the CPU, in evaluation mode.
+
+        on: a release that it is to be used on; without, none is needed, for grid and label scale are saved with the
+        run. Raises ConfigError for a release on another grid; otherwise as `checkpoint`.
+        """
+        if on is not None and self.saved.grid != on.grid:
+            raise ConfigError(
+                f"run {self.path} was trained on grid {self.saved.grid.name}, but the release is on grid "
+                f"{on.grid.name}. Give a release on the same grid: ingest with --grid {self.saved.grid.name}."
+            )
+        checkpoint = self.checkpoint(which)
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(self.recipe.model, self.saved.grid.grid())
+        checkpoint.load_model(model)
+        return model.eval()
+
+    def identity(self, which: Which = "newest") -> TrainedModel:
+        """What a checkpoint is: which weights under which recipe; raises as `checkpoint`."""
+        checkpoint, saved = self.checkpoint(which), self.saved
+        weights = checkpoint.state["sha256"][MODEL]
+        return TrainedModel(
+            name=saved.name,
+            id=digest_of([weights, saved.written])[:ID_LENGTH],
+            run=str(self.path),
+            checkpoint=which,
+            step=checkpoint.step,
+            weights_sha256=weights,
+            recipe_digest=saved.recipe_digest,
+            release_digest=saved.release_digest,
+            git=saved.git,
+        )
+
+
+def find_checkpoint(run: Path, which: Which) -> Checkpoint:
+    return Run(run).checkpoint(which)
 
 
 def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[str, Recipe, SpectrumModel, int]:
-    """Name, recipe, trained model (CPU, evaluation mode) and step of a run's newest or best checkpoint.
-
-    Raises ConfigError for a release on another grid; otherwise as `trained_model`.
-    """
-    saved = read_run(run)
-    if saved.grid != manifest.grid:
-        raise ConfigError(
-            f"run {run} was trained on grid {saved.grid.name}, but the release is on grid {manifest.grid.name}. "
-            f"Give a release on the same grid: ingest with --grid {saved.grid.name}."
-        )
-    model, checkpoint = trained_model(run, which)
-    return saved.name, saved.recipe, model, checkpoint.step
-
-
-def trained_model(run: Path, which: Which = "newest") -> tuple[SpectrumModel, Checkpoint]:
-    """The trained model (CPU, evaluation mode) of a run's newest or best checkpoint.
-
-    Its release is not needed, for grid and label scale are saved with it. Raises as `read_run` and `find_checkpoint`.
-    """
-    saved, checkpoint = read_run(run), find_checkpoint(run, which)
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(saved.recipe.model, saved.grid.grid())
-    checkpoint.load_model(model)
-    return model.eval(), checkpoint
+    opened = Run(run)
+    return opened.name, opened.recipe, opened.model(which, manifest), opened.checkpoint(which).step
 
 
 def git_revision() -> str | None:

@@ -13,9 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from harps_dist.errors import GridError
-from harps_dist.frozen import Frozen
 from harps_dist.spectra import instrument as instruments
-from harps_dist.spectra.instrument import INSTRUMENTS, Instrument, named_instrument
+from harps_dist.spectra.instrument import INSTRUMENTS, Instrument
 
 
 @dataclass(frozen=True)
@@ -132,20 +131,3 @@ def fill_invalid(flux: np.ndarray, grid: Grid) -> np.ndarray:
     left, right, weight = fill_plan(grid)
     weight = weight.astype(flux.dtype)
     return flux[..., left] * (1 - weight) + flux[..., right] * weight
-
-
-class GridSpec(Frozen):
-    """A `Grid` as JSON. instrument: by its name."""
-
-    name: str
-    start: int
-    length: int
-    instrument: str = HARPS.name
-
-    def grid(self) -> Grid:
-        """The grid; raises GridError for an instrument that this code does not know."""
-        return Grid(self.name, self.start, self.length, named_instrument(self.instrument))
-
-    @classmethod
-    def of(cls, grid: Grid) -> GridSpec:
-        return cls(name=grid.name, start=grid.start, length=grid.length, instrument=grid.instrument.name)

@@ -23,7 +23,7 @@ from harps_dist.promotion.registry import Registry
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.checkpoint import MODEL, Snapshot, save_checkpoint
-from harps_dist.runs.run import find_checkpoint, load_run
+from harps_dist.runs.run import Run
 from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.training.loop import train_run
@@ -123,7 +123,8 @@ def test_two_autoencoders_on_two_ranks_or_one(models, grown, tmp_path, no_report
 def test_a_comparison_agrees_with_an_evaluation(models, grown, tmp_path, no_report):
     """Spectra counted one by one, under the new model's draws."""
     release = Release(grown)
-    name, recipe, model, step = load_run(models["new-ae"], release.manifest)
+    opened = Run(models["new-ae"])
+    name, recipe, model, step = opened.name, opened.recipe, opened.model(on=release.manifest), opened.checkpoint().step
     report = evaluate(
         Evaluator(model, recipe, release, ALONE), name, step, "simulated", "test", tmp_path / "evaluation"
     )
@@ -180,7 +181,7 @@ def poisoned(source: Path, folder: Path) -> Path:
     """The same run, but its teff is off by 3 standard deviations: as if labels had been wrong."""
     folder.mkdir()
     shutil.copy(source / "recipe.yaml", folder)
-    checkpoint = find_checkpoint(source, "newest")
+    checkpoint = Run(source).checkpoint()
     weights = load_file(checkpoint.path / MODEL)
     teff = find_recipe("demo-cnn-mix-laplace").model.labels.index("teff")
     weights["label_mean"][teff] += 3 * weights["label_std"][teff]
@@ -196,7 +197,8 @@ def test_from_the_first_model_to_a_refusal(models, grown, tmp_path, no_report):
     (tmp_path / "gate.yaml").write_text("slower: null\nsurprise: null\nlines: [{measure: labels, relative: 3}]\n")
     arguments = ("promote", models["new-cnn"], "--comparison", "second", "--gate", "gate.yaml")
     assert "promoted demo-cnn-" in run(command("launch/promote.py", *arguments), tmp_path)
-    *_, model, step = load_run(current, Release(grown).manifest)  # it is a run
+    opened = Run(current)
+    model, step = opened.model(on=Release(grown).manifest), opened.checkpoint().step
     assert (step, model.labels[0]) == (6, "rv")
     wrong = poisoned(models["new-cnn"], tmp_path / "wrong")
     compared(wrong, current, grown, tmp_path / "third")

@@ -22,7 +22,7 @@ from harps_dist.evaluation.evaluate import Evaluator
 from harps_dist.inference.description import CONFIG, WEIGHTS
 from harps_dist.inference.export import EXPORT, export_run, exported_run, is_exported
 from harps_dist.ranks.world import World
-from harps_dist.runs.run import load_run
+from harps_dist.runs.run import Run
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.medium import air_to_vacuum
 from preprocessing.pack import Settings, pack
@@ -42,7 +42,8 @@ def spectra(release: Path, count: int = 3) -> np.ndarray:
 def test_the_factors_are_those_of_the_validation_split(name, tiny_runs, tiny_exports, tiny_release):
     """Computed again from what evaluation predicts."""
     release = Release(tiny_release)
-    _, recipe, model, _ = load_run(tiny_runs / name, release.manifest, "best")
+    opened = Run(tiny_runs / name)
+    recipe, model = opened.recipe, opened.model("best", on=release.manifest)
     tried, checked = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))), 0
     exported, index = harps_dist.load(tiny_exports / name), release.index
     for label in exported.description.labels:
@@ -132,15 +133,15 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(change, tiny_exports,
 
 def test_an_export_is_made_once_and_replaces_nothing_else(tiny_runs, tiny_release, tmp_path):
     run, release = Path(shutil.copytree(tiny_runs / VAE, tmp_path / "run")), Release(tiny_release)
-    assert not is_exported(run)
-    first = exported_run(run, release)
+    assert not is_exported(Run(run))
+    first = exported_run(Run(run), release)
     stamp = (run / EXPORT / CONFIG).stat().st_mtime_ns
-    assert exported_run(run, release).digest == first.digest
+    assert exported_run(Run(run), release).digest == first.digest
     assert (run / EXPORT / CONFIG).stat().st_mtime_ns == stamp
     content = json.loads((run / EXPORT / CONFIG).read_text())
     content["sha256"][WEIGHTS] = "0" * 64  # as of a checkpoint that is not the best any more
     (run / EXPORT / CONFIG).write_text(json.dumps(content))
-    assert exported_run(run, release).digest == first.digest
+    assert exported_run(Run(run), release).digest == first.digest
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match="is there and is no export, so it is not replaced"):
@@ -151,4 +152,4 @@ def test_an_export_is_made_once_and_replaces_nothing_else(tiny_runs, tiny_releas
 def test_a_release_that_splits_stars_otherwise_calibrates_nothing(tiny_runs, tiny_demo, tmp_path):
     pack(tiny_demo / "archive.zarr", tmp_path / "other", Settings(fractions=(0.4, 0.3, 0.3), genuine=False))
     with pytest.raises(ConfigError, match="stars it has seen would calibrate it"):
-        exported_run(Path(shutil.copytree(tiny_runs / CNN, tmp_path / "run")), Release(tmp_path / "other"))
+        exported_run(Run(shutil.copytree(tiny_runs / CNN, tmp_path / "run")), Release(tmp_path / "other"))

@@ -27,9 +27,8 @@ from harps_dist.promotion.comparison import read_comparison
 from harps_dist.promotion.registry import CURRENT, Registry
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.runs.identity import identify
 from harps_dist.runs.log import read_log
-from harps_dist.runs.run import load_run, read_run, trained_model
+from harps_dist.runs.run import Run, read_run
 from harps_dist.sealed import sealed
 from harps_dist.training.loop import train_run
 from tests.commands import command, run
@@ -77,7 +76,8 @@ def of_run(runs: Path, release: Path) -> list[Any]:
     folder, index = runs / f"demo-{NAME}", Release(release).index
     found: list[Any] = [read_run(folder), read_log(folder), read_ledger(folder / "ledger.jsonl", len(index))._seen]
     for which in ("newest", "best"):
-        model, checkpoint = trained_model(folder, which)
+        opened = Run(folder)
+        model, checkpoint = opened.model(which), opened.checkpoint(which)
         found += [checkpoint.state, model.state_dict(), checkpoint.moments()]
     evaluations = Evaluations(runs, demo=True)
     for kind in ("real", "simulated", "generative"):
@@ -96,7 +96,8 @@ def of_export(folder: Path, release: Path) -> list[Any]:
 
 def of_registry(folder: Path, release: Path) -> list[Any]:
     current = folder / CURRENT
-    model, checkpoint = identify(current)
+    opened = Run(current)
+    model, checkpoint = opened.identity(), opened.checkpoint()
     weights = load_file(checkpoint.path / "model.safetensors")
     return [Registry(folder).events(), model, checkpoint.state, weights, read_comparison(folder / "compared")]
 
@@ -164,14 +165,14 @@ def test_no_command_takes_an_older_checkpoint_for_a_damaged_one(runs, tiny_relea
     shutil.copytree(runs / f"demo-{NAME}", folder)
     path = folder / "checkpoints" / "step-00000004" / file
     if which == "best":
-        path = trained_model(folder, "best")[1].path / file
+        path = Run(folder).checkpoint("best").path / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     release, before = Release(tiny_release), sorted(folder.rglob("*"))
     tries: list[Callable[[], object]] = [
-        lambda: load_run(folder, release.manifest, which),
-        lambda: identify(folder, which),
+        lambda: Run(folder).model(which, on=release.manifest),
+        lambda: Run(folder).identity(which),
         lambda: evaluate_run(folder, release, "test", folder / EVALUATION, WORLD, Console(quiet=True), which),
         lambda: export_run(folder, tmp_path / "export", release, which),
         lambda: Simulator.load(folder, which),
@@ -220,7 +221,7 @@ def test_a_recipe_of_another_run_is_noticed(runs, tmp_path):
     content = yaml.safe_load((folder / "recipe.yaml").read_text())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(sealed(content | {"release_digest": "0" * 64})))
     with pytest.raises(ResumeError, match=r"written for release .* not of the same run"):
-        trained_model(folder)
+        Run(folder).model()
     shutil.move(folder / "checkpoints/step-00000004", folder / "checkpoints/step-00000005")
     with pytest.raises(ResumeError, match="it is of step 4"):
-        trained_model(folder)
+        Run(folder).model()

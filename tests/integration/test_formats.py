@@ -24,7 +24,7 @@ from harps_dist.promotion.comparison import read_comparison
 from harps_dist.promotion.registry import Registry
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
-from harps_dist.runs.run import load_run
+from harps_dist.runs.run import Run
 from harps_dist.spectra.labels import NAMES
 from harps_dist.training.loop import train_run
 from preprocessing.growth import grow
@@ -93,7 +93,7 @@ def test_a_training_on_the_release_takes_a_step(here):
     training = {"steps": 1, "batch_size": 4, "warmup_steps": 0}
     recipe = recipe.changed(model={"width": 0.0625}, training=training, data={"release": "release"})
     train_run(recipe, "demo-cnn-mix", Release("release"), here / "run now", ALONE)
-    assert load_run(here / "run now", Release("release").manifest)[3] == 1
+    assert Run(here / "run now").checkpoint().step == 1
 
 
 def test_the_run_is_evaluated_as_it_was(here):

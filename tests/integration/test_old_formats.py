@@ -21,9 +21,8 @@ from harps_dist.inference.model import load
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.promotion.comparison import read_comparison
 from harps_dist.promotion.registry import CURRENT, Registry
-from harps_dist.runs.identity import identify
 from harps_dist.runs.log import read_log
-from harps_dist.runs.run import RECIPE, find_checkpoint, read_run, trained_model
+from harps_dist.runs.run import RECIPE, Run, read_run
 from tests.commands import ROOT, command, run
 
 NAME = "demo-cnn-mix"
@@ -42,10 +41,10 @@ def old(tmp_path) -> Path:
 
 
 def test_a_run_opens_and_goes_on(old):
-    saved, checkpoint = read_run(old / "run"), find_checkpoint(old / "run", "newest")
+    saved, checkpoint = read_run(old / "run"), Run(old / "run").checkpoint()
     assert (saved.name, saved.grid.name, checkpoint.step) == (NAME, "tiny", 6)
     assert saved.recipe_digest == saved.recipe.digest == checkpoint.state["recipe_digest"]
-    model, _ = trained_model(old / "run", "best")
+    model = Run(old / "run").model("best")
     assert torch.equal(model.state_dict()["label_mean"], load_file(checkpoint.path / "model.safetensors")["label_mean"])
     assert [line["step"] for line in read_log(old / "run")] == [1, 2, 3, 4, 5, 6]
     ledger = read_ledger(old / "run/ledger.jsonl", len(Release(old / "release").index))
@@ -79,7 +78,7 @@ def test_an_export_predicts_as_it_did(old, tmp_path):
 def test_a_registry_goes_on(old):
     registry = Registry(old / "models")
     (event,) = registry.events()
-    assert identify(old / "models" / CURRENT)[0].id == event.model.id == read_comparison(old / "comparison").new.id
+    assert Run(old / "models" / CURRENT).identity().id == event.model.id == read_comparison(old / "comparison").new.id
     assert registry.settle() == [event]
 
 
@@ -96,7 +95,7 @@ def test_an_old_recipe_that_was_edited_is_noticed(old, name, change, error):
     change(content)
     (old / "run" / RECIPE).write_text(yaml.safe_dump(content))
     with pytest.raises(error):
-        trained_model(old / "run")
+        Run(old / "run").model()
 
 
 def test_an_old_position_that_was_edited_is_noticed(old):

@@ -20,7 +20,7 @@ from astropy.table import Table
 import harps_dist
 from harps_dist.data.reader import Release
 from harps_dist.errors import HarpsDistError
-from harps_dist.runs.run import load_run
+from harps_dist.runs.run import Run
 from tests.commands import ROOT, TINY, command, environment, kill_when, run
 
 
@@ -56,7 +56,8 @@ def failures(table: Path) -> dict[str, str]:
 def test_an_export_predicts_what_the_run_predicts(exported, tiny_release):
     release = Release(tiny_release)
     flux = np.stack([release.array(int(row)) for row in release.index.rows("real")[:5]])
-    *_, model, _ = load_run(exported / "run", release.manifest)
+    opened = Run(exported / "run")
+    model = opened.model(on=release.manifest)
     with torch.no_grad():
         nodes = model.encode(torch.from_numpy(flux)).mean
     opened = harps_dist.load(exported / "model")

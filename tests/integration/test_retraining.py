@@ -16,7 +16,7 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.formats.archive import Archive
 from harps_dist.promotion.retrain import Retraining, retraining_recipe
-from harps_dist.runs.run import load_run
+from harps_dist.runs.run import Run
 from harps_dist.spectra.grid import named_grid
 from preprocessing.growth import grow
 from preprocessing.pack import Settings, pack
@@ -57,7 +57,8 @@ def retrain(before: Path, grown: Path, out: Path, *more: object) -> list[str]:
 def test_a_warm_start_predicts_what_its_parent_did_before_it_learns(before, grown, tmp_path):
     """In the parent's label scale, and in that of the release, where the head is expressed in it."""
     release, old_release = Release(grown), Release(_release_of(before))
-    *_, old, _ = load_run(before, old_release.manifest)
+    opened = Run(before)
+    old = opened.model(on=old_release.manifest)
     flux = torch.from_numpy(np.stack([release.array(int(row)) for row in release.index.rows("real")[:5]]))
     scales = {}
     for scale in ("kept", "release"):
@@ -69,7 +70,8 @@ def test_a_warm_start_predicts_what_its_parent_did_before_it_learns(before, grow
             tmp_path,
         )
         assert "starting from" in said
-        *_, new, step = load_run(out, release.manifest)
+        opened = Run(out)
+        new, step = opened.model(on=release.manifest), opened.checkpoint().step
         assert step == 1
         with torch.no_grad():
             expected, found = (model.physical(model.network(flux)) for model in (old, new))

@@ -20,7 +20,7 @@ from harps_dist.evaluation.evaluate import Evaluator, evaluate
 from harps_dist.ranks.world import World
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.runs.log import read_log
-from harps_dist.runs.run import initial_model, load_run, read_run
+from harps_dist.runs.run import Run, initial_model, read_run
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.training.loop import train_run
 from harps_dist.training.precision import autocast
@@ -156,7 +156,8 @@ def test_every_recipe_trains(name, tiny_release, tmp_path):
     losses = {key for key in line if key.startswith("loss_")}
     assert losses == expected_losses(recipe)
     assert all(np.isfinite(line[key]) for key in losses)
-    *_, model, step = load_run(tmp_path / "run", release.manifest)
+    opened = Run(tmp_path / "run")
+    model, step = opened.model(on=release.manifest), opened.checkpoint().step
     assert step == recipe.training.steps
     variational = getattr(recipe.model, "variational", False)
     nodes = [len(line[moment]) for moment in ("node_mean", "node_deviation") if moment in line]
@@ -169,7 +170,8 @@ def test_a_decoder_that_ignores_its_input_comes_out_worst(trained, tiny_release)
     """It agrees with itself perfectly under RVIS; every measure against the simulator exposes it. A decoder that is the
     simulator comes out best in all."""
     release = Release(tiny_release)
-    _, recipe, model, _ = load_run(trained, release.manifest)
+    opened = Run(trained)
+    recipe, model = opened.recipe, opened.model(on=release.manifest)
     interventions = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))).interventions
     rows = release.index.rows("simulated")[:6]
     raw = EvaluationBatches(release, [rows], recipe.data.augment, recipe.training.seed)[0]
@@ -201,7 +203,8 @@ def test_gis_exposes_a_decoder_that_ignores_its_input(label, trained, tiny_relea
     """GIS as printed does not, which it scores a perfect 0; the measures against the simulator do. A decoder that draws
     what the simulator does for the values it is asked for comes out best in all."""
     release = Release(tiny_release)
-    _, recipe, model, _ = load_run(trained, release.manifest)
+    opened = Run(trained)
+    recipe, model = opened.recipe, opened.model(on=release.manifest)
     interventions = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))).interventions
     rows, index = release.index.rows("generative", "test"), release.index
     subset = rows[(index["star"][rows] == index["star"][rows[0]]) & (index["varied"][rows] == label)]
@@ -241,7 +244,8 @@ def test_moments_of_the_nodes_are_those_of_the_validation_split(tiny_release, tm
     world = World(0, 1, torch.device("cpu"))
     train_run(recipe, "infovae", release, tmp_path / "run", world)
     line = read_log(tmp_path / "run")[-1]
-    _, recipe, model, _ = load_run(tmp_path / "run", release.manifest)
+    opened = Run(tmp_path / "run")
+    recipe, model = opened.recipe, opened.model(on=release.manifest)
     rows = np.concatenate([release.index.rows(kind, "validation") for kind in ("real", "simulated")])
     nodes = Evaluator(model, recipe, release, world).predict(rows).nodes
     np.testing.assert_allclose(line["node_mean"], nodes.mean(0), atol=1e-5)
@@ -256,7 +260,8 @@ def test_half_precision_stays_near_fp32_on_trained_weights(precision, bound, tin
     training = recipe.training.model_copy(update={"steps": 30, "precision": precision})
     cpu = torch.device("cpu")
     train_run(recipe.model_copy(update={"training": training}), "half", release, tmp_path / "r", World(0, 1, cpu))
-    _, recipe, model, _ = load_run(tmp_path / "r", release.manifest)
+    opened = Run(tmp_path / "r")
+    recipe, model = opened.recipe, opened.model(on=release.manifest)
     raw = EvaluationBatches(release, [release.index.rows("simulated")[:24]], recipe.data.augment, 0)[0]
     batch = Observer(release.instrument, recipe.data.augment, cpu)(raw)
     with torch.no_grad():
@@ -276,7 +281,8 @@ def test_a_heteroscedastic_encoder_reports_its_uncertainties(tiny_release, tmp_p
     model = recipe.model.model_copy(update={"uncertainty": "laplace"})
     world = World(0, 1, torch.device("cpu"))
     train_run(recipe.model_copy(update={"model": model}), "demo-cnn-mix", release, tmp_path / "h", world)
-    name, recipe, model, step = load_run(tmp_path / "h", release.manifest)
+    opened = Run(tmp_path / "h")
+    name, recipe, model, step = opened.name, opened.recipe, opened.model(on=release.manifest), opened.checkpoint().step
     evaluate(Evaluator(model, recipe, release, world), name, step, "simulated", "all", tmp_path / "out")
     table = pq.read_table(tmp_path / "out/predictions.parquet")
     teff_std = model.label_std[model.labels.index("teff")].item()
@@ -289,7 +295,8 @@ def test_an_unsupervised_model_is_scored_by_regression_on_its_latent_means(tiny_
     narrow = recipe.model.model_copy(update={"bottleneck": 4})
     world = World(0, 1, torch.device("cpu"))
     train_run(recipe.model_copy(update={"model": narrow}), "demo-infovae-mix-u", release, tmp_path / "u", world)
-    name, recipe, model, step = load_run(tmp_path / "u", release.manifest)
+    opened = Run(tmp_path / "u")
+    name, recipe, model, step = opened.name, opened.recipe, opened.model(on=release.manifest), opened.checkpoint().step
     report = evaluate(Evaluator(model, recipe, release, world), name, step, "simulated", "train", tmp_path / "out")
     assert "least squares" in (tmp_path / "out/report.md").read_text()
     scored = {score.name: score for score in report.labels}

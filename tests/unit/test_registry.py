@@ -20,8 +20,7 @@ from harps_dist.promotion.comparison import read_comparison
 from harps_dist.promotion.gate import Gate, Line, Verdict
 from harps_dist.promotion.registry import Registry
 from harps_dist.runs.checkpoint import MODEL, read_checkpoint
-from harps_dist.runs.identity import identify
-from harps_dist.runs.run import find_checkpoint, git_revision, read_run
+from harps_dist.runs.run import Run, git_revision, read_run
 from harps_dist.sealed import sealed
 from tests.commands import command, run
 from tests.made_up_models import RELEASE, write_comparison, write_model
@@ -57,14 +56,15 @@ def linked(registry: Registry) -> str | None:
 
 def test_a_promoted_model_is_a_run_with_its_record(registry, runs):
     event = promoted(registry, runs[0], None)
-    model, checkpoint = identify(runs[0])
+    opened = Run(runs[0])
+    model, checkpoint = opened.identity(), opened.checkpoint()
     folder = registry.folder / f"demo-cnn-mix-{model.id}"
     assert linked(registry) == folder.name
     assert registry.current() == model
     assert read_run(registry.folder / "current").name == "demo-cnn-mix"
-    copied = find_checkpoint(registry.folder / "current", "newest")
+    copied = Run(registry.folder / "current").checkpoint()
     assert (copied.path / MODEL).read_bytes() == (checkpoint.path / MODEL).read_bytes()
-    assert identify(registry.folder / "current")[0].id == model.id
+    assert Run(registry.folder / "current").identity().id == model.id
     record = registry.folder / event.record
     assert read_comparison(record).new == model
     assert Verdict.model_validate_json((record / "verdict.json").read_text()).passed
@@ -83,11 +83,11 @@ def test_a_model_that_got_worse_is_refused_and_that_is_on_record(registry, runs)
     promoted(registry, runs[0], None)
     with pytest.raises(PromotionError, match=r"teff worse by at most 10%.*: 15, limit 5, 10 beyond"):
         promoted(registry, runs[1], runs[0], change=20.0)
-    assert linked(registry) == identify(runs[0])[0].folder_name
+    assert linked(registry) == Run(runs[0]).identity().folder_name
     assert [event.event for event in registry.events()] == ["promoted", "refused"]
     refused = registry.events()[-1]
     assert refused.verdict.failures[0].excess == pytest.approx(10)
-    assert refused.model.id == identify(runs[1])[0].id
+    assert refused.model.id == Run(runs[1]).identity().id
     assert not (registry.folder / refused.model.folder_name).exists()
 
 
@@ -116,7 +116,7 @@ def test_rollback_goes_back_one_by_one(registry, runs):
         registry.rollback()
     for run_, old in zip(runs[:3], (None, *runs[:2]), strict=True):
         promoted(registry, run_, old)
-    names = [identify(run)[0].folder_name for run in runs]
+    names = [Run(run).identity().folder_name for run in runs]
     assert registry.rollback("it draws no lines").reason == "it draws no lines"
     assert linked(registry) == names[1]
     promoted(registry, runs[3], runs[1])
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_was_tampered_with_is_refused(registry, runs, tmp_path
     path.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
     with pytest.raises(ResumeError, match="newest checkpoint"):
         registry.promote(runs[1], compared, GATE)
-    assert linked(registry) == identify(runs[0])[0].folder_name
+    assert linked(registry) == Run(runs[0]).identity().folder_name
 
 
 def test_a_recipe_that_was_edited_is_not_promoted(registry, runs, tmp_path):
@@ -197,7 +197,7 @@ def test_a_recipe_that_was_edited_is_not_promoted(registry, runs, tmp_path):
 def test_a_kept_model_that_was_damaged_is_not_gone_back_to(registry, runs):
     promoted(registry, runs[0], None)
     event = promoted(registry, runs[1], runs[0])
-    path = registry.folder / identify(runs[0])[0].folder_name / "checkpoints/step-00000010" / MODEL
+    path = registry.folder / Run(runs[0]).identity().folder_name / "checkpoints/step-00000010" / MODEL
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ResumeError, match="damaged"):
@@ -262,7 +262,7 @@ def test_a_promotion_that_is_killed_anywhere_leaves_old_or_new(registry, runs, t
     """And, given again, is done."""
     promoted(registry, runs[0], None)
     compared = write_comparison(tmp_path / "compared", runs[1], runs[0])
-    old, new = (identify(run)[0] for run in runs[:2])
+    old, new = (Run(run).identity() for run in runs[:2])
     seen = set()
     for call in range(200):
         tried = Registry(tmp_path / f"models-{call}")
@@ -270,14 +270,14 @@ def test_a_promotion_that_is_killed_anywhere_leaves_old_or_new(registry, runs, t
         killed = killed_at(call, lambda tried=tried: tried.promote(runs[1], compared, GATE))
         current = tried.current()  # the index can be read
         seen.add((current.id == new.id, linked(tried) == new.folder_name))
-        assert identify(tried.folder / "current")[0].id in (old.id, new.id)
+        assert Run(tried.folder / "current").identity().id in (old.id, new.id)
         assert tried.settle()[-1].model == current
         assert linked(tried) == current.folder_name
         assert not list(tried.folder.glob("**/.*.tmp"))
         assert (tried.promote(runs[1], compared, GATE) is None) is (current.id == new.id)
         assert history(tried) == [("promoted", old.id), ("promoted", new.id)]
         assert linked(tried) == new.folder_name
-        assert identify(tried.folder / "current")[0].id == new.id
+        assert Run(tried.folder / "current").identity().id == new.id
         if not killed:
             break
     assert call > 20
@@ -287,7 +287,7 @@ def test_a_promotion_that_is_killed_anywhere_leaves_old_or_new(registry, runs, t
 def test_a_rollback_that_is_killed_anywhere_leaves_old_or_new(registry, runs, tmp_path):
     promoted(registry, runs[0], None)
     promoted(registry, runs[1], runs[0])
-    old, new = (identify(run)[0] for run in runs[:2])
+    old, new = (Run(run).identity() for run in runs[:2])
     seen = set()
     for call in range(20):
         tried = Registry(tmp_path / f"models-{call}")

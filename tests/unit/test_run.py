@@ -8,7 +8,8 @@ import yaml
 from harps_dist.errors import ConfigError
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.run import RECIPE, read_run
-from harps_dist.spectra.grid import GridSpec, named_grid
+from harps_dist.spectra.grid import named_grid
+from harps_dist.spectra.grid_spec import GridSpec
 
 
 @pytest.fixture
