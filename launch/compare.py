@@ -1,61 +1,7 @@
-"""A new model against an old one: `torchrun --nproc_per_node=4 launch/compare.py NEW [OLD] --release R [-o FOLDER]`.
+"""`torchrun … launch/compare.py`: see `harps_dist.commands.compare`."""
 
-Both predict the same spectra of the release. Writes comparison.json, which launch/promote.py judges, comparison.md and
-figures: the error of every label and every score, on stars that older releases held (frozen), on new ones and on all,
-by teff, logg, mh, S/N and era, paired by star. Interrupted, it goes on where it was; done, it does nothing again.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
+from harps_dist.commands.compare import main
 from harps_dist.console import end_with
-
-Which = Literal["newest", "best"]
-
-
-@dataclass
-class Arguments:
-    """new, old: folders that train.py wrote, or models of a registry, as models/current; without an old one there is
-    nothing to compare with, as before the first promotion. release: default is the one that the new run was trained on.
-    checkpoint, old_checkpoint: the newest, or that with the least validation loss. out: default is
-    NEW/comparison. max_minutes: stop after so long."""
-
-    new: Annotated[Path, tyro.conf.Positional]
-    old: Annotated[Path | None, tyro.conf.Positional] = None
-    release: str | None = None
-    split: Literal["train", "validation", "test", "all"] = "test"
-    checkpoint: Which = "newest"
-    old_checkpoint: Which = "newest"
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    max_minutes: float | None = None
-
-
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    from harps_dist.console import console_for
-    from harps_dist.data.reader import Release
-    from harps_dist.promotion.compare import compare_runs
-    from harps_dist.promotion.comparison_report import REPORT, comparison_table
-    from harps_dist.ranks.world import join_world
-    from harps_dist.runs.run import read_run
-    from preprocessing.demo import resolve_release
-
-    out = arguments.out or arguments.new / "comparison"
-    with join_world(arguments.max_minutes) as world:
-        data = read_run(arguments.new).recipe.data
-        release = Release(resolve_release(arguments.release or data.release), data.cache)
-        console = console_for(quiet=not world.is_main)
-        which = (arguments.checkpoint, arguments.old_checkpoint)
-        made = compare_runs(arguments.new, arguments.old, release, arguments.split, out, world, console, which)
-        console.print(comparison_table(made, "frozen"), comparison_table(made, "new"))
-        console.print(f"Report: {out / REPORT}", soft_wrap=True)
-    return 0
-
 
 if __name__ == "__main__":
     end_with(main)

@@ -1,53 +1,7 @@
-"""Evaluate a run: `torchrun --nproc_per_node=4 launch/evaluate.py RUN [--release R] [--split test]`.
+"""`torchrun … launch/evaluate.py`: see `harps_dist.commands.evaluate`."""
 
-Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
-(real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
+from harps_dist.commands.evaluate import main
 from harps_dist.console import end_with
-
-
-@dataclass
-class Arguments:
-    """run: folder that train.py wrote. release: default is the one it was trained on. checkpoint: the newest, or that
-    with the least validation loss. out: default is RUN/evaluation. max_minutes: stop after so long."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    release: str | None = None
-    split: Literal["train", "validation", "test", "all"] = "test"
-    checkpoint: Literal["newest", "best"] = "newest"
-    out: Path | None = None
-    max_minutes: float | None = None
-
-
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    from harps_dist.console import console_for
-    from harps_dist.data.reader import Release
-    from harps_dist.evaluation.evaluate import evaluate_run
-    from harps_dist.evaluation.report import print_report
-    from harps_dist.ranks.world import join_world
-    from harps_dist.runs.run import read_run
-    from preprocessing.demo import resolve_release
-
-    out = arguments.out or arguments.run / "evaluation"
-    with join_world(arguments.max_minutes) as world:
-        data = read_run(arguments.run).recipe.data
-        release = Release(resolve_release(arguments.release or data.release), data.cache)
-        console = console_for(quiet=not world.is_main)
-        reports = evaluate_run(arguments.run, release, arguments.split, out, world, console, arguments.checkpoint)
-        for folder, report in reports.items():
-            print_report(report, folder, console)
-    return 0
-
 
 if __name__ == "__main__":
     end_with(main)

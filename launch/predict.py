@@ -1,71 +1,7 @@
-"""Labels of spectra: `torchrun --nproc_per_node=4 launch/predict.py RUN_OR_EXPORT INPUT… -o labels.fits [--latents]`.
+"""`torchrun … launch/predict.py`: see `harps_dist.commands.predict`."""
 
-INPUT is ESO Phase 3 products or DRS s1d files, folders, patterns, an archive or a release. Writes one row a spectrum
-as FITS, ECSV, CSV or Parquet, by the table's ending, and what could not be predicted with its reason to
-TABLE.failed.csv. Interrupted or killed, the same command goes on; with new files in a folder, it predicts these alone.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
+from harps_dist.commands.predict import main
 from harps_dist.console import end_with
-
-
-@dataclass
-class Arguments:
-    """model: folder that export.py wrote, or a run, which is exported to RUN/export first. latents: also the latent
-    vectors. batch_size: spectra that are predicted at once. workers: processes that read files, of each rank.
-    checkpoint, release: of a run that is exported. max_minutes: stop after so long, to be continued."""
-
-    model: Annotated[Path, tyro.conf.Positional]
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    latents: bool = False
-    batch_size: int = 16
-    workers: int = 0
-    checkpoint: Literal["newest", "best"] = "best"
-    release: str | None = None
-    max_minutes: float | None = None
-
-
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    from harps_dist.console import console_for
-    from harps_dist.data.reader import Release
-    from harps_dist.inference.predict import check_table, open_model, predict_files
-    from harps_dist.progress import progress_bars
-    from harps_dist.ranks.world import join_world
-    from harps_dist.runs.run import read_run
-    from preprocessing.demo import resolve_release
-
-    def release() -> Release:
-        data = read_run(arguments.model).recipe.data
-        return Release(resolve_release(arguments.release or data.release), data.cache)
-
-    with join_world(arguments.max_minutes) as world, progress_bars(quiet=not world.is_main) as progress:
-        world.of_main(lambda: check_table(arguments.output))
-        exported = open_model(arguments.model, release, world, arguments.checkpoint, progress)
-        report = predict_files(
-            exported,
-            arguments.inputs,
-            arguments.output,
-            arguments.latents,
-            arguments.batch_size,
-            arguments.workers,
-            world,
-            progress,
-        )
-    console = console_for(quiet=not world.is_main)
-    console.print(f"{report.predicted} spectra predicted, {report.already} before: {report.table}", soft_wrap=True)
-    if report.failed:
-        console.print(f"{len(report.failed)} could not be: {report.failed_path} says why", soft_wrap=True)
-    return 1 if report.failed else 0
-
 
 if __name__ == "__main__":
     end_with(main)

@@ -1,75 +1,7 @@
-"""The paper's tables and figures from runs: `torchrun --nproc_per_node=4 launch/reproduce.py RUNS [--train missing] …`.
+"""`torchrun … launch/reproduce.py`: see `harps_dist.commands.reproduce`."""
 
-Reads RUNS/RECIPE/evaluation of every recipe behind Tables 3-9 and Figs. 1-8 and D.1, and RUNS/speed*.json; writes
-RUNS/index.html, which holds all of it beside what is printed, tables.md, tables.json and figures/*.png. With --train
-missing it first trains and evaluates what is not there; interrupted, it goes on where it was.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
-from harps_dist.config import Precision
+from harps_dist.commands.reproduce import main
 from harps_dist.console import end_with
-
-
-@dataclass
-class Arguments:
-    """runs: folder of runs, each named as its recipe. train: whether to train and evaluate what is missing. scale: the
-    paper's recipes, or those of the demo. steps, precision: of runs that are trained; default is their recipes'.
-    sweeps: train Figs. 2 and D.1 too. slurm: options of sbatch, as "--gres=gpu:4"; what is missing is then submitted as
-    arrays, with a report that follows them. only: train and evaluate one recipe, and report nothing."""
-
-    runs: Annotated[Path, tyro.conf.Positional] = Path("runs")
-    train: Literal["none", "missing"] = "none"
-    scale: Literal["paper", "demo"] = "paper"
-    release: str = "demo"
-    steps: int | None = None
-    precision: Precision | None = None
-    sweeps: bool = False
-    slurm: str | None = None
-    only: str | None = None
-
-
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    from harps_dist.cluster.submit import submit_rows
-    from harps_dist.console import console_for
-    from harps_dist.data.reader import Release
-    from harps_dist.paper.reproduce import check_outputs, complete, missing_rows, reproduce
-    from harps_dist.ranks.world import join_world
-    from preprocessing.demo import resolve_release
-
-    demo, changes = arguments.scale == "demo", {"steps": arguments.steps, "precision": arguments.precision}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    with join_world() as world:
-        console = console_for(quiet=not world.is_main)
-        if world.is_main:
-            resolve_release(arguments.release)
-        world.barrier()
-        release = Release(resolve_release(arguments.release))
-        rows = [arguments.only] if arguments.only else []
-        if arguments.train == "missing":
-            rows = missing_rows(arguments.runs, release, demo, arguments.sweeps)
-        world.of_main(lambda: check_outputs(arguments.runs, rows))
-        if arguments.slurm is not None:
-            settings = {"scale": arguments.scale, "release": arguments.release, **changes}
-            jobs = submit_rows(rows, arguments.runs, settings, arguments.slurm)
-            console.print(f"submitted jobs {', '.join(jobs)}")
-            return 0
-        for name in rows:
-            complete(name, arguments.runs, release, arguments.release, changes, world, console)
-        if world.is_main and not arguments.only:
-            made = reproduce(arguments.runs, demo, release)
-            for table in made.tables:
-                console.print(table.console())
-            console.print(f"Page: {arguments.runs / 'index.html'}", soft_wrap=True)
-    return 0
-
 
 if __name__ == "__main__":
     end_with(main)

@@ -17,7 +17,7 @@ STD = {"rv": 20.0, "teff": 800.0, "logg": 0.4, "airmass": 0.3}
 RANGES = {"rv": (-40.0, 40.0), "teff": (4000.0, 7000.0), "logg": (3.5, 5.0), "airmass": (1.0, 2.0)}
 SMALL = Grid("small", 231_000, 512)
 TINY = Grid("tiny", 231_000, 4096)
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = World.alone()
 
 
 class Drawn(SpectrumModel):

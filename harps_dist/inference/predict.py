@@ -135,7 +135,7 @@ def predict_files(
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
     another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
-    table, world = Path(table), world or World(0, 1, exported.device)
+    table, world = Path(table), world or World.alone(exported.device)
     check_ending(table)
     exported.check_reads()
     parts = parts_path(table) / parts_key(exported)

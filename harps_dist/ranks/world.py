@@ -32,6 +32,11 @@ class World:
     device: torch.device
     stop: StopRequest = field(default_factory=StopRequest)
 
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> World:
+        """A process that is all there is."""
+        return cls(0, 1, torch.device(device))
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

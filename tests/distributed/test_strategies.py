@@ -124,7 +124,7 @@ def test_a_users_deepspeed_configuration_is_merged_over_ours(tiny_release, tmp_p
 
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}))
-    recipe, world = find_recipe(RECIPE), World(0, 1, torch.device("cpu"))
+    recipe, world = find_recipe(RECIPE), World.alone()
     model = build_model(recipe.model, Release(tiny_release).grid)
     config = deepspeed_config(model, recipe.training, Engine(deepspeed_config=str(path)), world)
     assert config["zero_optimization"]["stage"] == 2
@@ -184,7 +184,7 @@ def tiny_trainer(release: Path, folder: Path, engine: Engine, **training: object
         model={"width": 0.25}, training={"steps": 8, "batch_size": 6, "warmup_steps": 0, **training}, log={"every": 1}
     )
     folder.mkdir()
-    return Trainer(recipe, "demo-cnn-mix", Release(release), folder, World(0, 1, torch.device("cpu")), None, engine)
+    return Trainer(recipe, "demo-cnn-mix", Release(release), folder, World.alone(), None, engine)
 
 
 def test_float16_halves_its_loss_scale_and_goes_on(tiny_release, tmp_path):
@@ -232,7 +232,7 @@ def test_a_folder_is_trained_into_by_one_process_at_a_time(tiny_release, tmp_pat
 
     (tmp_path / "run").mkdir()
     recipe = find_recipe("demo-cnn-mix").changed(model={"width": 0.25}, training={"steps": 1, "batch_size": 4})
-    world, release = World(0, 1, torch.device("cpu")), Release(tiny_release)
+    world, release = World.alone(), Release(tiny_release)
     with exclusive(tmp_path / "run" / LOCK), pytest.raises(OutputError, match="another process is writing"):
         train_run(recipe, "x", release, tmp_path / "run", world)
     train_run(recipe, "x", release, tmp_path / "run", world)

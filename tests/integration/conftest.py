@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from harps_dist.data.reader import Release
 from harps_dist.inference.export import export_run
@@ -25,7 +24,7 @@ def tiny_runs(tiny_release, tmp_path_factory) -> Path:
         width = {"width": 0.125} | ({"decoder_width": 0.125} if recipe.model.kind == "autoencoder" else {})
         training = {"steps": steps, "batch_size": 8, "warmup_steps": 0}
         recipe = recipe.changed(model=width, training=training, data={"release": str(tiny_release)})
-        train_run(recipe, name, release, folder / name, World(0, 1, torch.device("cpu")))
+        train_run(recipe, name, release, folder / name, World.alone())
     return folder
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -32,7 +31,7 @@ from preprocessing.pack import Settings, pack
 from tests.commands import command, run
 from tests.integration.test_runs import at_tiny_scale
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = World.alone()
 QUIET = Console(quiet=True)
 GATE = Gate(slower=None, surprise=None, lines=(Line(measure="labels", relative=0.10),))
 

@@ -44,7 +44,7 @@ def test_the_factors_are_those_of_the_validation_split(name, tiny_runs, tiny_exp
     release = Release(tiny_release)
     opened = Run(tiny_runs / name)
     recipe, model = opened.recipe, opened.model("best", on=release.manifest)
-    tried, checked = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))), 0
+    tried, checked = Evaluator(model, recipe, release, World.alone()), 0
     exported, index = harps_dist.load(tiny_exports / name), release.index
     for label in exported.description.labels:
         kind = "simulated" if label.calibrated_on == "simulated" else "real"

@@ -36,7 +36,7 @@ from tests.made_up_models import write_comparison, write_model
 from tests.unit.test_registry import GATE
 
 NAME = "ae-mix"
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = World.alone()
 FLIPS = 16  # of each file, at random, besides its first and last bit
 NOT_READ_BACK = (".md", ".png", ".csv", ".idx", ".lock")  # reports and figures are for people; verify reads .idx
 

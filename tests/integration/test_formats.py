@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from rich.console import Console
 
 from harps_dist.data.reader import Release
@@ -32,7 +31,7 @@ from preprocessing.pack import pack
 from preprocessing.verify import verify
 from tests.archives import remade
 
-ALONE, QUIET = World(0, 1, torch.device("cpu")), Console(quiet=True)
+ALONE, QUIET = World.alone(), Console(quiet=True)
 DIGEST = "a9e871c2f35d"
 
 

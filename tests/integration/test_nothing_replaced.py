@@ -112,7 +112,8 @@ def paths_of_commands() -> set[str]:
     """Every option of a command whose type names a path: "script class-or-function option"."""
     options_of = {"simulate": "harps_dist/inference/options.py", "chain": "harps_dist/cluster/chain.py"}
     scripts = [("preprocessing", ROOT / "preprocessing/__main__.py")]
-    scripts += [(path.stem, path) for path in sorted((ROOT / "launch").glob("*.py"))]
+    doors = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
+    scripts += [(name, ROOT / f"harps_dist/commands/{name}.py") for name in doors]
     found = set()
     for script, path in [*scripts, *((name, ROOT / path) for name, path in options_of.items())]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -128,7 +129,7 @@ def paths_of_commands() -> set[str]:
 
 def run_command(script: str, arguments: str, capsys, monkeypatch) -> tuple[int, str]:
     """A command in this process: its exit code, and what it said of what went wrong."""
-    module = importlib.import_module(script if script == MAIN else f"launch.{script}")
+    module = importlib.import_module(script if script == MAIN else f"harps_dist.commands.{script}")
     monkeypatch.setattr(sys, "argv", [script, *arguments.split()])
     capsys.readouterr()
     code = exit_code_of(module.main)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from astropy.io import fits
 from rich.console import Console
@@ -39,7 +38,7 @@ from preprocessing.pack import Settings, pack
 from preprocessing.verify import verify
 from tests.archives import remade
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = World.alone()
 SPLIT = Settings((0.6, 0.2, 0.2))
 SIMULATED = "ORIGIN = SIMULATED; not genuine"
 OBSERVED = {"origin": "ESO", "simulated": ""}

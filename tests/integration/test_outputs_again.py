@@ -27,7 +27,7 @@ from preprocessing.pack import pack
 from tests.commands import ROOT, command, environment
 from tests.integration.test_nothing_replaced import MAIN, everything, run_command
 
-WORLD = World(0, 1, torch.device("cpu"))
+WORLD = World.alone()
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ sys.argv[1:] = {arguments!r}.split()
 def test_what_a_killed_writer_left_goes_at_the_next_start(script, arguments, inputs, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     arguments = arguments.format(out=out, **inputs)
-    module = script if script == MAIN else f"launch.{script}"
+    module = script if script == MAIN else f"harps_dist.commands.{script}"
     code = HOLD.format(arguments=arguments, start=f"import {module} as module; module.main()")
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

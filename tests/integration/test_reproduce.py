@@ -32,7 +32,7 @@ def test_every_row_has_a_recipe_and_parents_come_first(demo):
 
 def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path, monkeypatch, capsys):
     """Two rows, one the other's parent; a second call finds both, and what was not run says so."""
-    script = importlib.import_module("launch.reproduce")
+    script = importlib.import_module("harps_dist.commands.reproduce")
     monkeypatch.setattr(reproduce, "table_recipes", lambda demo, sweeps=False: ["demo-cnn-mix", "demo-ae-real"])
     call = ["reproduce.py", str(tmp_path), "--scale", "demo", "--release", str(tiny_release), "--train", "missing"]
     monkeypatch.setattr("sys.argv", [*call, "--steps", "2"])

@@ -128,7 +128,7 @@ def test_a_run_starts_from_the_weights_of_another(trained, tiny_release, tmp_pat
 
 def test_a_parent_is_trained_where_it_is_missing_and_found_where_it_is_not(tiny_release, tmp_path):
     recipe = at_tiny_scale(find_recipe("demo-cnn-mix"))
-    release, world = Release(tiny_release), World(0, 1, torch.device("cpu"))
+    release, world = Release(tiny_release), World.alone()
     child = recipe.model_copy(update={"parent": "parent", "training": recipe.training.model_copy(update={"seed": 1})})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "parent", recipe)
@@ -151,7 +151,7 @@ def test_every_recipe_trains(name, tiny_release, tmp_path):
     """A few steps of every row, narrow: losses are finite, weights move, and the run can be loaded again."""
     recipe, release = at_tiny_scale(find_recipe(name)), Release(tiny_release)
     before = initial_model(recipe, release.manifest).state_dict()
-    train_run(recipe, name, release, tmp_path / "run", World(0, 1, torch.device("cpu")))
+    train_run(recipe, name, release, tmp_path / "run", World.alone())
     line = read_log(tmp_path / "run")[-1]
     losses = {key for key in line if key.startswith("loss_")}
     assert losses == expected_losses(recipe)
@@ -172,7 +172,7 @@ def test_a_decoder_that_ignores_its_input_comes_out_worst(trained, tiny_release)
     release = Release(tiny_release)
     opened = Run(trained)
     recipe, model = opened.recipe, opened.model(on=release.manifest)
-    interventions = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))).interventions
+    interventions = Evaluator(model, recipe, release, World.alone()).interventions
     rows = release.index.rows("simulated")[:6]
     raw = EvaluationBatches(release, [rows], recipe.data.augment, recipe.training.seed)[0]
     unmoved = interventions.simulate_at(raw, 0.0)
@@ -205,7 +205,7 @@ def test_gis_exposes_a_decoder_that_ignores_its_input(label, trained, tiny_relea
     release = Release(tiny_release)
     opened = Run(trained)
     recipe, model = opened.recipe, opened.model(on=release.manifest)
-    interventions = Evaluator(model, recipe, release, World(0, 1, torch.device("cpu"))).interventions
+    interventions = Evaluator(model, recipe, release, World.alone()).interventions
     rows, index = release.index.rows("generative", "test"), release.index
     subset = rows[(index["star"][rows] == index["star"][rows[0]]) & (index["varied"][rows] == label)]
     raw = EvaluationBatches(release, [subset], recipe.data.augment, recipe.training.seed)[0]
@@ -241,7 +241,7 @@ def test_gis_exposes_a_decoder_that_ignores_its_input(label, trained, tiny_relea
 
 def test_moments_of_the_nodes_are_those_of_the_validation_split(tiny_release, tmp_path):
     recipe, release = at_tiny_scale(find_recipe("demo-infovae-mix")), Release(tiny_release)
-    world = World(0, 1, torch.device("cpu"))
+    world = World.alone()
     train_run(recipe, "infovae", release, tmp_path / "run", world)
     line = read_log(tmp_path / "run")[-1]
     opened = Run(tmp_path / "run")
@@ -279,7 +279,7 @@ def test_half_precision_stays_near_fp32_on_trained_weights(precision, bound, tin
 def test_a_heteroscedastic_encoder_reports_its_uncertainties(tiny_release, tmp_path):
     recipe, release = at_tiny_scale(find_recipe("demo-cnn-mix")), Release(tiny_release)
     model = recipe.model.model_copy(update={"uncertainty": "laplace"})
-    world = World(0, 1, torch.device("cpu"))
+    world = World.alone()
     train_run(recipe.model_copy(update={"model": model}), "demo-cnn-mix", release, tmp_path / "h", world)
     opened = Run(tmp_path / "h")
     name, recipe, model, step = opened.name, opened.recipe, opened.model(on=release.manifest), opened.checkpoint().step
@@ -293,7 +293,7 @@ def test_a_heteroscedastic_encoder_reports_its_uncertainties(tiny_release, tmp_p
 def test_an_unsupervised_model_is_scored_by_regression_on_its_latent_means(tiny_release, tmp_path):
     recipe, release = at_tiny_scale(find_recipe("demo-infovae-mix-u")), Release(tiny_release)
     narrow = recipe.model.model_copy(update={"bottleneck": 4})
-    world = World(0, 1, torch.device("cpu"))
+    world = World.alone()
     train_run(recipe.model_copy(update={"model": narrow}), "demo-infovae-mix-u", release, tmp_path / "u", world)
     opened = Run(tmp_path / "u")
     name, recipe, model, step = opened.name, opened.recipe, opened.model(on=release.manifest), opened.checkpoint().step

@@ -29,7 +29,7 @@ def runs(tiny_release, tmp_path_factory):
     """An autoencoder, a variational one, a decoder alone and an encoder, of three steps each."""
     folder, release = tmp_path_factory.mktemp("runs"), Release(tiny_release)
     for name in ("demo-ae-mix", "demo-infovae-mix", "demo-resnet-etc", "demo-cnn-mix"):
-        train_run(at_tiny_scale(find_recipe(name)), name, release, folder / name, World(0, 1, torch.device("cpu")))
+        train_run(at_tiny_scale(find_recipe(name)), name, release, folder / name, World.alone())
     return folder
 
 
@@ -124,8 +124,8 @@ def test_time_that_is_up_ends_it_to_be_continued(runs, tmp_path):
 )
 def test_what_cannot_be_ends_in_a_message(name, arguments, message, runs, tmp_path, monkeypatch, capsys):
     """In this process, as `end_with` would print it."""
+    from harps_dist.commands import simulate
     from harps_dist.errors import HarpsDistError
-    from launch import simulate
 
     write_labels(tmp_path / "t.csv", 2)
     monkeypatch.chdir(tmp_path)
@@ -136,7 +136,7 @@ def test_what_cannot_be_ends_in_a_message(name, arguments, message, runs, tmp_pa
 
 
 def test_a_traversal_of_a_run_draws_a_figure_and_a_table(runs, tmp_path, monkeypatch, tiny_demo):
-    from launch import simulate
+    from harps_dist.commands import simulate
 
     observed = sorted((tiny_demo / "files/spectra").glob("*.fits"))[0]
     monkeypatch.chdir(tmp_path)

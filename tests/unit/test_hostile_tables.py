@@ -283,7 +283,7 @@ def test_settings_that_are_no_text_are_a_sentence(read, kind, tmp_path):
 
 def settings_of(path: Path) -> dict:
     engine = Engine(strategy="deepspeed", deepspeed_config=str(path))
-    return deepspeed_config(torch.nn.Linear(2, 2), Training(), engine, World(0, 1, torch.device("cpu")))
+    return deepspeed_config(torch.nn.Linear(2, 2), Training(), engine, World.alone())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""One module a command: its arguments, and the call of what does the work."""
