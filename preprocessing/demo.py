@@ -87,9 +87,10 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
 
 def _pack_demo(files: Path, archive: Path, release: Path, size: DemoSize, progress: Progress) -> None:
     from preprocessing.catalog import Catalog
-    from preprocessing.generative import DESIGN, ingest_generative
+    from preprocessing.generative import ingest_generative
     from preprocessing.ingest import ingest_etc, ingest_spectra
     from preprocessing.pack import Settings, pack
+    from preprocessing.simulator.design import DESIGN
 
     catalog, grid = Catalog.read(files / "catalog.csv"), named_grid(size.grid)
 

@@ -16,30 +16,20 @@ from typing import get_args
 
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ArchiveError
-from harps_dist.files import atomic_write
 from harps_dist.formats.archive import ROWS_PER_SHARD, Archive
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.records import Reason, Refusal, refusing
+from harps_dist.formats.sed import read_sed
 from harps_dist.intake import read_text
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.text import cleaned, printable
 from preprocessing.ingest import IngestReport, Row, blocks, sed_row
-from preprocessing.sed import read_sed
+from preprocessing.simulator.design import FIELDS
 
-DESIGN = "design.csv"
 MAX_BYTES = 2**26  # of a design; a million entries
 MAX_TEXT = 4000  # of an entry's field; what is cut is in no archive
-FIELDS = ("sed", "core", "varied", "split", "etc_run")
-
-
-def write_design(path: Path, rows: list[tuple[str, str, str, SplitName, str]]) -> None:
-    """Write a design: file name, core, varied label, split and ETC run of every SED."""
-    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(FIELDS)
-        writer.writerows(rows)
 
 
 def ingest_generative(design: Path, archive: Path, grid: Grid, progress: Progress = silent) -> IngestReport:

@@ -20,10 +20,12 @@ import numpy as np
 
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
+from harps_dist.formats.etc import EtcRecord, read_etc
 from harps_dist.formats.prepare import prepare
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord, refusing, require
+from harps_dist.formats.sed import SedRecord, read_sed
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import CATALOGUED
@@ -33,9 +35,7 @@ from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, WILD
 from harps_dist.text import printable
 from preprocessing.catalog import Catalog, resolve_target, telling_names
-from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.identity import KnownStars, KnownVersions
-from preprocessing.sed import SedRecord, read_sed
 
 BROKEN_COVERAGE = 0.5  # of valid pixels, that a spectrum has which is kept for the record alone
 LEAST_LIGHT = 1e-6  # of the blaze; below it an order has no light, and what is divided by it is no response

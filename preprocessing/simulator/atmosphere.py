@@ -27,7 +27,7 @@ RESOLUTION = 115_000.0
 PRESSURE_ATM = 0.76  # La Silla, 2400 m
 H2O_PER_MM = 3.343e21  # molecules / cm² in 1 mm of precipitable water
 O2_COLUMN = 0.2095 * 2.15e25 * PRESSURE_ATM  # molecules / cm² at the zenith
-ASSET = Path(__file__).parents[1] / "assets" / "telluric_5950_6360.npz"
+ASSET = Path(__file__).parent / "assets" / "telluric_5950_6360.npz"
 
 
 @dataclass(frozen=True, eq=False)

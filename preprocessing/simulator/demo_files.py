@@ -17,19 +17,19 @@ import numpy as np
 
 from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
+from harps_dist.formats.sed import SedGrid, write_sed
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.exact import arcsin, exp, log, mean, sin_cos
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.spline import cubic_spline
-from preprocessing.generative import DESIGN, write_design
-from preprocessing.sed import SedGrid, write_sed
+from preprocessing.simulator.design import DESIGN, write_design
 from preprocessing.simulator.draws import exponentials, normals, uniform
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import ORDERS, OrderOutput, observe, orders_covering
 from preprocessing.simulator.phase3 import write_phase3
+from preprocessing.simulator.stellar import stellar_flux
 from preprocessing.simulator.visits import Star, Visit
-from preprocessing.stellar import stellar_flux
 
 LOW_AA, HIGH_AA = 5987.0, 6321.0  # what the SED grid still fills at 70 km/s
 CONAD = 1.42  # electrons per ADU

@@ -1,4 +1,4 @@
-"""Write simulated exposures in the two JSON generations of ESO's ETC 2.0, as `preprocessing.etc` reads them.
+"""Write simulated exposures in the two JSON generations of ESO's ETC 2.0, as `harps_dist.formats.etc` reads them.
 
 No genuine HARPS output could be had; the nesting follows the generations' public descriptions and the genuine
 request forms. The files say that they are simulated.

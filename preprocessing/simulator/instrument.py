@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harps_dist.formats.sed import interpolate_sed
 from harps_dist.spectra.exact import exp, mean, power, sin_cos
 from harps_dist.spectra.instrument import HARPS
-from preprocessing.sed import interpolate_sed
 from preprocessing.simulator.atmosphere import Atmosphere
 
 GRATING_AA = HARPS.order_centre_aa

@@ -11,12 +11,12 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
+from harps_dist.formats.sed import read_sed
 from harps_dist.runs.log import read_log
 from harps_dist.spectra.grid import HARPS
 from preprocessing.catalog import Catalog
 from preprocessing.ingest import ingest_etc, ingest_spectra
 from preprocessing.pack import Settings, pack
-from preprocessing.sed import read_sed
 from preprocessing.simulator.atmosphere import Atmosphere
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import observe

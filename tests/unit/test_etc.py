@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harps_dist.formats.etc import EtcRecord, read_etc
 from harps_dist.formats.records import Reason, Refusal
-from preprocessing.etc import EtcRecord, read_etc
-from preprocessing.sed import SedGrid, write_sed
+from harps_dist.formats.sed import SedGrid, write_sed
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import observe
 

@@ -14,10 +14,10 @@ from scipy.interpolate import CubicSpline, RegularGridInterpolator
 from scipy.ndimage import gaussian_filter1d, spline_filter1d
 from scipy.sparse.linalg import spsolve
 
+from harps_dist.formats.sed import ASSET, SedGrid
 from harps_dist.spectra import exact
 from harps_dist.spectra.doppler import bspline_coefficients as on_device
 from harps_dist.spectra.spline import bspline_coefficients, cubic_spline, linear
-from preprocessing.sed import ASSET, SedGrid
 from preprocessing.simulator.draws import exponentials, normals, uniform
 
 

@@ -13,7 +13,8 @@ from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.records import Reason
 from harps_dist.spectra.labels import INTRINSIC
-from preprocessing.generative import DESIGN, ingest_generative
+from preprocessing.generative import ingest_generative
+from preprocessing.simulator.design import DESIGN
 
 
 @pytest.fixture

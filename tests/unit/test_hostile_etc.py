@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.etc import EtcRecord, read_etc
 from harps_dist.formats.records import Reason, Refusal
+from harps_dist.formats.sed import SedGrid, write_sed
 from harps_dist.spectra.grid import named_grid
-from preprocessing.etc import EtcRecord, read_etc
 from preprocessing.ingest import ingest_etc
-from preprocessing.sed import SedGrid, write_sed
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import observe
 

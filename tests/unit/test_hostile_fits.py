@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from harps_dist.errors import ConfigError
 from harps_dist.formats.readers import read_spectrum
 from harps_dist.formats.records import Reason, Refusal
+from harps_dist.formats.sed import SedRecord, read_sed, write_sed
 from harps_dist.formats.tables import read_table
 from harps_dist.spectra.quantities import in_range
 from preprocessing.ingest import SpectrumRecord
-from preprocessing.sed import SedRecord, read_sed, write_sed
 
 N = 400
 WAVE_AA = 6100.0 + 0.01 * np.arange(N)

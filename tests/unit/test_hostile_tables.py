@@ -31,8 +31,9 @@ from harps_dist.ranks.world import World
 from harps_dist.spectra.quantities import in_range
 from harps_dist.training.strategies.deepspeed import deepspeed_config
 from preprocessing.catalog import Catalog, CatalogError
-from preprocessing.generative import DESIGN, FIELDS, ingest_generative, read_design
+from preprocessing.generative import ingest_generative, read_design
 from preprocessing.ingest import _real_columns
+from preprocessing.simulator.design import DESIGN, FIELDS
 from preprocessing.withdraw import read_listed
 from tests.made_up_decoder import simulator
 

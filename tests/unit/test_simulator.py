@@ -10,8 +10,8 @@ import pytest
 
 from harps_dist.formats.readers import read_spectrum
 from harps_dist.formats.records import Reason, Refusal
+from harps_dist.formats.sed import ASSET, SedGrid, interpolate_sed, read_sed, write_sed
 from harps_dist.spectra.medium import air_to_vacuum, vacuum_to_air
-from preprocessing.sed import ASSET, SedGrid, interpolate_sed, read_sed, write_sed
 from preprocessing.simulator.atmosphere import Atmosphere
 from preprocessing.simulator.demo_files import barycentric_velocity, expose, write_demo
 from preprocessing.simulator.instrument import ORDERS, blaze, observe, order_wave_aa, orders_covering

@@ -1,4 +1,4 @@
-"""The rooms of the design: imports point one way, configuration is light, the README's commands exist."""
+"""The rule of the house: one way through its rooms, no circle, no room or file too large, and its words stand alone."""
 
 from __future__ import annotations
 
@@ -6,83 +6,139 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
 from harps_dist.recipes import RECIPES
 from tests.commands import ROOT, environment
 
-ROOMS = {  # room: rooms of harps_dist it may import from, besides itself
-    "spectra": set(),
-    "data": {"spectra"},
-    "models": {"spectra", "data"},
-    "training": {"spectra", "data", "models"},
-    "evaluation": {"spectra", "data", "models", "training"},
-    "inference": {"spectra", "data", "models", "training", "evaluation"},
-}
-COMMON = {"errors", "files", "frozen", "console", "sealed", "intake", "text", "ownership"}
-PREPROCESSING = {
+PRODUCT = ("harps_dist", "preprocessing", "launch")
+# A module imports from its own room and from those before it. A room is a folder, or a file of harps_dist itself.
+WAY = (
+    *(
+        "errors",
+        "files",
+        "version",
+        "sealed",
+        "text",
+        "frozen",
+        "columns",
+        "intake",
+        "ownership",
+        "progress",
+        "console",
+    ),
     "spectra",
-    "data.manifest",
-    "data.codec",
-    "data.reader",  # verify reads what pack wrote
-    "data.split",
-    "data.keyed",
-    *COMMON,
-}
+    *("formats", "data", "kernels", "models"),
+    *("config", "recipes", "ranks", "runs"),
+    "training",
+    *("evaluation", "inference"),
+    *("benchmarks", "paper", "promotion"),
+    *("preprocessing.simulator", "preprocessing"),
+    *("cluster", "commands", "launch"),
+)
+LARGEST_ROOM, LONGEST_FILE = 0.2, 400
+LEANING = re.compile(r"(The same|As|Of|Those|Likewise|Also|Undoes)\b")
+OPENS = {"Table.read": "harps_dist.formats.tables", "gzip.open": "harps_dist.intake"}
 
 
-FILES_AND_ARCHIVES = {f"preprocessing.{name}" for name in ("readers", "records", "archive", "withdraw")}
-BESIDES = {  # forms of files, which stand in preprocessing once
-    "harps_dist/inference/sources.py": FILES_AND_ARCHIVES,  # labels of files, without an ingest before
-    "harps_dist/inference/label_table.py": {"harps_dist.formats.tables"},
-    "harps_dist/inference/spectrum_files.py": {"preprocessing.simulator.phase3"},
-    "harps_dist/inference/traverse.py": {"harps_dist.formats.readers", "harps_dist.formats.records"},
-}
+def modules() -> dict[str, Path]:
+    """Every module of the product, by its dotted name."""
+    paths = sorted(path for top in PRODUCT for path in (ROOT / top).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
-def imported_modules(path) -> set[str]:
-    """Modules of this project that a file imports when it is imported; not what only type checkers see."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
-            node.body = []
+MODULES = modules()
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room(module: str) -> str:
+    parts = [part for part in module.split(".") if part != "harps_dist"]
+    return next((name for name in (".".join(parts[:2]), parts[0]) if name in WAY), parts[0]) if parts else ""
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the product that a file names in imports, those for types alone among them."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.split(".")[0] in ("harps_dist", "preprocessing", "launch", "tests")}
+    return found & MODULES.keys()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_one_way(room):
-    allowed = (
-        ROOMS[room]
-        | COMMON
-        | {room}
-        | ({"config", "recipes"} if room in ("models", "training", "evaluation", "inference") else set())
-    )
-    files = list((ROOT / "harps_dist" / room).rglob("*.py"))
-    assert files
-    for path in files:
-        besides = BESIDES.get(str(path.relative_to(ROOT)), set())
-        for module in imported_modules(path) - besides - {"harps_dist"}:  # whose version anyone may say
-            assert module.startswith("harps_dist."), f"{path} imports {module}"
-            assert module.split(".")[1] in allowed, f"{path} imports {module}"
+def test_every_module_stands_in_a_room_of_the_way():
+    astray = {module for module in MODULES if room(module) not in WAY} - {"harps_dist"}
+    assert not astray, f"{sorted(astray)} stand in no room. Put them into one, or name theirs in WAY."
 
 
-def test_preprocessing_knows_only_spectra_and_the_release_format():
-    for path in (ROOT / "preprocessing").rglob("*.py"):
-        for module in imported_modules(path):
-            if module.startswith("harps_dist."):
-                inner = module.removeprefix("harps_dist.")
-                assert any(inner == name or inner.startswith(f"{name}.") for name in PREPROCESSING), (
-                    f"{path} imports {module}"
-                )
-            else:
-                assert module.startswith("preprocessing"), f"{path} imports {module}"
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"harps_dist"}))
+def test_imports_point_one_way(module):
+    own = room(module)
+    later = {found for found in imported(MODULES[module]) if room(found) in WAY[WAY.index(own) + 1 :]}
+    assert not later, f"{module} stands in {own} and imports {sorted(later)}, which stand further on"
+
+
+def test_no_circle():
+    graph = {module: imported(path) - {module, "harps_dist"} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports go in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_room_is_too_large():
+    lines = Counter[str]()
+    for module, path in MODULES.items():
+        lines[room(module)] += len(path.read_text(encoding="utf-8").splitlines())
+    large = {
+        name: f"{count / lines.total():.1%}" for name, count in lines.items() if count > LARGEST_ROOM * lines.total()
+    }
+    assert not large, f"above {LARGEST_ROOM:.0%} of the lines: {large}"
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=str)
+def test_no_file_is_too_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=str)
+def test_docstrings_stand_alone(path):
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree(path)):
+        text = ast.get_docstring(node) if isinstance(node, kinds) else None
+        assert not (text and LEANING.match(text)), f"{path}: {text!r} leans on its neighbour. Say what it is."
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_the_tests_of_a_module_are_found_from_its_name(module):
+    """tests/**/test_NAME.py, or where the module's docstring says."""
+    path = MODULES[module]
+    if path.name in ("__init__.py", "__main__.py") or path.parent.name == "launch":
+        return
+    if any((ROOT / "tests").rglob(f"test_{path.stem}.py")):
+        return
+    named = re.findall(r"tests/\w+/test_\w+\.py", ast.get_docstring(tree(path)) or "")
+    assert named, f"no tests/**/test_{path.stem}.py, and the docstring of {path} names no other file of tests"
+    for name in named:
+        assert (ROOT / name).is_file(), f"{path} says that {name} tests it"
+
+
+def test_files_of_others_are_opened_in_one_place():
+    """A fault found in how one is opened is mended once."""
+    for module, path in MODULES.items():
+        calls = {ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)}
+        for opener, opens in OPENS.items():
+            assert opener not in calls or module == opens, f"{module} calls {opener}, which {opens} does for all"
 
 
 @pytest.mark.parametrize(
@@ -95,10 +151,12 @@ def test_configuration_imports_nothing_heavy(module):
     assert done.stdout.strip() == "[]"
 
 
-def test_launch_scripts_hold_no_logic():
-    for path in (ROOT / "launch").glob("*.py"):
+def test_commands_hold_no_logic():
+    for path in (ROOT / "harps_dist/commands").glob("*.py"):
         commands = path.read_text().count("import console_for")  # each command of a script prints
         assert len(path.read_text().splitlines()) <= 80 + 20 * max(0, commands - 1), path
+    for path in (ROOT / "launch").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 10, path
 
 
 def test_the_readme_names_things_that_exist():

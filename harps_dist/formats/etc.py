@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 
 from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, require
+from harps_dist.formats.sed import SedRecord, interpolate_sed, read_sed, require_flux
 from harps_dist.intake import read_file
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range, number
 from harps_dist.text import cleaned, printable
-from preprocessing.sed import SedRecord, interpolate_sed, read_sed, require_flux
 
 MAX_BYTES = 256 * 2**20  # unpacked; a run of all 71 orders has 50 MB
 MAX_VALUES = 20_000_000  # numbers and texts; such a run has 4 million
