@@ -25,8 +25,8 @@ class Nuisance(Frozen):
 
     @property
     def any(self) -> bool:
-        """Whether anything is drawn at all."""
-        return bool(self.broadening_kms or self.line_error or self.continuum)
+        """Whether anything is drawn at all: whether what is off by default is on."""
+        return any(getattr(self, name) for name, field in type(self).model_fields.items() if field.default == 0)
 
 
 class Augment(Frozen):

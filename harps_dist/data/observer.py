@@ -17,6 +17,7 @@ from torch import Tensor
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.reader import Instrument
+from harps_dist.spectra import nuisance as disturbances
 from harps_dist.spectra.doppler import (
     BLOCK,
     C_KMS,
@@ -30,7 +31,6 @@ from harps_dist.spectra.doppler import (
 )
 from harps_dist.spectra.grid import fill_plan
 from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halves
-from harps_dist.spectra.nuisance import broaden, scale_lines, smooth_noise
 from harps_dist.spectra.observation import observe
 
 NOISE, LINES, BROADENING, CONTINUUM = range(4)  # purposes of what the device draws
@@ -181,13 +181,13 @@ class Observer:
         if nuisance.line_error:
             knots = 2 + round(pixels * self.grid.step_aa / nuisance.line_scale_aa)
             error = keyed_normals(key, knots, LINES).to(sed.dtype) * nuisance.line_error
-            sed = scale_lines(sed, smooth_noise(error, pixels))
+            sed = disturbances.scale_lines(sed, disturbances.smooth_noise(error, pixels))
         if nuisance.broadening_kms:
             sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
-            sed = broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
+            sed = disturbances.broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
         if nuisance.continuum:
             drawn = keyed_normals(key, nuisance.continuum_knots, CONTINUUM).to(sed.dtype) * nuisance.continuum
-            sed = sed * (1 + smooth_noise(drawn, pixels))
+            sed = sed * (1 + disturbances.smooth_noise(drawn, pixels))
         return sed
 
 
