@@ -21,7 +21,7 @@ GENUINE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses made-up releases: `make test-processors` runs it as two processors compute."""
+    """Mark what uses made-up releases: `make test-processors` runs it as another processor computes too."""
     for item in items:
         if MADE_UP & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.made_up)
