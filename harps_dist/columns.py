@@ -1,4 +1,7 @@
-"""Columns of a Parquet file."""
+"""Columns of a Parquet file.
+
+Tested in tests/integration/test_reproduce.py.
+"""
 
 from __future__ import annotations
 

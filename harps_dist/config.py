@@ -1,6 +1,8 @@
 """What a run is: frozen, validated objects. A recipe names a model, its data and its training.
 
 The command line overrides any field, unknown keys are refused, and the resolved recipe is saved with the run.
+
+Tested in tests/unit/test_losses.py.
 """
 
 from __future__ import annotations

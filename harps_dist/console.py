@@ -1,4 +1,7 @@
-"""The console that commands print to."""
+"""The console that commands print to.
+
+Tested in tests/integration/test_outputs_again.py.
+"""
 
 from __future__ import annotations
 

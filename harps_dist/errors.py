@@ -1,4 +1,7 @@
-"""Errors a user can meet. Every message says what, where, expected against got, and what to do next."""
+"""Errors a user can meet. Every message says what, where, expected against got, and what to do next.
+
+Tested in tests/integration/test_outputs_again.py.
+"""
 
 
 class HarpsDistError(Exception):

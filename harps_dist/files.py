@@ -1,4 +1,7 @@
-"""Writing files so that a half-written one is never taken for a whole one."""
+"""Writing files so that a half-written one is never taken for a whole one.
+
+Tested in tests/integration/test_outputs_again.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The base of every configuration and manifest object."""
+"""The base of every configuration and manifest object.
+
+Tested in tests/unit/test_gate.py.
+"""
 
 from typing import Annotated
 

@@ -4,6 +4,8 @@ Every output is of an `OutputKind`, which knows its own again by what it holds: 
 file with fields of ours, or by a mark that was written first. `check` says before any work whether one may be written;
 `claimed` does too, keeps other processes from it and removes what killed ones left. Nothing there, or an empty folder,
 is anybody's.
+
+Tested in tests/integration/test_nothing_replaced.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""How far work is, told step by step; bars on the console, one a step."""
+"""How far work is, told step by step; bars on the console, one a step.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

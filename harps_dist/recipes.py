@@ -3,6 +3,8 @@
 `RECIPES` keeps the paper's settings. `demo-…` are the same rows at a scale that two cores train in minutes: centred
 input, initialised on scale, narrow decoders, a higher learning rate with cosine decay, errors that are quadratic where
 small, BERV labelled on simulated spectra too, and their nuisances simulated.
+
+Tested in tests/integration/test_runs.py.
 """
 
 from __future__ import annotations

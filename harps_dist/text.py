@@ -1,4 +1,7 @@
-"""Names and texts from outside as they may be printed and written: each on one line, without control characters."""
+"""Names and texts from outside as they may be printed and written: each on one line, without control characters.
+
+Tested in tests/unit/test_intake.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The embedded demo: format-true simulated files, ingested and packed like genuine ones, built on first use."""
+"""The embedded demo: format-true simulated files, ingested and packed like genuine ones, built on first use.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

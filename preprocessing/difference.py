@@ -1,4 +1,7 @@
-"""What changed from one release to another: spectra, stars, labels and their distributions, and that splits held."""
+"""What changed from one release to another: spectra, stars, labels and their distributions, and that splits held.
+
+Tested in tests/integration/test_growth.py.
+"""
 
 from __future__ import annotations
 

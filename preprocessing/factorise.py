@@ -4,6 +4,8 @@ What lies between a star and its counts differs from exposure to exposure by air
 sky: log R, log R2 / R and log V0 are each of low rank. The vectors are runs themselves, picked greedily with the pixels
 that tell them apart (empirical interpolation: Barrault et al. 2004), so that coefficients follow from a few pixels by
 substitution, in operations that round alike on every machine.
+
+Tested in tests/unit/test_codec.py.
 """
 
 from __future__ import annotations

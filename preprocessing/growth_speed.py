@@ -1,4 +1,7 @@
-"""What growing a release costs, beside how large it is: the same new spectra on parents of several sizes."""
+"""What growing a release costs, beside how large it is: the same new spectra on parents of several sizes.
+
+Tested in tests/integration/test_benchmark.py.
+"""
 
 from __future__ import annotations
 

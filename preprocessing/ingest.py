@@ -2,6 +2,8 @@
 
 Bad input is quarantined with its reason in `<archive>.quarantine.csv` and the rest goes on. Files are taken in
 sorted order and committed in blocks, so that a killed ingest, started again, ends with the same archive.
+
+Tested in tests/integration/test_preprocessing.py.
 """
 
 from __future__ import annotations

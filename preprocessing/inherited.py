@@ -1,4 +1,7 @@
-"""Whether what a release holds is still what its archive holds: spectrum by spectrum, before the release is grown."""
+"""Whether what a release holds is still what its archive holds: spectrum by spectrum, before the release is grown.
+
+Tested in tests/integration/test_release_content.py.
+"""
 
 from __future__ import annotations
 

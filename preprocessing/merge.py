@@ -1,4 +1,7 @@
-"""Parts of an archive, that processes ingested side by side, into one that a single ingest would have made."""
+"""Parts of an archive, that processes ingested side by side, into one that a single ingest would have made.
+
+Tested in tests/slurm/test_jobs.py.
+"""
 
 from __future__ import annotations
 

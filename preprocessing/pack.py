@@ -1,4 +1,7 @@
-"""From the archive to a release: shuffled, split by star, standardised, quantised, in shards named by their content."""
+"""From the archive to a release: shuffled, split by star, standardised, quantised, in shards named by their content.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

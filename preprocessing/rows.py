@@ -1,4 +1,7 @@
-"""Which rows of a release's index an archive's spectra, SEDs and ETC runs make, before any of them is encoded."""
+"""Which rows of a release's index an archive's spectra, SEDs and ETC runs make, before any of them is encoded.
+
+Tested in tests/integration/test_release_content.py.
+"""
 
 from __future__ import annotations
 

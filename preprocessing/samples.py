@@ -1,4 +1,7 @@
-"""What a release is made of: samples of an archive, their index rows, and how each is encoded and how well."""
+"""What a release is made of: samples of an archive, their index rows, and how each is encoded and how well.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

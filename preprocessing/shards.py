@@ -1,4 +1,7 @@
-"""Writing WebDataset shards: adjacent members, fixed times and owners, so that equal samples make equal bytes."""
+"""Writing WebDataset shards: adjacent members, fixed times and owners, so that equal samples make equal bytes.
+
+Tested in tests/integration/test_formats.py.
+"""
 
 from __future__ import annotations
 

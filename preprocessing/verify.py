@@ -1,4 +1,7 @@
-"""Read every byte of an archive or a release and say what is wrong with it."""
+"""Read every byte of an archive or a release and say what is wrong with it.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

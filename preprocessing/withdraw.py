@@ -1,4 +1,7 @@
-"""Spectra that no release shall take any more: tombstones in an archive from which nothing is ever removed."""
+"""Spectra that no release shall take any more: tombstones in an archive from which nothing is ever removed.
+
+Tested in tests/integration/test_growth.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the size of a batch does to the parts of the loss that compare a batch with the prior."""
+"""What the size of a batch does to the parts of the loss that compare a batch with the prior.
+
+Tested in tests/integration/test_benchmark.py.
+"""
 
 from __future__ import annotations
 

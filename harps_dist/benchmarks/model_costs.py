@@ -1,4 +1,7 @@
-"""What a model costs before it meets any data: its parameters and its arithmetic."""
+"""What a model costs before it meets any data: its parameters and its arithmetic.
+
+Tested in tests/integration/test_benchmark.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 A simulated sample is nine arrays: the SED, and of the even and of the odd orders throughput, blaze times dispersion,
 sky and read-out noise. Each time it is seen, NumPy shifts the SED linearly, makes both orders' flux and variance,
 combines them, draws the noise and divides by the median. A real sample is its flux.
+
+Tested in tests/unit/test_data_speed.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Other ways of storing the same samples: a memory-mapped file, a tar of .npy, and formats that are installed."""
+"""Other ways of storing the same samples: a memory-mapped file, a tar of .npy, and formats that are installed.
+
+Tested in tests/unit/test_data_speed.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How long a file takes on one core from FITS to labels, beside the network's own share of that."""
+"""How long a file takes on one core from FITS to labels, beside the network's own share of that.
+
+Tested in tests/integration/test_predict.py.
+"""
 
 from __future__ import annotations
 

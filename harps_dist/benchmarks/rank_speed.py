@@ -1,4 +1,7 @@
-"""What more ranks cost: the same step alone, beside others that do not talk to it, and together with them."""
+"""What more ranks cost: the same step alone, beside others that do not talk to it, and together with them.
+
+Tested in tests/integration/test_benchmark.py.
+"""
 
 from __future__ import annotations
 

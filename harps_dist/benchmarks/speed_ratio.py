@@ -1,4 +1,7 @@
-"""How much slower a new model is than an old one, as a comparison keeps it."""
+"""How much slower a new model is than an old one, as a comparison keeps it.
+
+Tested in tests/integration/test_compare.py.
+"""
 
 from __future__ import annotations
 

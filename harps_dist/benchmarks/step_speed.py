@@ -1,4 +1,7 @@
-"""What a training step takes on this device: forward, backward, optimiser, beside what the device could do at best."""
+"""What a training step takes on this device: forward, backward, optimiser, beside what the device could do at best.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

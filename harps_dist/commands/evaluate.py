@@ -2,6 +2,8 @@
 
 Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
 (real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
+
+Tested in tests/integration/test_runs.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The models in use: `launch/promote.py promote RUN --comparison FOLDER [--gate gate.yaml]`, `rollback`, `list`."""
+"""The models in use: `launch/promote.py promote RUN --comparison FOLDER [--gate gate.yaml]`, `rollback`, `list`.
+
+Tested in tests/unit/test_registry.py.
+"""
 
 from __future__ import annotations
 

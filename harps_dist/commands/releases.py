@@ -1,4 +1,7 @@
-"""The release that a command works on."""
+"""The release that a command works on.
+
+Tested in tests/integration/test_runs.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is drawn anew for a simulated spectrum each time it is seen: the settings."""
+"""What is drawn anew for a simulated spectrum each time it is seen: the settings.
+
+Tested in tests/unit/test_batches.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 A resumed run, or one on another number of ranks, therefore draws the same radial velocity and the same noise
 for the same sample of the same epoch. Only raw bits of Philox are used, whose stream NumPy guarantees.
+
+Tested in tests/unit/test_order.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Proof of what was trained on: how often each sample was seen in each epoch, against what the order prescribes."""
+"""Proof of what was trained on: how often each sample was seen in each epoch, against what the order prescribes.
+
+Tested in tests/unit/test_order.py.
+"""
 
 from __future__ import annotations
 

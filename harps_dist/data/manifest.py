@@ -10,6 +10,8 @@
       <shard>.idx            where each member lies, in the format of NVIDIA DALI's WebDataset reader
 
 Stock `webdataset` reads the shards; the index makes every sample one byte range away.
+
+Tested in tests/integration/test_release_content.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The CPU reads codes and draws velocities, keyed to the sample; the device does the rest for a whole batch at once:
 shift, response, noise, median.
+
+Tested in tests/unit/test_batches.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Read samples from shards by byte ranges, every byte checked."""
+"""Read samples from shards by byte ranges, every byte checked.
+
+Tested in tests/unit/test_batches.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Codes of all training samples in memory, read from the release once; every rank holds its share of them.
 
 The order stays what it is: for each global batch the ranks hand each other the samples that their slices ask for.
+
+Tested in tests/unit/test_batches.py.
 """
 
 from __future__ import annotations

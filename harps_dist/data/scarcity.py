@@ -1,4 +1,7 @@
-"""Training with a fraction of the labels (paper, Table 5)."""
+"""Training with a fraction of the labels (paper, Table 5).
+
+Tested in tests/unit/test_batches.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which split a star belongs to: a pure function of its resolved target id, so that growth moves no star."""
+"""Which split a star belongs to: a pure function of its resolved target id, so that growth moves no star.
+
+Tested in tests/unit/test_order.py.
+"""
 
 from __future__ import annotations
 

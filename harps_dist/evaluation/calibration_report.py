@@ -1,4 +1,7 @@
-"""Calibration in tables and a figure."""
+"""Calibration in tables and a figure.
+
+Tested in tests/unit/test_calibration.py.
+"""
 
 from __future__ import annotations
 

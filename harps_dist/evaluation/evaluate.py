@@ -1,4 +1,7 @@
-"""Evaluate a run: predict every sample of a split once, score, draw, and write it all beside the run."""
+"""Evaluate a run: predict every sample of a split once, score, draw, and write it all beside the run.
+
+Tested in tests/integration/test_runs.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Every function writes one PNG at 150 dpi, whole or not at all, and needs no display. Colours are those of
 Okabe and Ito (2008), which survive colour blindness.
+
+Tested in tests/integration/test_runs.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Interventions on the latent nodes of a trained model, against the simulator that they should follow (Sect. 3.6)."""
+"""Interventions on the latent nodes of a trained model, against the simulator that they should follow (Sect. 3.6).
+
+Tested in tests/unit/test_metrics.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the paper prints: the rows of its tables, by recipe, in its order of rows and columns."""
+"""What the paper prints: the rows of its tables, by recipe, in its order of rows and columns.
+
+Tested in tests/unit/test_page.py.
+"""
 
 from __future__ import annotations
 

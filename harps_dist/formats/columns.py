@@ -1,4 +1,7 @@
-"""What the archive keeps of every row: the columns of its groups, and the names of its arrays of data."""
+"""What the archive keeps of every row: the columns of its groups, and the names of its arrays of data.
+
+Tested in tests/integration/test_archive.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 It is the root `zarr.json` with the metadata of all members consolidated in it, as Zarr v3 has it, and among its
 attributes the sha256 over all of it. A commit replaces it in one step. The members' own `zarr.json`, which Zarr writes
 on the way, count for nothing: they are set right by the next writer.
+
+Tested in tests/integration/test_archive.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The one way into astropy for FITS files of others. A header that asks for a billion columns, or for more data than the
 file holds, is refused by its own cards.
+
+Tested in tests/unit/test_hostile_fits.py.
 """
 
 from __future__ import annotations

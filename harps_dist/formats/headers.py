@@ -1,4 +1,7 @@
-"""What a HARPS header says: texts cleaned, numbers within what they can be, everything else missing."""
+"""What a HARPS header says: texts cleaned, numbers within what they can be, everything else missing.
+
+Tested in tests/unit/test_hostile_fits.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a spectrum as it was delivered to one that a model reads: on the grid, standardised, or refused and why."""
+"""From a spectrum as it was delivered to one that a model reads: on the grid, standardised, or refused and why.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

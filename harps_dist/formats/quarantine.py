@@ -1,4 +1,7 @@
-"""The refused files of an archive, with their reasons, one line a file, in a CSV beside it."""
+"""The refused files of an archive, with their reasons, one line a file, in a CSV beside it.
+
+Tested in tests/integration/test_preprocessing.py.
+"""
 
 from __future__ import annotations
 

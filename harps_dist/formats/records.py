@@ -1,4 +1,7 @@
-"""What a reader hands on: a spectrum with what its header says, or a refusal with its reason."""
+"""What a reader hands on: a spectrum with what its header says, or a refusal with its reason.
+
+Tested in tests/unit/test_readers.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 An SED is a surface flux at rest, in air, one star's labels to one file: a FITS table of one row (WAVE, FLUX,
 header TEFF LOGG MH VMIC), or a node of a synthesised library (.npz).
+
+Tested in tests/unit/test_simulator.py.
 """
 
 from __future__ import annotations

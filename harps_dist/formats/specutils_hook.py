@@ -4,6 +4,8 @@ specutils itself looks for loaders in ~/.specutils alone and scans no entry poin
 astropy.modeling loads every object that a package lists in the entry points of that name, and takes over those that
 are fitters. The entry point of this package names a fitter that astropy already has, so that nothing is added there,
 and this module is imported on the way. All it does is to wait for specutils.
+
+Tested in tests/unit/test_specutils.py.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ Importing this module registers the loaders; once the package is installed, impo
 Angstrom, in air, in the barycentric frame, with the star's radial velocity left in. specutils has no place for medium
 and frame: they stand in `meta` with the header values. The radial velocity of the object stays unset, for a header
 knows but the observer's guess.
+
+Tested in tests/unit/test_specutils.py.
 """
 
 from __future__ import annotations

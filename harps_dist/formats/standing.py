@@ -1,4 +1,7 @@
-"""Rows of an archive that stand: neither withdrawn nor superseded."""
+"""Rows of an archive that stand: neither withdrawn nor superseded.
+
+Tested in tests/integration/test_archive.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tables that users give, in whatever form they keep them."""
+"""Tables that users give, in whatever form they keep them.
+
+Tested in tests/unit/test_hostile_tables.py.
+"""
 
 from __future__ import annotations
 

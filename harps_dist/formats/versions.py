@@ -1,4 +1,7 @@
-"""Versions of one spectrum: which of several is the newest."""
+"""Versions of one spectrum: which of several is the newest.
+
+Tested in tests/unit/test_identity.py.
+"""
 
 from __future__ import annotations
 

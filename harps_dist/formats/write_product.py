@@ -1,4 +1,7 @@
-"""A spectrum written as ESO's science data product, the table that HARPS's archive hands out."""
+"""A spectrum written as ESO's science data product, the table that HARPS's archive hands out.
+
+Tested in tests/unit/test_simulator.py.
+"""
 
 from __future__ import annotations
 

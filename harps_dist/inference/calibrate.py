@@ -1,6 +1,8 @@
 """What makes a model's uncertainties and anomaly scores honest: measured on the validation split, kept with the export.
 
 Everything is measured with the very code that predicts: `Exported.raw`.
+
+Tested in tests/integration/test_exports.py.
 """
 
 from __future__ import annotations

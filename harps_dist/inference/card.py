@@ -1,4 +1,7 @@
-"""The model card of an export: Markdown with a YAML head, in the form that model hubs read."""
+"""The model card of an export: Markdown with a YAML head, in the form that model hubs read.
+
+Tested in tests/integration/test_exports.py.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ DIR/
   config.json            architecture, labels, grid, calibration; `description.Description`
   reference.safetensors  the training split in the latent space, and the model's usual misfit
   README.md              model card
+
+Tested in tests/integration/test_exports.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Figures of simulated spectra and of traversals of the latent nodes."""
+"""Figures of simulated spectra and of traversals of the latent nodes.
+
+Tested in tests/unit/test_traverse.py.
+"""
 
 from __future__ import annotations
 

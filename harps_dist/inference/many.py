@@ -7,6 +7,8 @@ OUT           folder: one ESO Phase 3 file a spectrum, 000000.fits, and labels.e
 
 What is not finished lies in OUT.parts, block by block, each there whole or not at all. What a simulation is (model,
 labels, settings) is written beside the blocks and in the result, so that one is never taken for another.
+
+Tested in tests/unit/test_simulate_many.py.
 """
 
 from __future__ import annotations

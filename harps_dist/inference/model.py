@@ -2,6 +2,8 @@
 
 model = harps_dist.load("export")
 table = model.predict(spectrum)
+
+Tested in tests/integration/test_exports.py.
 """
 
 from __future__ import annotations

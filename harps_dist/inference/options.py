@@ -1,4 +1,7 @@
-"""What `launch/simulate.py` is asked for, and doing it."""
+"""What `launch/simulate.py` is asked for, and doing it.
+
+Tested in tests/unit/test_simulate.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a model reads off spectra."""
+"""What a model reads off spectra.
+
+Tested in tests/integration/test_exports.py.
+"""
 
 from __future__ import annotations
 

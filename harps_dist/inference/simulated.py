@@ -1,4 +1,7 @@
-"""What is asked of a simulator, and what it gives."""
+"""What is asked of a simulator, and what it gives.
+
+Tested in tests/unit/test_simulate.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The forms that many simulated spectra are written in, each block by block and whole or not at all."""
+"""The forms that many simulated spectra are written in, each block by block and whole or not at all.
+
+Tested in tests/unit/test_simulate_many.py.
+"""
 
 from __future__ import annotations
 

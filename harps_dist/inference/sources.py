@@ -1,6 +1,8 @@
 """Where spectra to be predicted come from: FITS files, folders, patterns, an archive or a release.
 
 The one module outside preprocessing that reads what preprocessing does: FITS files and archives.
+
+Tested in tests/integration/test_predict_files.py.
 """
 
 from __future__ import annotations

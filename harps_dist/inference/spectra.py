@@ -1,4 +1,7 @@
-"""Spectra in memory brought onto a model's grid: arrays, or what has a spectral axis and a flux (specutils)."""
+"""Spectra in memory brought onto a model's grid: arrays, or what has a spectral axis and a flux (specutils).
+
+Tested in tests/integration/test_exports.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Simulated spectra as files, one a spectrum: FITS in the form of ESO Phase 3, tables, a figure."""
+"""Simulated spectra as files, one a spectrum: FITS in the form of ESO Phase 3, tables, a figure.
+
+Tested in tests/unit/test_simulate.py.
+"""
 
 from __future__ import annotations
 

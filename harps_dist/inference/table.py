@@ -1,4 +1,7 @@
-"""The table of predictions: one row a spectrum, in astropy's QTable and in FITS, ECSV, CSV or Parquet."""
+"""The table of predictions: one row a spectrum, in astropy's QTable and in FITS, ECSV, CSV or Parquet.
+
+Tested in tests/integration/test_predict_files.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Autoencoders: an encoder, a bottleneck that may be drawn from a Gaussian, and a decoder."""
+"""Autoencoders: an encoder, a bottleneck that may be drawn from a Gaussian, and a decoder.
+
+Tested in tests/unit/test_models.py.
+"""
 
 from __future__ import annotations
 

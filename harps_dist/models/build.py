@@ -1,4 +1,7 @@
-"""From what a recipe says of a model to the model, untrained."""
+"""From what a recipe says of a model to the model, untrained.
+
+Tested in tests/unit/test_losses.py.
+"""
 
 from __future__ import annotations
 

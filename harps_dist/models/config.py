@@ -2,6 +2,8 @@
 
 purpose: what a model does, in words. reads, draws: whether it says something of a spectrum, and whether it makes one.
 variational: whether its nodes are drawn in training. unknown: how many of its nodes are no label.
+
+Tested in tests/unit/test_losses.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The arithmetic and the memory traffic of a model, counted on tensors that have shapes but no memory."""
+"""The arithmetic and the memory traffic of a model, counted on tensors that have shapes but no memory.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

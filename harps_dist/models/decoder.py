@@ -1,4 +1,7 @@
-"""Decoders from labels or bottleneck to a spectrum: the CNN of Table B.2 and the ResNet of Table B.3."""
+"""Decoders from labels or bottleneck to a spectrum: the CNN of Table B.2 and the ResNet of Table B.3.
+
+Tested in tests/unit/test_models.py.
+"""
 
 from __future__ import annotations
 

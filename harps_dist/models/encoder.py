@@ -1,4 +1,7 @@
-"""Convolutional encoder of the paper (Table B.1, after Sedaghat et al. 2021), alone and with a label head."""
+"""Convolutional encoder of the paper (Table B.1, after Sedaghat et al. 2021), alone and with a label head.
+
+Tested in tests/unit/test_models.py.
+"""
 
 from __future__ import annotations
 

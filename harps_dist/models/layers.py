@@ -1,4 +1,7 @@
-"""What encoders and decoders share: grid halvings, layers that stay in float32, and initialisation."""
+"""What encoders and decoders share: grid halvings, layers that stay in float32, and initialisation.
+
+Tested in tests/unit/test_models.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The three ways of training: spectrum to labels, labels to spectrum, and both at once through a bottleneck.
 
 They share one interface, so that losses, the loop and the evaluation need not know which one they hold.
+
+Tested in tests/unit/test_losses.py.
 """
 
 from __future__ import annotations

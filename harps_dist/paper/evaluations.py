@@ -1,4 +1,7 @@
-"""The evaluations of a folder of runs, each run named as its recipe."""
+"""The evaluations of a folder of runs, each run named as its recipe.
+
+Tested in tests/integration/test_reproduce.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The paper's figures from a folder of runs. A model has the same colour and line in all of them."""
+"""The paper's figures from a folder of runs. A model has the same colour and line in all of them.
+
+Tested in tests/unit/test_paper_figures.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The paper's tables from a folder of runs, each cell beside what is printed there."""
+"""The paper's tables from a folder of runs, each cell beside what is printed there.
+
+Tested in tests/unit/test_page.py.
+"""
 
 from __future__ import annotations
 

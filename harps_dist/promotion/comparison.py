@@ -1,4 +1,7 @@
-"""What a comparison of two models holds, and how it lies on disk: every figure that a gate may ask for."""
+"""What a comparison of two models holds, and how it lies on disk: every figure that a gate may ask for.
+
+Tested in tests/unit/test_entries.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The report of a comparison: comparison.md to read, and its figures."""
+"""The report of a comparison: comparison.md to read, and its figures.
+
+Tested in tests/unit/test_entries.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a trained run and a release that has grown to the recipe of the run that takes its place."""
+"""From a trained run and a release that has grown to the recipe of the run that takes its place.
+
+Tested in tests/integration/test_retraining.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the C library does with memory that a training step has freed."""
+"""What the C library does with memory that a training step has freed.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Being asked to stop: signals and a time limit set a flag, loops look at it between steps."""
+"""Being asked to stop: signals and a time limit set a flag, loops look at it between steps.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

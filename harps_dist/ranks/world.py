@@ -1,4 +1,7 @@
-"""The ranks of a run: one process, or those that torchrun, srun or the deepspeed launcher started."""
+"""The ranks of a run: one process, or those that torchrun, srun or the deepspeed launcher started.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

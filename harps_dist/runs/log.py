@@ -1,4 +1,7 @@
-"""What a run says of itself: a JSON line and a console line now and then, and Weights & Biases on request."""
+"""What a run says of itself: a JSON line and a console line now and then, and Weights & Biases on request.
+
+Tested in tests/distributed/test_kills.py.
+"""
 
 from __future__ import annotations
 

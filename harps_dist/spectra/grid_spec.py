@@ -1,4 +1,7 @@
-"""A grid as archives, releases and runs have it on record."""
+"""A grid as archives, releases and runs have it on record.
+
+Tested in tests/unit/test_grid.py.
+"""
 
 from __future__ import annotations
 

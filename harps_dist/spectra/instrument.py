@@ -1,6 +1,8 @@
 """What is particular to a spectrograph: its lattice of wavelengths, what of it carries no light, its echelle orders.
 
 Everything else asks these objects. A further instrument is one more of them, and a reader of its files.
+
+Tested in tests/unit/test_grid.py.
 """
 
 from __future__ import annotations

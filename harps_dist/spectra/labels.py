@@ -1,4 +1,7 @@
-"""The label table: what a spectrum can be labelled with, in which unit and range, and where from."""
+"""The label table: what a spectrum can be labelled with, in which unit and range, and where from.
+
+Tested in tests/integration/test_adding.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Wavelengths in air and in vacuum. HARPS spectra, SEDs and this package's grids are in air.
 
 Mixing the two up is an error of 83-85 km/s over the HARPS range.
+
+Tested in tests/unit/test_simulator.py.
 """
 
 from __future__ import annotations

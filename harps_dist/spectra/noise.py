@@ -2,6 +2,8 @@
 
 A draw is a function of (key, pixel) alone, by integer arithmetic that is the same on every device, so that a whole
 batch is drawn in one operation and any part of it can be drawn again.
+
+Tested in tests/unit/test_codec.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Real spectra differ from synthetic ones in these. Simulating them lets a model trained on simulations carry
 over to the sky, and gives the unknown factors of an autoencoder something to learn.
+
+Tested in tests/unit/test_batches.py.
 """
 
 from __future__ import annotations

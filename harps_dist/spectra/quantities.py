@@ -1,4 +1,7 @@
-"""What numbers from headers, tables and settings may be: outside these ranges they are errors, not measurements."""
+"""What numbers from headers, tables and settings may be: outside these ranges they are errors, not measurements.
+
+Tested in tests/unit/test_intake.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From any wavelength sampling onto the lattice."""
+"""From any wavelength sampling onto the lattice.
+
+Tested in tests/unit/test_doppler.py.
+"""
 
 from __future__ import annotations
 

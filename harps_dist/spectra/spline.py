@@ -1,6 +1,8 @@
 """Interpolation between samples at any positions, the same in every bit on every machine.
 
 Libraries' splines go through LAPACK, whose roundings follow the processor; here all is elementwise, in a fixed order.
+
+Tested in tests/unit/test_exact.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Division by the median, Eq. 2, over the pixels that carry data."""
+"""Division by the median, Eq. 2, over the pixels that carry data.
+
+Tested in tests/unit/test_observation.py.
+"""
 
 from __future__ import annotations
 

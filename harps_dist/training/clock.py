@@ -1,4 +1,7 @@
-"""Where the time of a training step goes."""
+"""Where the time of a training step goes.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

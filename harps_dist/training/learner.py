@@ -1,4 +1,7 @@
-"""One step of training: from a raw batch to changed weights, the same for every strategy and number of ranks."""
+"""One step of training: from a raw batch to changed weights, the same for every strategy and number of ranks.
+
+Tested in tests/distributed/test_strategies.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The training loop: one for every recipe, any number of ranks, resumed at a step as if never interrupted."""
+"""The training loop: one for every recipe, any number of ranks, resumed at a step as if never interrupted.
+
+Tested in tests/integration/test_runs.py.
+"""
 
 from __future__ import annotations
 

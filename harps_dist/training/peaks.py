@@ -1,4 +1,7 @@
-"""What a device can do at best, measured: the roof under which a training step's figures are read."""
+"""What a device can do at best, measured: the roof under which a training step's figures are read.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

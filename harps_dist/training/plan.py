@@ -1,4 +1,7 @@
-"""What a run would take, before it is started: samples, steps, bytes, memory and, from a short probe, time."""
+"""What a run would take, before it is started: samples, steps, bytes, memory and, from a short probe, time.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

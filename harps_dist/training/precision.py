@@ -1,4 +1,7 @@
-"""Number formats: which a pass runs in, and the scale that keeps float16 gradients from vanishing."""
+"""Number formats: which a pass runs in, and the scale that keeps float16 gradients from vanishing.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The learning rate as a pure function of the step, so that a resumed run needs no scheduler state."""
+"""The learning rate as a pure function of the step, so that a resumed run needs no scheduler state.
+
+Tested in tests/unit/test_engine.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The loss over the validation split, each sample once whatever the number of ranks."""
+"""The loss over the validation split, each sample once whatever the number of ranks.
+
+Tested in tests/integration/test_runs.py.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ Continuum: Rayleigh scattering and the Chappuis band of ozone, closed forms. Lin
 zenith optical depths summed from a line list through a layered atmosphere (`line_depth`). The packaged asset
 holds them for 5950-6360 Å; it was computed for this package from the HITRAN 2020 parameters (Gordon et al.
 2022, JQSRT 277, 107949) with `Atmosphere.from_line_lists(...).save(...)`.
+
+Tested in tests/unit/test_simulator.py.
 """
 
 from __future__ import annotations

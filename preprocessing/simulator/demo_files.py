@@ -4,6 +4,8 @@ The spectra come from the packaged SED grid through the simulated instrument (`p
 with rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits, which
 labels do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1. The same seed makes the same
 bytes on every machine: only what IEEE 754 rounds in one way lies between them (`harps_dist.spectra.exact`).
+
+Tested in tests/unit/test_simulator.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The list of a generative set's members, as a CSV file beside them."""
+"""The list of a generative set's members, as a CSV file beside them.
+
+Tested in tests/unit/test_generative.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 NumPy's own go through the C library where they are not whole numbers or uniform. Its `binomial` and `poisson` compare
 with what that returns and no more: a draw comes out otherwise with a probability of 1e-16, that of a rounding.
+
+Tested in tests/unit/test_exact.py.
 """
 
 from __future__ import annotations

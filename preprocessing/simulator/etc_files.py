@@ -2,6 +2,8 @@
 
 No genuine HARPS output could be had; the nesting follows the generations' public descriptions and the genuine
 request forms. The files say that they are simulated.
+
+Tested in tests/unit/test_etc.py.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The order layout, the blaze and the constant dispersion of an order are those that public ETC-derived HARPS
 data show; efficiency, sky and detector are round numbers, scaled to the S/N of the HARPS manual. Everything
 is SIMULATED by this package; it is no product of ESO.
+
+Tested in tests/unit/test_simulator.py.
 """
 
 from __future__ import annotations

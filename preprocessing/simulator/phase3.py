@@ -1,4 +1,7 @@
-"""Write a simulated spectrum in the form of an ESO Phase 3 product (ADP) of HARPS, with its keywords."""
+"""Write a simulated spectrum in the form of an ESO Phase 3 product (ADP) of HARPS, with its keywords.
+
+Tested in tests/unit/test_simulator.py.
+"""
 
 from __future__ import annotations
 

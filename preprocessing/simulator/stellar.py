@@ -2,6 +2,8 @@
 
 As `harps_dist.spectra.nuisance`, which draws them anew for every step of a training on any device; here once, for
 files that are the same in every bit on every machine.
+
+Tested in tests/unit/test_simulator.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Simulated stars of the demo, and the exposures taken of them."""
+"""Simulated stars of the demo, and the exposures taken of them.
+
+Tested in tests/unit/test_simulator.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Who exchanges gradients and holds the optimiser: DistributedDataParallel or DeepSpeed, behind one interface.
 
 Weights and moments leave and enter as whole tensors by name, so that a checkpoint knows neither strategy nor ranks.
+
+Tested in tests/unit/test_checkpoint.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The strategy that a recipe names."""
+"""The strategy that a recipe names.
+
+Tested in tests/distributed/test_strategies.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whole models on every rank: gradients averaged by PyTorch's DistributedDataParallel."""
+"""Whole models on every rank: gradients averaged by PyTorch's DistributedDataParallel.
+
+Tested in tests/distributed/test_strategies.py.
+"""
 
 from __future__ import annotations
 

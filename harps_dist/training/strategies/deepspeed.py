@@ -1,6 +1,8 @@
 """DeepSpeed as a strategy: optimiser, gradients and weights shared out among the ranks, checkpoints whole as ever.
 
 Its own checkpoints depend on stage and number of ranks; here whole tensors are gathered and put back instead.
+
+Tested in tests/distributed/test_strategies.py.
 """
 
 from __future__ import annotations
