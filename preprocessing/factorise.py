@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harps_dist.spectra.exact import exp, log
+from harps_dist.spectra.observation import of_terms
 
 TRAINING_RUNS = 64
 MOST_VECTORS = 24
@@ -94,7 +95,7 @@ class ResponseBasis(NamedTuple):
 
     def combined(self, coefficients: np.ndarray) -> np.ndarray:
         """(3, pixel) terms that these coefficients stand for."""
-        parts = np.split(coefficients.astype(np.float64), np.cumsum(self.counts)[:2])
+        parts = of_terms(coefficients.astype(np.float64), self.counts)
         terms = np.zeros((3, self.vectors.shape[1]))
         for term, part, basis in zip(terms, parts, self.terms, strict=True):
             for coefficient, vector in zip(part, basis.vectors, strict=True):

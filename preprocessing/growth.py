@@ -16,6 +16,7 @@ from harps_dist.formats.archive import Archive
 from harps_dist.formats.standing import standing
 from harps_dist.ownership import check, claimed
 from harps_dist.progress import Progress, silent
+from harps_dist.spectra.observation import of_terms
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.inherited import inherited
 from preprocessing.pack import (
@@ -173,13 +174,10 @@ def _since(sample: Sample, generations: Mapping[str, int]) -> Sample:
 
 def _basis(release: Release) -> ResponseBasis | None:
     """The basis of a release's responses; None where it has none."""
-    instrument = release.instrument
-    if not len(instrument.basis):
+    decoding = release.decoding
+    if not len(decoding.basis):
         return None
     pixels = np.array(release.manifest.codec.response_pixels, np.int64)
-    cuts = np.cumsum(instrument.terms)[:2]
-    first, second, third = (
-        TermBasis(vectors, of_term)
-        for vectors, of_term in zip(np.split(instrument.basis, cuts), np.split(pixels, cuts), strict=True)
-    )
+    parts = zip(of_terms(decoding.basis, decoding.terms), of_terms(pixels, decoding.terms), strict=True)
+    first, second, third = (TermBasis(vectors, of_term) for vectors, of_term in parts)
     return ResponseBasis((first, second, third))

@@ -80,7 +80,7 @@ def _latents(recipe: Recipe, release: Release, spectra: int) -> tuple[Tensor, Te
     """(spectrum, node) mean and log variance, float64, of the first spectra of the order; all together normal nodes."""
     cpu = torch.device("cpu")
     model, data, seed = initial_model(recipe, release.manifest), recipe.data, recipe.training.seed
-    observer = Observer(release.instrument, data.augment, cpu)
+    observer = Observer(release.decoding, data.augment, cpu)
     order = Order(release.index, data.mix, seed, release.digest)
     batches = TrainingBatches(release, order, data, seed, _AT_A_TIME)
     latents = [model.encode(observer(batches[step]).flux) for step in range(-(-spectra // _AT_A_TIME))]

@@ -83,7 +83,7 @@ def data_speeds(
             for kind in KINDS:
                 rows = release.index.rows(kind)[:samples]
                 if len(rows):
-                    observer = Observer(release.instrument, Augment(), torch.device(device), compile)
+                    observer = Observer(release.decoding, Augment(), torch.device(device), compile)
                     found += _of_kind(release, kind, rows, tuple(workers), seconds, observer, Path(folder) / kind)
     finally:
         torch.set_num_threads(threads)

@@ -86,7 +86,7 @@ def ridge_report(
     """Ridge regression in a run's place: fitted on the first `spectra` that the run was trained on, tried on the
     spectra that the run is evaluated on, noise and velocities included."""
     device, augment, seed = torch.device("cpu"), recipe.data.augment, recipe.training.seed
-    observer = Observer(release.instrument, augment, device)
+    observer = Observer(release.decoding, augment, device)
     order = Order(release.index, recipe.data.mix, seed, release.digest)
     training = TrainingBatches(release, order, recipe.data, seed, BATCH)
     valid = torch.from_numpy(np.flatnonzero(release.grid.valid))

@@ -201,10 +201,10 @@ def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
     )
-    return (raw.to(device) for raw in start(loader))
+    return (raw.to(device) for raw in start_loader(loader))
 
 
-def start(loader: DataLoader[T]) -> Iterator[T]:
+def start_loader(loader: DataLoader[T]) -> Iterator[T]:
     """Start a loader's processes deaf to SIGUSR1, which asks all processes of a job to stop: the parent answers it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what is blocked here stays so in children
     try:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import RawBatch
-from harps_dist.data.reader import Instrument
+from harps_dist.data.reader import Decoding
 from harps_dist.spectra import nuisance as disturbances
 from harps_dist.spectra.doppler import (
     BLOCK,
@@ -60,13 +60,13 @@ class Observer:
 
     def __init__(
         self,
-        instrument: Instrument,
+        decoding: Decoding,
         augment: Augment,
         device: torch.device,
         compile: bool = False,
         dtype: torch.dtype = torch.float32,
     ):
-        self.grid, self.source_grid, self.augment = instrument.grid, instrument.source_grid, augment
+        self.grid, self.source_grid, self.augment = decoding.grid, decoding.source_grid, augment
         self.device, self._dtype = device, dtype
         self._window = self.grid.within(self.source_grid)
         self._runs = _runs(self.grid.valid)
@@ -79,19 +79,19 @@ class Observer:
             torch.from_numpy(right[invalid]).to(device),
             torch.from_numpy(weight[invalid]).to(device, dtype),
         )
-        basis = torch.from_numpy(instrument.basis).to(device, dtype)
+        basis = torch.from_numpy(decoding.basis).to(device, dtype)
         self._shifts_response = augment.berv_kms > 0
         if not self._shifts_response:
             basis = basis[:, self._window]
         elif augment.shift == "cubic" and len(basis):
             basis = bspline_coefficients(basis)
-        self._basis = basis.contiguous().split(instrument.terms)
+        self._basis = basis.contiguous().split(decoding.terms)
 
         def fused(function: Callable) -> Callable:
             return torch.compile(function) if compile else function
 
         self._observe_spline, self._observe, self._noise = fused(_observe_spline), fused(_observe), fused(_noise)
-        self._spline, self._restore = fused(spline_values), fused(instrument.codec.restore)
+        self._spline, self._restore = fused(spline_values), fused(decoding.codec.restore)
 
     def __call__(self, raw: RawBatch) -> Batch:
         raw, parts = self._in_format(raw), []

@@ -20,11 +20,12 @@ from harps_dist.data.stores import Cache, Span, open_store
 from harps_dist.errors import ReleaseError
 from harps_dist.spectra.doppler import spline_samples
 from harps_dist.spectra.grid import Grid, fill_invalid
+from harps_dist.spectra.observation import of_terms
 
 _CACHED_RESIDUALS = 64
 
 
-class Instrument(NamedTuple):
+class Decoding(NamedTuple):
     """What turns codes into spectra, one for all samples of a release.
 
     basis: (vector, source pixel) float32, those of log R, of log R2 / R and of log V0, `terms` of each.
@@ -63,11 +64,11 @@ class Release:
         return self.manifest.digest
 
     @cached_property
-    def instrument(self) -> Instrument:
+    def decoding(self) -> Decoding:
         rows = self.index.rows("basis")
         basis = npy_array(self.content(int(rows[0]))) if len(rows) else np.empty((0, self.source_grid.length))
         terms = self.manifest.codec.response_terms
-        return Instrument(self.grid, self.source_grid, self.codec, basis.astype(np.float32), terms)
+        return Decoding(self.grid, self.source_grid, self.codec, basis.astype(np.float32), terms)
 
     def coded(self, row: int) -> Coded:
         """The codes of a real spectrum, or of an SED: int16 (source pixel,), scale and zero.
@@ -95,12 +96,12 @@ class Release:
         kind = self.index["kind"][row]
         if kind == "response":
             coefficients = self.index["coefficients"][row]
-            vectors = self.instrument.basis
-            parts = np.split(np.arange(len(coefficients)), np.cumsum(self.instrument.terms)[:2])
+            vectors = self.decoding.basis
+            parts = of_terms(np.arange(len(coefficients)), self.decoding.terms)
             terms = np.stack([coefficients[part] @ vectors[part] for part in parts])
             return terms + self.residual(row) if self.index["bytes"][row] else terms
         if kind == "basis":
-            return self.instrument.basis
+            return self.decoding.basis
         codes, scale = (torch.tensor(part)[None] for part in self.coded(row))
         if kind != "real":
             return spline_samples(codes.double() * scale[:, :1] + scale[:, 1:])[0].float().numpy()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from harps_dist.data.batches import Codes, RawBatch, start
+from harps_dist.data.batches import Codes, RawBatch, start_loader
 from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
@@ -92,7 +92,7 @@ class ResidentCodes:
             multiprocessing_context="spawn" if workers else None,
         )
         longest = -(-len(first_rows[:: self._world]) // _READ_TOGETHER)  # pieces that a rank has to read
-        for number, (codes_read, scale_read) in enumerate(self._in_step(start(loader), longest)):
+        for number, (codes_read, scale_read) in enumerate(self._in_step(start_loader(loader), longest)):
             part = slice(number * _READ_TOGETHER, number * _READ_TOGETHER + len(codes_read))
             codes[part], scale[part] = codes_read, scale_read
         return _Held(member, codes, scale)

@@ -99,9 +99,9 @@ class Evaluator:
             world,
         )
         augment = recipe.data.augment
-        self.observer = Observer(release.instrument, augment, world.device)
+        self.observer = Observer(release.decoding, augment, world.device)
         noise_free = augment.model_copy(update={"noise": False})
-        self.interventions = Interventions(self.model, release, Observer(release.instrument, noise_free, world.device))
+        self.interventions = Interventions(self.model, release, Observer(release.decoding, noise_free, world.device))
         self.valid = release.grid.valid
 
     @property

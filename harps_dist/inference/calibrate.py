@@ -67,7 +67,7 @@ class Trial:
 
     def __init__(self, exported: Exported, recipe: Recipe, release: Release, most: int, progress: Progress = silent):
         self.exported, self.recipe, self.release, self.most, self.progress = exported, recipe, release, most, progress
-        self.observer = Observer(release.instrument, recipe.data.augment, exported.device)
+        self.observer = Observer(release.decoding, recipe.data.augment, exported.device)
 
     @property
     def trained_on(self) -> tuple[Spectra, ...]:

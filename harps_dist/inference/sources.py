@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from harps_dist.data.batches import start
+from harps_dist.data.batches import start_loader
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, HarpsDistError
@@ -284,4 +284,4 @@ def read_items(items: Sequence[Item], grid: Grid, workers: int) -> Iterator[Obse
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
     )
-    return start(loader)
+    return start_loader(loader)

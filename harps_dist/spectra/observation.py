@@ -27,6 +27,11 @@ class Response(NamedTuple):
     floor: np.ndarray
 
 
+def of_terms(values: np.ndarray, counts: tuple[int, int, int]) -> list[np.ndarray]:
+    """The parts of basis vectors, or of their coefficients, (k, …), that belong to log R, log R2 / R and log V0."""
+    return np.split(values, np.cumsum(counts)[:2])
+
+
 def combine_orders(even: np.ndarray, odd: np.ndarray, weight: float) -> np.ndarray:
     """`weight` times the sum where both orders cover a pixel, else the one that does; NaN where neither."""
     both = np.isfinite(even) & np.isfinite(odd)

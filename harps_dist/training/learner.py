@@ -57,7 +57,7 @@ class Learner:
         self.clock = StepClock(world.device)
         self.strategy = make_strategy(self.model, training, engine, world, self.clock, say)
         self.observer = Observer(
-            release.instrument, augment, world.device, recipe.data.compile, weight_format(training.precision)
+            release.decoding, augment, world.device, recipe.data.compile, weight_format(training.precision)
         )
         self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
         self.names = part_names(recipe.model, recipe.loss)

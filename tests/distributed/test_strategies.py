@@ -210,7 +210,7 @@ def test_parts_and_their_terms_are_known_before_the_model_has_seen_a_batch(tiny_
         model = build_model(recipe.changed(model={"width": 0.125}).model, release.grid)
         chosen = rows[3:] if kind == "decoder" else rows
         raw = EvaluationBatches(release, [chosen], recipe.data.augment, 0)[0]
-        batch = Observer(release.instrument, recipe.data.augment, torch.device("cpu"))(raw)
+        batch = Observer(release.decoding, recipe.data.augment, torch.device("cpu"))(raw)
         parts = loss_parts(model, model(batch), batch, valid, recipe.loss)
         assert tuple(parts) == part_names(recipe.model, recipe.loss), name
         for part, found in parts.items():

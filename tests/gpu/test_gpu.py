@@ -39,8 +39,8 @@ def test_spectra_are_those_of_the_cpu(tiny_release, compile):
     nuisance = Nuisance(broadening_kms=5, line_error=0.2, continuum=0.1)
     for augment in (Augment(), Augment(berv_kms=30, nuisance=nuisance), Augment(shift="linear")):
         raw = EvaluationBatches(release, [rows], augment, 0)[0]
-        expected = Observer(release.instrument, augment, torch.device("cpu"))(raw).flux
-        found = Observer(release.instrument, augment, gpu, compile)(raw.to(gpu)).flux
+        expected = Observer(release.decoding, augment, torch.device("cpu"))(raw).flux
+        found = Observer(release.decoding, augment, gpu, compile)(raw.to(gpu)).flux
         torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-4)
 
 

@@ -57,7 +57,7 @@ def test_simulated_spectra_fill_the_full_grid(release):
     assert sorted(release.index["object"][rows]) == list(NODES)
     augment = Augment(rv_kms=100, berv_kms=30)
     raw = EvaluationBatches(release, [rows], augment, 0)[0]
-    observer = Observer(release.instrument, augment, raw.flux.device)
+    observer = Observer(release.decoding, augment, raw.flux.device)
     flux = observer(raw).flux.numpy()
     assert flux.shape == (2, 327_680)
     assert np.isfinite(flux).all()
@@ -66,7 +66,7 @@ def test_simulated_spectra_fill_the_full_grid(release):
     assert np.abs(np.diff(gap, n=2)).max() < 1e-5  # a straight line across the CCD gap
     oxygen = HARPS.wave_slice(6867.0, 6880.0)  # the head of the O2 B band
     assert flux[:, oxygen].min() < 0.5
-    quiet = Observer(release.instrument, augment.model_copy(update={"noise": False}), raw.flux.device)
+    quiet = Observer(release.decoding, augment.model_copy(update={"noise": False}), raw.flux.device)
     assert 0.001 < np.abs(flux - quiet(raw).flux.numpy())[:, HARPS.valid].mean() < 0.05
 
 

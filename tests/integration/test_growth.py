@@ -198,7 +198,7 @@ def test_new_simulated_spectra_keep_the_basis_and_the_responses_of_the_old(tiny_
     assert second.counts["response"] == first.counts["response"] + 1
     assert second.counts["simulated"] >= first.counts["simulated"] + 8
     old, new = Release(tmp_path / "first"), Release(tmp_path / "second")
-    np.testing.assert_array_equal(old.instrument.basis, new.instrument.basis)
+    np.testing.assert_array_equal(old.decoding.basis, new.decoding.basis)
     for row in old.index.rows("simulated"):
         assert new.index["response"][row] == old.index["response"][row]
     assert verify(tmp_path / "second") == []

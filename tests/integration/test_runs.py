@@ -263,7 +263,7 @@ def test_half_precision_stays_near_fp32_on_trained_weights(precision, bound, tin
     opened = Run(tmp_path / "r")
     recipe, model = opened.recipe, opened.model(on=release.manifest)
     raw = EvaluationBatches(release, [release.index.rows("simulated")[:24]], recipe.data.augment, 0)[0]
-    batch = Observer(release.instrument, recipe.data.augment, cpu)(raw)
+    batch = Observer(release.decoding, recipe.data.augment, cpu)(raw)
     with torch.no_grad():
         full = model(batch)
         with autocast(precision, cpu):

@@ -19,7 +19,7 @@ from harps_dist.data.codec import NoiseCodec, quantised
 from harps_dist.data.manifest import SCHEMA
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
-from harps_dist.data.reader import Instrument, Release
+from harps_dist.data.reader import Decoding, Release
 from harps_dist.data.resident import ResidentCodes
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.errors import ConfigError, ReleaseError
@@ -41,7 +41,7 @@ def observed(release: Release, augment: Augment, rows: np.ndarray, epoch: int = 
     batches = EvaluationBatches(release, [rows], augment, seed=5)
     batches.EPOCH = epoch
     raw = batches[0]
-    return raw, Observer(release.instrument, augment, CPU)(raw)
+    return raw, Observer(release.decoding, augment, CPU)(raw)
 
 
 def test_batches_are_standardised_and_labelled(release):
@@ -120,11 +120,11 @@ def response_row(release: Release, row: int) -> int:
 def test_spectra_in_float64_are_those_in_float32_and_do_not_depend_on_their_neighbours(tiny_release, augment):
     release = Release(tiny_release)
     rows = np.concatenate([release.index.rows("real")[:2], release.index.rows("simulated")[:3]])
-    exactly = Observer(release.instrument, augment, CPU, dtype=torch.float64)
+    exactly = Observer(release.decoding, augment, CPU, dtype=torch.float64)
     raw = EvaluationBatches(release, [rows], augment, 0)[0]
     flux = exactly(raw).flux
     assert flux.dtype == torch.float64
-    torch.testing.assert_close(Observer(release.instrument, augment, CPU)(raw).flux.double(), flux, rtol=0, atol=2e-4)
+    torch.testing.assert_close(Observer(release.decoding, augment, CPU)(raw).flux.double(), flux, rtol=0, atol=2e-4)
     alone = [exactly(one).flux for one in EvaluationBatches(release, [rows[[k]] for k in range(5)], augment, 0)]
     torch.testing.assert_close(torch.cat(alone), flux, rtol=0, atol=1e-12)
 
@@ -152,7 +152,7 @@ def test_counts_are_the_shifted_sed_times_the_response(release, shift):
     raw = EvaluationBatches(release, [rows], Augment(shift=shift), 0)[0]._replace(
         rv_kms=torch.tensor([-100.0, 0.0, 50.0, 100.0]).double()
     )
-    counts = Observer(release.instrument, Augment(noise=False, shift=shift), CPU).simulate(raw)
+    counts = Observer(release.decoding, Augment(noise=False, shift=shift), CPU).simulate(raw)
     sed = torch.from_numpy(np.stack([release.array(row) for row in rows])).double()
     source = bspline_coefficients(sed) if shift == "cubic" else sed
     shifted = doppler_shift(source, raw.rv_kms, release.source_grid, release.grid, shift)
@@ -190,8 +190,8 @@ def test_berv_moves_tellurics_and_rv_moves_the_star(shift):
         rows=torch.arange(2),
         epochs=torch.zeros(2, dtype=torch.int64),
     )
-    instrument = Instrument(grid, source_grid, NoiseCodec(), basis, (1, 1, 1))
-    flux = Observer(instrument, Augment(berv_kms=30, noise=False, shift=shift), CPU)(raw).flux
+    decoding = Decoding(grid, source_grid, NoiseCodec(), basis, (1, 1, 1))
+    flux = Observer(decoding, Augment(berv_kms=30, noise=False, shift=shift), CPU)(raw).flux
     for number in range(2):
         for centre_aa, velocity in ((stellar_aa, rv_kms), (telluric_aa, berv_kms)):
             expected = centre_aa * (1 + velocity[number].item() / C_KMS)
@@ -300,7 +300,7 @@ def test_stock_webdataset_reads_every_sample(release):
         elif "sed.npy" in sample:
             np.testing.assert_array_equal(sample["sed.npy"], release.coded(number).codes)
         elif "basis.npy" in sample:
-            np.testing.assert_array_equal(sample["basis.npy"], release.instrument.basis)
+            np.testing.assert_array_equal(sample["basis.npy"], release.decoding.basis)
 
 
 def test_idx_says_where_every_member_lies(release):
@@ -336,7 +336,7 @@ def test_what_the_basis_misses_is_added_again(tiny_demo, release, tmp_path, monk
         spectra[name] = batch.flux[:, 300:-300]
         if name == "poor":
             assert 0 < len(raw.residual_of) < len(rows)
-            without = Observer(opened.instrument, quiet, CPU)(raw._replace(residual_of=raw.residual_of[:0]))
+            without = Observer(opened.decoding, quiet, CPU)(raw._replace(residual_of=raw.residual_of[:0]))
             changed = (without.flux[:, 300:-300] - spectra[name]).abs().max(dim=1).values > 0
             assert changed.nonzero()[:, 0].tolist() == raw.residual_of.tolist()
     np.testing.assert_allclose(spectra["poor"], spectra["rich"], atol=1e-4)

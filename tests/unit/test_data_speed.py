@@ -33,7 +33,7 @@ def test_ours_are_the_spectra_of_the_nine_arrays(release, compile):
     rows = release.index.rows("simulated")[:3]
     augment = Augment(noise=False)
     raw = EvaluationBatches(release, [rows], augment, 0)[0]
-    ours = Observer(release.instrument, augment, CPU, compile)(raw).flux.numpy()
+    ours = Observer(release.decoding, augment, CPU, compile)(raw).flux.numpy()
     inside = slice(300, -300)  # the nine arrays have no margin to shift from
     for number, row in enumerate(rows):
         theirs = simulated_spectrum(nine_arrays(release, row), float(raw.rv_kms[number]), release.grid, None)
@@ -49,7 +49,7 @@ def test_noise_of_the_nine_arrays_is_ours(release):
     assert (np.isfinite(arrays[1]) | np.isfinite(arrays[2])).all()
     theirs = np.stack([simulated_spectrum(arrays, 0.0, release.grid, np.random.default_rng(k)) for k in range(60)])
     augment = Augment(rv_kms=0)
-    observer = Observer(release.instrument, augment, CPU)
+    observer = Observer(release.decoding, augment, CPU)
     ours = []
     for epoch in range(60):
         batches = EvaluationBatches(release, [np.array([row])], augment, 0)
