@@ -18,9 +18,9 @@ from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.evaluate import RIDGE, RIDGE_RUN, Spectra, origin_of
 from harps_dist.evaluation.metrics import group_scores, label_scores
-from harps_dist.evaluation.report import Report, print_report
+from harps_dist.evaluation.predicting import Spectra, origin_of
+from harps_dist.evaluation.report import RIDGE, RIDGE_RUN, Report, print_report
 from harps_dist.ownership import claimed
 from harps_dist.runs.run import Run, label_scale
 from harps_dist.spectra.labels import NAMES

@@ -1,1 +1,4 @@
-"""One module a command: its arguments, and the call of what does the work."""
+"""One module a command: its arguments, and the call of what does the work.
+
+Tested in tests/integration/test_readme.py, and in the tests of what they call.
+"""

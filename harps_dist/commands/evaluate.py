@@ -2,8 +2,6 @@
 
 Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
 (real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
-
-Tested in tests/integration/test_runs.py.
 """
 
 from __future__ import annotations
@@ -18,26 +16,35 @@ import tyro
 @dataclass
 class Arguments:
     """run: folder that train.py wrote. release: default is the one it was trained on. checkpoint: the newest, or that
-    with the least validation loss. out: default is RUN/evaluation. max_minutes: stop after so long."""
+    with the least validation loss. out: default is RUN/evaluation. redraw: draw the
+    figures of what was evaluated anew, without the model. max_minutes: stop after so long."""
 
     run: Annotated[Path, tyro.conf.Positional]
     release: str | None = None
     split: Literal["train", "validation", "test", "all"] = "test"
     checkpoint: Literal["newest", "best"] = "newest"
     out: Path | None = None
+    redraw: bool = False
     max_minutes: float | None = None
 
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
-    from harps_dist.commands.releases import release_for
     from harps_dist.console import console_for
+
+    out = arguments.out or arguments.run / "evaluation"
+    if arguments.redraw:
+        from harps_dist.evaluation.drawing import redraw
+
+        for line in redraw(out):
+            console_for().print(line, soft_wrap=True)
+        return 0
+    from harps_dist.commands.releases import release_for
     from harps_dist.evaluation.evaluate import evaluate_run
     from harps_dist.evaluation.report import print_report
     from harps_dist.ranks.world import join_world
     from harps_dist.runs.run import Run
 
-    out = arguments.out or arguments.run / "evaluation"
     with join_world(arguments.max_minutes) as world:
         release = release_for(Run(arguments.run), arguments.release, world)
         console = console_for(quiet=not world.is_main)

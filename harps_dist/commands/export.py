@@ -2,8 +2,6 @@
 
 Writes DIR/model.safetensors, config.json, reference.safetensors and README.md, a model card with what the model was
 trained on, its errors and how far its uncertainties can be trusted. `harps_dist.load(DIR)` opens it.
-
-Tested in tests/integration/test_exports.py.
 """
 
 from __future__ import annotations

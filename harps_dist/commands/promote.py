@@ -1,7 +1,4 @@
-"""The models in use: `launch/promote.py promote RUN --comparison FOLDER [--gate gate.yaml]`, `rollback`, `list`.
-
-Tested in tests/unit/test_registry.py.
-"""
+"""The models in use: `launch/promote.py promote RUN --comparison FOLDER [--gate gate.yaml]`, `rollback`, `list`."""
 
 from __future__ import annotations
 

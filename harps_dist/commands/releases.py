@@ -1,7 +1,4 @@
-"""The release that a command works on.
-
-Tested in tests/integration/test_runs.py.
-"""
+"""The release that a command works on."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 
 Any field of the recipe that follows from RUN and the policy can be overridden, as with train.py, and the same command
 given again goes on where it was. Compare the two with launch/compare.py before one takes the other's place.
-
-Tested in tests/integration/test_retraining.py.
 """
 
 from __future__ import annotations

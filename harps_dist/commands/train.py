@@ -3,8 +3,6 @@
 Without arguments it trains the default recipe on the embedded demo release, building that on first use. The
 recipes are those of harps_dist/recipes.py; any field can be overridden. A run's folder that holds a checkpoint
 of the same recipe and release is continued. A recipe's parent is found beside the run or trained first.
-
-Tested in tests/integration/test_runs.py.
 """
 
 from __future__ import annotations

@@ -5,17 +5,17 @@ The rule of `metrics` holds: a missing truth is left out, a failed prediction ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from harps_dist.evaluation.measures import LEVELS
 from harps_dist.evaluation.metrics import clustered_error, mean_with_error
 from harps_dist.text import NAN
 
 Likelihood = Literal["gaussian", "laplace"]
-LEVELS = (0.68, 0.90, 0.95)
 BINS = 3
 PIT_BINS = 10
 
@@ -88,6 +88,26 @@ class Calibration:
     pit: tuple[float, ...]
     coverage: tuple[Coverage, ...]
     bins: tuple[CoverageBin, ...]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Calibration:
+        """A calibration as scores.json has it, where null stands for NaN."""
+
+        def known(value: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(map(known, value))
+            return NAN if value is None else value
+
+        facts = {name: known(value) for name, value in content.items() if name not in ("coverage", "bins")}
+        of_levels, of_bins = (
+            [{name: known(value) for name, value in part.items()} for part in content[parts]]
+            for parts in ("coverage", "bins")
+        )
+        return cls(
+            **facts,
+            coverage=tuple(Coverage(**part) for part in of_levels),
+            bins=tuple(CoverageBin(**p) for p in of_bins),
+        )
 
 
 def calibrate(name: str, test: LabelPredictions, held_out: LabelPredictions, likelihood: Likelihood) -> Calibration:

@@ -13,6 +13,16 @@ from harps_dist.data.batches import RawBatch
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.errors import GridError
+from harps_dist.evaluation.measures import (
+    GIS,
+    GIS_TRUE,
+    RESPONSE,
+    RESPONSES,
+    RV_SENSITIVITY,
+    RVIS,
+    RVIS_TRUE,
+    SENSITIVITY,
+)
 from harps_dist.evaluation.metrics import (
     intervention_error,
     response_and_leakage,
@@ -70,12 +80,12 @@ class Interventions:
         mask &= np.isfinite(self.shifted(reconstruction[:1], 40.0) + self.shifted(reconstruction[:1], -40.0)).all(0)
         decoded = np.stack([self.decode_at(nodes, dv) for dv in INTERVENTIONS_KMS], axis=1)
         shifted = np.stack([self.shifted(reconstruction, dv) for dv in INTERVENTIONS_KMS], axis=1)
-        scores = {"RVIS": rvis(decoded, shifted, mask)}
+        scores = {RVIS.name: rvis(decoded, shifted, mask)}
         if len(raw.sed) == len(nodes):
             truth = np.stack([self.simulate_at(raw, dv) for dv in INTERVENTIONS_KMS], axis=1)
-            scores["RVIS-true"] = intervention_error(decoded, truth, mask).mean(axis=-1)
+            scores[RVIS_TRUE.name] = intervention_error(decoded, truth, mask).mean(axis=-1)
             base = reconstruction.cpu().numpy()
-            scores["RV sensitivity"] = sensitivity(decoded, base, truth, self.simulate_at(raw, 0.0), mask)
+            scores[RV_SENSITIVITY.name] = sensitivity(decoded, base, truth, self.simulate_at(raw, 0.0), mask)
             if "berv" in self.model.labels and self.noise_free.augment.berv_kms:
                 scores |= self.leakage(raw, nodes, reconstruction)
         return scores
@@ -90,7 +100,8 @@ class Interventions:
         scores: dict[str, np.ndarray] = {}
         for own, other in (velocities, velocities[::-1]):
             response, leakage = response_and_leakage(answered[own], due[own], due[other], self.valid)
-            scores |= {f"do({own}) response": response, f"do({own}) leakage": leakage}
+            answers, leaks = RESPONSES[own]
+            scores |= {answers.name: response, leaks.name: leakage}
         return scores
 
     def label_scores(self, raw: RawBatch, nodes: Tensor, label: str) -> dict[str, np.ndarray]:
@@ -102,7 +113,7 @@ class Interventions:
         """
         values = raw.labels[:, NAMES.index(label)].cpu().numpy()
         unconstrained, truth = self.decode_at(nodes, 0.0, label), self.simulate_at(raw, 0.0)
-        scores: dict[str, list[float]] = {name: [] for name in ("GIS", "GIS-true", "sensitivity", "response")}
+        scores: dict[str, list[float]] = {one.name: [] for one in (GIS, GIS_TRUE, SENSITIVITY, RESPONSE)}
         for number in range(len(values)):
             others = np.arange(len(values)) != number
             change = values[others] - values[number]
@@ -110,10 +121,10 @@ class Interventions:
             base, true_base = unconstrained[number][None], truth[number][None]
             due, answered = truth[others][None] - true_base, decoded - base
             for name, score in {
-                "GIS": intervention_error(decoded, unconstrained[others][None], self.valid).mean(axis=-1),
-                "GIS-true": intervention_error(decoded, truth[others][None], self.valid).mean(axis=-1),
-                "sensitivity": sensitivity(decoded, base, truth[others][None], true_base, self.valid),
-                "response": response_to(answered, due, self.valid),
+                GIS.name: intervention_error(decoded, unconstrained[others][None], self.valid).mean(axis=-1),
+                GIS_TRUE.name: intervention_error(decoded, truth[others][None], self.valid).mean(axis=-1),
+                SENSITIVITY.name: sensitivity(decoded, base, truth[others][None], true_base, self.valid),
+                RESPONSE.name: response_to(answered, due, self.valid),
             }.items():
                 scores[name].append(float(score[0]))
         return {name: np.array(score) for name, score in scores.items()}

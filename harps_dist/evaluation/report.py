@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.metrics import GroupScore, LabelScore, clustered_error, mean_with_error
+from harps_dist.evaluation.measures import Measured
+from harps_dist.evaluation.metrics import GroupScore, LabelScore
 from harps_dist.evaluation.printed import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
-from harps_dist.sealed import sha256_of
+from harps_dist.ownership import home
+from harps_dist.sealed import sha256_of, unsealed
 from harps_dist.text import NAN, format_pair, format_value, markdown_table, sealed_json
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from harps_dist.evaluation.calibration import Calibration
 
+SCORES = "scores.json"
 FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
 Origin = Literal["real", "observed-like", "simulated", "generative", "mixed"]
 ORIGIN_WORDS = {
@@ -53,25 +55,6 @@ CALIBRATION_LEGEND = (
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A score that is no label's error: MAE', RVIS, GIS(k), a sensitivity; with its error by spectrum and by star."""
-
-    name: str
-    value: float
-    standard_error: float
-    standard_error_stars: float
-    count: int
-    stars: int
-    note: str = ""
-
-    @classmethod
-    def of(cls, name: str, values: np.ndarray, stars: np.ndarray, note: str = "") -> Measure:
-        """From one value a spectrum, (n,), and whose spectra they are, (n,)."""
-        by_star = clustered_error(values, stars)
-        return cls(name, *mean_with_error(values), by_star, len(values), len(np.unique(stars)), note)
-
-
-@dataclass(frozen=True)
 class Report:
     """What was evaluated, on which data, and how it went.
 
@@ -91,7 +74,7 @@ class Report:
     stars: int
     labels: Sequence[LabelScore]
     groups: Sequence[GroupScore] = ()
-    measures: Sequence[Measure] = ()
+    measures: Sequence[Measured] = ()
     calibrations: Sequence[Calibration] = ()
     paper_row: str | None = None
     figures: Mapping[str, Path] = field(default_factory=dict)
@@ -131,7 +114,7 @@ class Report:
             writer = csv.DictWriter(file, [column.name for column in fields(LabelScore)])
             writer.writeheader()
             writer.writerows(asdict(score) for score in self.labels)
-        with atomic_write(folder / "scores.json") as aside:
+        with atomic_write(folder / SCORES) as aside:
             aside.write_text(self.json(folder), encoding="utf-8")
 
     def json(self, folder: Path) -> str:
@@ -179,6 +162,37 @@ class Report:
 
     def _figure_links(self, folder: Path) -> dict[str, str]:
         return {caption: Path(os.path.relpath(path, folder)).as_posix() for caption, path in self.figures.items()}
+
+
+def read_scores(folder: Path, tables: Sequence[str] = ()) -> dict[str, Any]:
+    """What scores.json in a folder says; NaN is None there.
+
+    tables: names of tables beside it that must be as they were when it was written. Raises ConfigError where it, or one
+    of these tables, is damaged.
+    """
+    path = folder / SCORES
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        form = scores.get("format", 1)
+        if form not in FORMATS:
+            raise ValueError(f"format {form!r}, this code knows {FORMAT}")
+        scores = unsealed(scores, required=form > 1)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}. Evaluate the run again.") from None
+    for name in tables:
+        check_table(folder / name, scores)
+    return scores
+
+
+def check_table(path: Path, scores: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a table beside scores.json is not the one that it was written with; none is as good."""
+    stated = scores.get("sha256", {}).get(path.name)
+    found = sha256_of(path) if path.is_file() else None
+    if "sha256" in scores and found != stated:
+        raise ConfigError(
+            f"{path} is {'damaged' if found else 'missing'}: sha256 {str(found)[:12]}, scores.json says "
+            f"{str(stated)[:12]}. Evaluate the run again."
+        )
 
 
 def console_table(report: Report) -> Table:
@@ -260,7 +274,7 @@ def _group_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _measure_row(measure: Measure) -> list[str]:
+def _measure_row(measure: Measured) -> list[str]:
     return [
         measure.name,
         format_pair(measure.value, measure.standard_error),
@@ -269,3 +283,18 @@ def _measure_row(measure: Measure) -> list[str]:
         f"{measure.stars:,}",
         measure.note,
     ]
+
+
+RIDGE_RUN = "ridge regression"  # what the name of a run begins with, in whose place ridge regression was tried
+
+
+def _has_reports(folder: Path, of_ridge: bool = False) -> bool:
+    scores = [json.loads(path.read_text()) for path in folder.glob(f"*/{SCORES}")]
+    ours = {"run", "step", "release_digest", "split", "origin"}
+    return bool(scores) and all(ours <= one.keys() and one["run"].startswith(RIDGE_RUN) == of_ridge for one in scores)
+
+
+EVALUATED = home("evaluation", "--out", _has_reports)
+
+
+RIDGE = home("evaluation of ridge regression", "--out", lambda folder: _has_reports(folder, of_ridge=True))

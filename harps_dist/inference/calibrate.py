@@ -20,8 +20,9 @@ from harps_dist.data.keyed import permutation
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
-from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, conformal_factor
-from harps_dist.evaluation.evaluate import Spectra, origin_of
+from harps_dist.evaluation.calibration import LabelPredictions, conformal_factor
+from harps_dist.evaluation.measures import LEVELS
+from harps_dist.evaluation.predicting import Spectra, origin_of
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, leading_axes
 from harps_dist.inference.description import AnomalyFacts, LabelFacts
 from harps_dist.inference.model import BATCH, Exported, Reference

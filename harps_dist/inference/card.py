@@ -79,7 +79,7 @@ def model_card(
 
 
 def release_origin(release: Release, tried: Tried) -> Origin:
-    from harps_dist.evaluation.evaluate import origin_of
+    from harps_dist.evaluation.predicting import origin_of
 
     return origin_of(tried.kind, release)
 

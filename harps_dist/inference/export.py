@@ -21,7 +21,7 @@ import torch
 
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ExportError
-from harps_dist.evaluation.calibration import LEVELS
+from harps_dist.evaluation.measures import LEVELS
 from harps_dist.files import publish_folder
 from harps_dist.inference.calibrate import KINDS, Held, Trial, calibrated_anomaly, calibrated_labels
 from harps_dist.inference.card import model_card

@@ -5,7 +5,6 @@ Tested in tests/integration/test_reproduce.py.
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harps_dist.columns import read_columns
-from harps_dist.errors import ConfigError
-from harps_dist.evaluation.report import FORMAT, FORMATS
-from harps_dist.sealed import sha256_of, unsealed
+from harps_dist.evaluation.report import SCORES, check_table, read_scores
 
 if TYPE_CHECKING:
     from harps_dist.data.split import SplitName
-    from harps_dist.evaluation.evaluate import Spectra
+    from harps_dist.evaluation.predicting import Spectra
 
 
 class Evaluations:
@@ -44,17 +41,10 @@ class Evaluations:
 
     def _scores(self, recipe: str, kind: Spectra) -> dict[str, Any] | None:
         """scores.json of a report."""
-        path = self.folder(recipe, kind) / "scores.json"
-        if not path.exists():
+        folder = self.folder(recipe, kind)
+        if not (folder / SCORES).exists():
             return None
-        try:
-            scores = json.loads(path.read_text(encoding="utf-8"))
-            form = scores.get("format", 1)
-            if form not in FORMATS:
-                raise ValueError(f"format {form!r}, this code knows {FORMAT}")
-            scores = unsealed(scores, required=form > 1)
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(f"{path} is damaged: {error}. Evaluate the run again.") from None
+        scores = read_scores(folder)
         return scores if self.release_digest in (None, scores.get("release_digest")) else None
 
     def _predictions(self, recipe: str, kind: Spectra) -> dict[str, np.ndarray] | None:
@@ -69,12 +59,7 @@ class Evaluations:
         scores, path = self.scores(recipe, kind), self.folder(recipe, kind) / name
         if scores is None or not path.exists():
             return None
-        stated, found = scores.get("sha256", {}), sha256_of(path)
-        if "sha256" in scores and stated.get(name) != found:
-            raise ConfigError(
-                f"{path} is damaged: sha256 {found[:12]}, scores.json says {str(stated.get(name))[:12]}. Evaluate the "
-                f"run again."
-            )
+        check_table(path, scores)
         return read_columns(path)
 
     def column(self, recipe: str, kind: Spectra, name: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from harps_dist.evaluation.figures import (
     running_median,
     styled_figure,
 )
+from harps_dist.evaluation.measures import GIS, MAE, RVIS
 from harps_dist.evaluation.printed import LEGENDS, TABLE_7, TABLE_8
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC, LABEL
@@ -131,19 +132,21 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             "decoded.",
             path,
         )
-    maes = _present({name: found.column(name, "real", "MAE'") for name in RECONSTRUCTING})
+    maes = _present({name: found.column(name, "real", MAE.name) for name in RECONSTRUCTING})
     if maes:
         path = folder / "fig6.png"
         reconstruction_densities(path, maes)
         yield PaperFigure(
             "Fig. 6", "Distribution of the reconstruction error MAE' on observed spectra, drawn as in Fig. 3.", path
         )
-    scores = _present({name: found.column(name, "real", "RVIS") for name in RECONSTRUCTING})
+    scores = _present({name: found.column(name, "real", RVIS.name) for name in RECONSTRUCTING})
     if scores:
         path = folder / "fig7.png"
-        score_boxes(path, {"RVIS": scores}, {"RVIS": {name: values[0] for name, values in TABLE_8.items()}})
+        score_boxes(path, {RVIS.name: scores}, {RVIS.name: {name: values[0] for name, values in TABLE_8.items()}})
         yield PaperFigure("Fig. 7", f"RVIS on observed spectra. {_BOXES}", path)
-    gis = {label: _present({name: _of_label(found, name, "GIS", label) for name in SUPERVISED}) for label in INTRINSIC}
+    gis = {
+        label: _present({name: _of_label(found, name, GIS.name, label) for name in SUPERVISED}) for label in INTRINSIC
+    }
     if any(gis.values()):
         path = folder / "fig8.png"
         printed = {
@@ -184,7 +187,7 @@ def _of_label(found: Evaluations, recipe: str, name: str, label: str) -> np.ndar
 def _bottlenecks(found: Evaluations, suffix: str) -> list[tuple[float, float, float]]:
     points = []
     for size in BOTTLENECKS:
-        score = found.measure(f"fig2-b{size}{suffix}", "real", "RVIS")
+        score = found.measure(f"fig2-b{size}{suffix}", "real", RVIS.name)
         if score.get("value") is not None:
             points.append((float(size), score["value"], score["standard_error"] or 0.0))
     return points
@@ -196,7 +199,7 @@ def _label_weights(found: Evaluations) -> list[tuple[float, float, float, float]
         scores = found.scores(f"figd1-lab{weight:g}", "real")
         if scores:
             groups = {score["name"]: score["nmae_paper"] for score in scores["groups"]}
-            reconstruction = found.measure(f"figd1-lab{weight:g}", "real", "MAE'")["value"]
+            reconstruction = found.measure(f"figd1-lab{weight:g}", "real", MAE.name)["value"]
             points.append((weight, groups["intrinsic"], groups["extrinsic"], reconstruction))
     return points
 

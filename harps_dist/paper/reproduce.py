@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harps_dist.benchmarks.inference_speed import InferenceSpeed, read_speeds
-from harps_dist.evaluation.evaluate import EVALUATED, EVALUATION, evaluate_run, is_evaluated, origin_of
+from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
 from harps_dist.evaluation.figures import DPI
+from harps_dist.evaluation.predicting import origin_of
 from harps_dist.evaluation.printed import LABEL_TABLES, TABLE_7
-from harps_dist.evaluation.report import origin_words
+from harps_dist.evaluation.report import EVALUATED, origin_words
 from harps_dist.evaluation.significance import LEVEL
 from harps_dist.files import atomic_write
 from harps_dist.ownership import KEY, OutputKind, check, claimed, home, json_file

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from harps_dist.benchmarks.inference_speed import CONVENTION, InferenceSpeed
+from harps_dist.evaluation.measures import COMPARABLE, GIS, GIS_TRUE, RVIS, RVIS_TRUE
 from harps_dist.evaluation.printed import LABEL_TABLES, LEGENDS, PAPER_ROWS, TABLE_3, TABLE_7, TABLE_8, TABLE_9, Pair
 from harps_dist.evaluation.significance import compare, mean_by_star
 from harps_dist.paper.evaluations import Evaluations
@@ -21,7 +22,7 @@ from harps_dist.text import NAN, format_pair, markdown_table, number
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from harps_dist.evaluation.evaluate import Spectra
+    from harps_dist.evaluation.predicting import Spectra
 
 Outperforms = Literal["", "spectra", "stars"]
 MARKS = {"": "{}", "spectra": "**{}**", "stars": "**{}** ★"}
@@ -214,9 +215,9 @@ def _column_errors(found: Evaluations, recipe: str) -> list[np.ndarray]:
 def _decoders(found: Evaluations) -> PaperTable:
     rows = []
     for recipe, printed in TABLE_7.items():
-        cell = _measured(found, recipe, "simulated", "MAE' (paper-comparable)", printed)
+        cell = _measured(found, recipe, "simulated", COMPARABLE.name, printed)
         rows.append(Row(LEGENDS[recipe], [cell], _step(found, recipe, "simulated")))
-    return PaperTable("Table 7: decoders on simulated spectra", ["MAE' (paper-comparable)"], rows)
+    return PaperTable("Table 7: decoders on simulated spectra", [COMPARABLE.name], rows)
 
 
 def _generative(found: Evaluations) -> list[PaperTable]:
@@ -234,8 +235,11 @@ def _generative(found: Evaluations) -> list[PaperTable]:
     def of_labels(name: str) -> dict[str, tuple[Spectra, str]]:
         return {f"{name} {TITLES[label]}": ("generative", f"{name} {label}") for label in INTRINSIC}
 
-    as_printed: dict[str, tuple[Spectra, str]] = {"RVIS": ("real", "RVIS"), **of_labels("GIS")}
-    against: dict[str, tuple[Spectra, str]] = {"RVIS-true": ("simulated", "RVIS-true"), **of_labels("GIS-true")}
+    as_printed: dict[str, tuple[Spectra, str]] = {RVIS.name: ("real", RVIS.name), **of_labels(GIS.name)}
+    against: dict[str, tuple[Spectra, str]] = {
+        RVIS_TRUE.name: ("simulated", RVIS_TRUE.name),
+        **of_labels(GIS_TRUE.name),
+    }
     sensitivities: dict[str, tuple[Spectra, str]] = {
         "sensitivity rv": ("simulated", "RV sensitivity"),
         **of_labels("sensitivity"),

@@ -18,8 +18,11 @@ from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, conformal_factor, half_width, inside
-from harps_dist.evaluation.evaluate import DOWNSTREAM_NOTE, Evaluator, Predictions, write_predictions
+from harps_dist.evaluation.calibration import LabelPredictions, conformal_factor, half_width, inside
+from harps_dist.evaluation.evaluate import write_predictions
+from harps_dist.evaluation.measures import LEVELS, coverage_name
+from harps_dist.evaluation.predicting import Evaluator, Predictions
+from harps_dist.evaluation.scoring import DOWNSTREAM_NOTE
 from harps_dist.frozen import Frozen
 from harps_dist.ownership import check, claimed
 from harps_dist.promotion.arrivals import arrived_rows, surprises
@@ -205,10 +208,10 @@ class Tried:
             tried, held_out = (_of_label(name, table) for table in tables if table)
             known = held_out.known
             for level in LEVELS:
-                found[f"coverage {level:.0%} {name}"] = inside(tried, half_width(level, likelihood))
+                found[coverage_name(level, name)] = inside(tried, half_width(level, likelihood))
                 factor = conformal_factor(known.deviations, known.stars, level)
                 if np.isfinite(factor):
-                    found[f"conformal coverage {level:.0%} {name}"] = inside(tried, factor)
+                    found[coverage_name(level, name, conformal=True)] = inside(tried, factor)
         return found
 
 

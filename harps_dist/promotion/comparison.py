@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.measures import LEVELS, coverage_name
+from harps_dist.evaluation.measures import MEASURES as ONE_A_SPECTRUM
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen, Number
 from harps_dist.ownership import home
@@ -38,7 +40,6 @@ EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, d
     "era": HARPS.changes_mjd,
 }
 UNKNOWN = "unknown"
-LEVELS = ("68%", "90%", "95%")  # of coverages
 
 Kind = Literal["real", "simulated", "generative"]
 Population = Literal["all", "frozen", "new"]
@@ -62,14 +63,10 @@ def bin_names(by: str) -> tuple[str, ...]:
     return (f"below {edges[0]:g}", *inner, f"from {edges[-1]:g}") if edges else ()
 
 
-# Scores that have one value a spectrum; of the first, one for each label. Of those in bars the distance from what a
-# faithful decoder has.
-OF_LABELS = ("GIS", "GIS-true", "|sensitivity - 1|", "|response - 1|")
-OF_SPECTRA = (
-    *("MAE'", "RVIS", "RVIS-true", "|RV sensitivity - 1|"),
-    *("|do(rv) response - 1|", "|do(rv) leakage|", "|do(berv) response - 1|", "|do(berv) leakage|"),
-)
-COVERAGES = tuple(f"{which}coverage {level}" for which in ("", "conformal ") for level in LEVELS)
+# Distances from what a faithful decoder has; of the first there is one for each label.
+OF_LABELS = tuple(measure.error_name for measure in ONE_A_SPECTRUM if measure.of_label)
+OF_SPECTRA = tuple(measure.error_name for measure in ONE_A_SPECTRUM if not measure.of_label)
+COVERAGES = tuple(coverage_name(level, conformal=conformal) for conformal in (False, True) for level in LEVELS)
 MEASURES = (
     *NAMES,
     *OF_SPECTRA,

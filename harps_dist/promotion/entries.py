@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harps_dist.evaluation.measures import MEASURE
 from harps_dist.evaluation.significance import mean_by_star
 from harps_dist.promotion.comparison import (
     BYS,
+    COVERAGES,
     EDGES,
-    LEVELS,
-    OF_LABELS,
-    OF_SPECTRA,
     UNKNOWN,
     By,
     Entry,
@@ -29,9 +28,6 @@ from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
 from harps_dist.text import NAN
 
 Columns = Mapping[str, np.ndarray]
-FAITHFUL = ("RV sensitivity", "sensitivity", "response", "do(rv) response", "do(berv) response")  # is 1
-SEPARATE = ("do(rv) leakage", "do(berv) leakage")  # is 0
-NO_NUMBER = (*FAITHFUL, *SEPARATE)  # where nothing is due, or two changes look the same
 
 
 class Spectra(NamedTuple):
@@ -64,24 +60,22 @@ def errors_of(spectra: Spectra, labels: Sequence[str], predicted: Columns, insid
         known = np.isfinite(spectra.truth[name])
         if name in labels and known.any():
             found[name] = Errors(np.abs(predicted[name] - spectra.truth[name]), known)
-        for level in (f"{which}coverage {level} {name}" for which in ("", "conformal ") for level in LEVELS):
-            if level in inside:
-                found[level] = Errors(inside[level], known)
+        for coverage in (f"{coverage} {name}" for coverage in COVERAGES):
+            if coverage in inside:
+                found[coverage] = Errors(inside[coverage], known)
     everywhere = np.ones(len(spectra.stars), dtype=bool)
-    scores = {name: values for name, values in predicted.items() if name not in NAMES}
-    for score, values in scores.items():
-        name, off = score, values
-        if score in FAITHFUL:
-            name, off = f"|{score} - 1|", np.abs(values - 1)
-        elif score in SEPARATE:
-            name, off = f"|{score}|", np.abs(values)
-        due = np.isfinite(values) if score in NO_NUMBER else everywhere
-        if name in OF_SPECTRA:
-            found[name] = Errors(off, due)
-        elif name in OF_LABELS:
-            for label in INTRINSIC:
-                if (of_label := due & (spectra.varied == label)).any():
-                    found[f"{name} {label}"] = Errors(off, of_label)
+    for score, values in predicted.items():
+        if (measure := MEASURE.get(score)) is None:
+            continue
+        name, error = measure.error_name, measure.error(values)
+        # Where nothing is due, or two changes look the same, a share of the change due is no number.
+        due = everywhere if measure.best is None else np.isfinite(values)
+        if not measure.of_label:
+            found[name] = Errors(error, due)
+            continue
+        for label in INTRINSIC:
+            if (of_label := due & (spectra.varied == label)).any():
+                found[f"{name} {label}"] = Errors(error, of_label)
     return found
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.measures import GIS_TRUE, MAE, RVIS_TRUE
 from harps_dist.frozen import Frozen, Number
 from harps_dist.intake import read_text
 from harps_dist.promotion.comparison import (
@@ -78,8 +79,8 @@ class Line(Frozen):
     GIS-true and coverages without a label stand for each. bin: of what `by` names, "each" for all that hold spectra.
     relative, absolute: allowed growth, as a share of the old model's value and in the measure's unit; where both are
     given, the larger is allowed. least, most: limits of the new model's own value. least_stars: fewer cannot be judged.
-    optional: do not fail where neither model has the measure, or stars are too few. What the new model has and the old
-    one lacks is not judged against it; what the new one lacks fails.
+    optional: do not fail where neither model has the measure, or stars are too few. A measure only the new
+    model has is not judged. A measure the new model lost fails.
     """
 
     kind: Kind = "real"
@@ -171,10 +172,10 @@ def _default_lines() -> tuple[Line, ...]:
     ]
     lines += [Line(measure=LABELS, by=by, relative=0.50, least_stars=10, optional=True) for by in ("teff", "era")]
     scores: tuple[tuple[Kind, str], ...] = (
-        ("real", "MAE'"),
-        ("simulated", "MAE'"),
-        ("simulated", "RVIS-true"),
-        ("generative", "GIS-true"),
+        ("real", MAE.name),
+        ("simulated", MAE.name),
+        ("simulated", RVIS_TRUE.name),
+        ("generative", GIS_TRUE.name),
     )
     lines += [Line(kind=kind, measure=measure, relative=0.10, optional=True) for kind, measure in scores]
     return tuple(lines)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, Interrupted, PromotionError
-from harps_dist.evaluation.evaluate import Evaluator, evaluate
+from harps_dist.evaluation.evaluate import evaluate
+from harps_dist.evaluation.predicting import Evaluator
 from harps_dist.formats.archive import Archive
 from harps_dist.promotion import compare
 from harps_dist.promotion.compare import compare_runs

@@ -17,8 +17,9 @@ from astropy import units
 import harps_dist
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ExportError, OutputError
-from harps_dist.evaluation.calibration import LEVELS, conformal_factor
-from harps_dist.evaluation.evaluate import Evaluator
+from harps_dist.evaluation.calibration import conformal_factor
+from harps_dist.evaluation.measures import LEVELS
+from harps_dist.evaluation.predicting import Evaluator
 from harps_dist.inference.description import CONFIG, WEIGHTS
 from harps_dist.inference.export import EXPORT, export_run, exported_run, is_exported
 from harps_dist.ranks.world import World

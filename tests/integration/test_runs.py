@@ -16,7 +16,8 @@ from harps_dist.config import Recipe
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
-from harps_dist.evaluation.evaluate import Evaluator, evaluate
+from harps_dist.evaluation.evaluate import evaluate
+from harps_dist.evaluation.predicting import Evaluator
 from harps_dist.ranks.world import World
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.runs.log import read_log

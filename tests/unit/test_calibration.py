@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, laplace, norm
 
-from harps_dist.evaluation.calibration import LEVELS, LabelPredictions, calibrate, conformal_factor, half_width, pit
+from harps_dist.evaluation.calibration import LabelPredictions, calibrate, conformal_factor, half_width, pit
 from harps_dist.evaluation.calibration_report import calibration_figure, calibration_tables
+from harps_dist.evaluation.measures import LEVELS
 
 
 def predictions(residual, sigma=1.0, stars=None, **columns) -> LabelPredictions:

@@ -17,8 +17,9 @@ import pytest
 
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation import figures
+from harps_dist.evaluation.measures import Measured
 from harps_dist.evaluation.metrics import GROUPS, group_scores, label_scores
-from harps_dist.evaluation.report import PAPER_ROWS, Measure, Report, console_table
+from harps_dist.evaluation.report import PAPER_ROWS, Report, console_table
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.text import format_pair, format_value, markdown_table
@@ -43,7 +44,7 @@ def report(tmp_path):
         stars=20,
         labels=label_scores(truth, predicted, NAMES, sigma, stars),
         groups=group_scores(truth, predicted, NAMES, sigma, stars),
-        measures=[Measure.of("RVIS", np.array([0.02, 0.03, 0.025]), np.array([1, 2, 2]), "flux / median")],
+        measures=[Measured.of("RVIS", np.array([0.02, 0.03, 0.025]), np.array([1, 2, 2]), "flux / median")],
         paper_row="ae-mix",
         figures={"residuals": tmp_path / "plots" / "residuals.png"},
         notes=["BERV is not known for simulated spectra."],

@@ -121,13 +121,14 @@ def test_docstrings_stand_alone(path):
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_the_tests_of_a_module_are_found_from_its_name(module):
-    """tests/**/test_NAME.py, or where the module's docstring says."""
+    """tests/**/test_NAME.py, or where the docstring of the module or its room says."""
     path = MODULES[module]
     if path.name in ("__init__.py", "__main__.py") or path.parent.name == "launch":
         return
     if any((ROOT / "tests").rglob(f"test_{path.stem}.py")):
         return
-    named = re.findall(r"tests/\w+/test_\w+\.py", ast.get_docstring(tree(path)) or "")
+    documents = [ast.get_docstring(tree(place)) or "" for place in (path, path.with_name("__init__.py"))]
+    named = re.findall(r"tests/\w+/test_\w+\.py", " ".join(documents))
     assert named, f"no tests/**/test_{path.stem}.py, and the docstring of {path} names no other file of tests"
     for name in named:
         assert (ROOT / name).is_file(), f"{path} says that {name} tests it"

@@ -1,0 +1,97 @@
+"""The figures of an evaluation, drawn from the tables beside its report, without model or release.
+
+Tested in tests/integration/test_runs.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from harps_dist.columns import read_columns
+from harps_dist.errors import ConfigError
+from harps_dist.evaluation.calibration import Calibration
+from harps_dist.evaluation.calibration_report import calibration_figure
+from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
+from harps_dist.evaluation.report import EVALUATED, SCORES, origin_name, read_scores
+from harps_dist.ownership import claimed
+from harps_dist.spectra.labels import INTRINSIC, LABEL
+
+Columns = dict[str, np.ndarray]
+PREDICTIONS, SPECTRUM = "predictions.parquet", "spectrum.parquet"
+INTERVENTIONS = {f"{label}_intervention.parquet": label for label in ("rv", *INTRINSIC)}
+TABLES = (PREDICTIONS, SPECTRUM, *INTERVENTIONS)
+
+
+def draw(
+    folder: Path, labels: Sequence[str], calibrated: Sequence[Calibration], origin: str, split: str
+) -> dict[str, Path]:
+    """Draw every figure that the tables in a folder allow; caption to PNG beside them.
+
+    labels: those that are predicted. calibrated: of the labels whose uncertainty is. origin, split: what titles call
+    the spectra. predictions.parquet: a row a spectrum. spectrum.parquet: wave_aa, observed and reconstructed, a row a
+    pixel. LABEL_intervention.parquet: change of the label, wave_aa, and the spectra without (base), after (decoded) and
+    that should be (due).
+    """
+    predictions, figures = _read(folder / PREDICTIONS), {}
+    if calibrated:
+        path = figures["Calibration of the uncertainties"] = folder / "calibration.png"
+        calibration_figure(path, calibrated)
+    if labels:
+        path = figures["Residuals by label"] = folder / "residuals.png"
+        truth, predicted = (np.stack([predictions[f"{name}{end}"] for name in labels], axis=1) for end in ("_true", ""))
+        residual_figure(path, truth, predicted, labels, f"{origin}, {split} split")
+    if (folder / SPECTRUM).is_file():
+        brightest = np.argmax(np.nan_to_num(predictions["snr"]))
+        name, snr = predictions["object"][brightest], predictions["snr"][brightest]
+        spectrum = _read(folder / SPECTRUM)
+        path = figures["Spectrum and reconstruction"] = folder / "spectrum.png"
+        title = f"{name}, S/N {snr:.0f}, {origin}"
+        spectrum_figure(path, spectrum["wave_aa"], spectrum["observed"], spectrum["reconstructed"], title)
+    for table, label in INTERVENTIONS.items():
+        if (folder / table).is_file():
+            caption = f"Intervention{' on the radial velocity' if label == 'rv' else f's on {label}'}"
+            path = figures[caption] = (folder / table).with_suffix(".png")
+            intervention_figure(path, *_curves(_read(folder / table)), label, LABEL[label].unit)
+    return figures
+
+
+def _read(path: Path) -> Columns:
+    """Columns of a table; none where it is missing."""
+    return read_columns(path) or {}
+
+
+def _curves(table: Columns) -> tuple[np.ndarray, np.ndarray, dict[float, tuple[np.ndarray, np.ndarray]]]:
+    """Wavelengths, the spectrum without intervention, and (decoded, due) by change."""
+    of = {float(change): table["change"] == change for change in np.unique(table["change"])}
+    first = next(iter(of.values()))
+    changes = {change: (table["decoded"][rows], table["due"][rows]) for change, rows in of.items()}
+    return table["wave_aa"][first], table["base"][first], changes
+
+
+def redraw(folder: Path) -> list[str]:
+    """Draw the figures of an evaluation anew from its tables; returns a line for each.
+
+    No model, release or GPU takes part. A figure whose table an older version did not keep is left as it is, and its line
+    says so. Raises ConfigError where nothing was evaluated there, or a table is damaged.
+    """
+    reports = sorted(path.parent for path in folder.glob(f"*/{SCORES}"))
+    if not reports:
+        raise ConfigError(f"{folder} holds no evaluation: no folder in it has a {SCORES}. Evaluate the run first.")
+    with claimed(folder, EVALUATED):
+        return [line for report in reports for line in _redrawn(report)]
+
+
+def _redrawn(folder: Path) -> list[str]:
+    scores = read_scores(folder, TABLES)
+    calibrated = [Calibration.of(content) for content in scores.get("calibrations", ())]
+    labels = [label["name"] for label in scores["labels"]]
+    origin = origin_name(scores["origin"], scores.get("not_genuine", "not genuine"))
+    drawn = draw(folder, labels, calibrated, origin, scores["split"])
+    left = sorted(scores["figures"].keys() - drawn.keys())
+    return [
+        *(f"{caption}: {path}" for caption, path in drawn.items()),
+        *(f"{caption}: as it was, for its table was not kept. Evaluate the run again." for caption in left),
+    ]
