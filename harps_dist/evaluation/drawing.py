@@ -1,7 +1,4 @@
-"""The figures of an evaluation, drawn from the tables beside its report, without model or release.
-
-Tested in tests/integration/test_runs.py.
-"""
+"""The figures of an evaluation, drawn from the tables beside its report, without model or release."""
 
 from __future__ import annotations
 
@@ -58,24 +55,11 @@ def draw(
     return figures
 
 
-def _read(path: Path) -> Columns:
-    """Columns of a table; none where it is missing."""
-    return read_columns(path) or {}
-
-
-def _curves(table: Columns) -> tuple[np.ndarray, np.ndarray, dict[float, tuple[np.ndarray, np.ndarray]]]:
-    """Wavelengths, the spectrum without intervention, and (decoded, due) by change."""
-    of = {float(change): table["change"] == change for change in np.unique(table["change"])}
-    first = next(iter(of.values()))
-    changes = {change: (table["decoded"][rows], table["due"][rows]) for change, rows in of.items()}
-    return table["wave_aa"][first], table["base"][first], changes
-
-
 def redraw(folder: Path) -> list[str]:
     """Draw the figures of an evaluation anew from its tables; returns a line for each.
 
-    No model, release or GPU takes part. A figure whose table an older version did not keep is left as it is, and its line
-    says so. Raises ConfigError where nothing was evaluated there, or a table is damaged.
+    No model, release or GPU takes part. A figure whose table an older version did not keep is left as it is, as its
+    line says. Raises ConfigError where nothing was evaluated there, or a table is damaged.
     """
     reports = sorted(path.parent for path in folder.glob(f"*/{SCORES}"))
     if not reports:
@@ -95,3 +79,16 @@ def _redrawn(folder: Path) -> list[str]:
         *(f"{caption}: {path}" for caption, path in drawn.items()),
         *(f"{caption}: as it was, for its table was not kept. Evaluate the run again." for caption in left),
     ]
+
+
+def _read(path: Path) -> Columns:
+    """Columns of a table; none where it is missing."""
+    return read_columns(path) or {}
+
+
+def _curves(table: Columns) -> tuple[np.ndarray, np.ndarray, dict[float, tuple[np.ndarray, np.ndarray]]]:
+    """Wavelengths, the spectrum without intervention, and (decoded, due) by change."""
+    of = {float(change): table["change"] == change for change in np.unique(table["change"])}
+    first = next(iter(of.values()))
+    changes = {change: (table["decoded"][rows], table["due"][rows]) for change, rows in of.items()}
+    return table["wave_aa"][first], table["base"][first], changes
