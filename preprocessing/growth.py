@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Kind, Manifest, read_index_table, with_later_columns
+from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Manifest, SampleKind, read_index_table, with_later_columns
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.formats.archive import Archive
@@ -114,7 +114,7 @@ def _grow(
     generations = dict(zip(old.index["key"], old.index["generation"].tolist(), strict=True))
     known = set(old.index["key"])
     stars = set(old.index["star"][old.index["kind"] == "simulated"])
-    samples: dict[Kind, list[Sample]] = {
+    samples: dict[SampleKind, list[Sample]] = {
         "real": [_since(real_sample(coding, number, row), generations) for number, row in found.fresh],
         "simulated": list(simulated_samples(coding, settings.fractions, known, stars)),
         "basis": [sample for sample in basis_samples(coding) if sample.key not in known],

@@ -31,9 +31,9 @@ from harps_dist.data.manifest import (
     Codec,
     CodecName,
     Index,
-    Kind,
     LabelStatistics,
     Manifest,
+    SampleKind,
     Shard,
 )
 from harps_dist.data.reader import Release
@@ -64,10 +64,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD_BYTES = 256 * 2**20
-KINDS_WITH_LABELS: tuple[Kind, ...] = ("real", "simulated")
+KINDS_WITH_LABELS: tuple[SampleKind, ...] = ("real", "simulated")
 
 _NAMES = re.compile(
-    rf"({'|'.join(get_args(Kind))})-\d{{6}}-[0-9a-f]{{12}}\.(tar|idx)|{re.escape(MANIFEST)}|{re.escape(INDEX)}"
+    rf"({'|'.join(get_args(SampleKind))})-\d{{6}}-[0-9a-f]{{12}}\.(tar|idx)|{re.escape(MANIFEST)}|{re.escape(INDEX)}"
 )
 
 
@@ -104,7 +104,7 @@ class Settings(NamedTuple):
 class Contents(NamedTuple):
     """What an archive offers a release: samples by kind, a count of what is left out and why; `Manifest` says more."""
 
-    samples: dict[Kind, list[Sample]]
+    samples: dict[SampleKind, list[Sample]]
     left_out: Counter[str]
     withdrawn: dict[str, str]
     source: str
@@ -152,7 +152,7 @@ def _pack(
     if (there := same_release(release, settings, source, ())) is not None:
         return there
     coding = Coding.of(archive, settings.codec)
-    samples: dict[Kind, list[Sample]] = {
+    samples: dict[SampleKind, list[Sample]] = {
         "real": [real_sample(coding, number, row) for number, row in spectra],
         "simulated": list(simulated_samples(coding, settings.fractions)),
         "basis": list(basis_samples(coding)),

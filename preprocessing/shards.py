@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from google_crc32c import value as crc32c
 
-from harps_dist.data.manifest import Kind, Shard
+from harps_dist.data.manifest import SampleKind, Shard
 
 BLOCK_BYTES = 8 * 2**20  # what is read, cached and shuffled together
 
@@ -23,7 +23,7 @@ BLOCK_BYTES = 8 * 2**20  # what is read, cached and shuffled together
 class ShardWriter:
     """One shard on its way. blocks_before: how many blocks of samples the release has in its other shards."""
 
-    def __init__(self, folder: Path, kind: Kind, number: int, blocks_before: int):
+    def __init__(self, folder: Path, kind: SampleKind, number: int, blocks_before: int):
         self.kind = kind
         self.blocks = blocks_before
         self._path = folder / f"{kind}-{number:06d}.tar"

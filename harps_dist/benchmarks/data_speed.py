@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harps_dist.benchmarks.inference_speed import cpu_name
 from harps_dist.benchmarks.nine_arrays import nine_arrays
-from harps_dist.benchmarks.other_ways import KINDS, NINE, Kind, Stored, Streamed, WebDataset, write_other_ways
+from harps_dist.benchmarks.other_ways import KINDS, NINE, Stored, StoredKind, Streamed, WebDataset, write_other_ways
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches, in_batches
 from harps_dist.data.manifest import Index
@@ -49,7 +49,7 @@ class Loading:
     """
 
     way: str
-    kind: Kind
+    kind: StoredKind
     what: What
     workers: int
     cold: bool
@@ -94,7 +94,7 @@ def data_speeds(
 
 def _of_kind(
     release: Release,
-    kind: Kind,
+    kind: StoredKind,
     rows: np.ndarray,
     workers: tuple[int, ...],
     seconds: float,

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset, IterableDataset
 from harps_dist.benchmarks.nine_arrays import simulated_spectrum, standardised
 from harps_dist.data.reader import Release
 
-Kind = Literal["simulated", "real"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+StoredKind = Literal["simulated", "real"]
+KINDS: tuple[StoredKind, ...] = get_args(StoredKind)
 NINE = "nine arrays, memmap"
 PEERS = {"webdataset, .npy": "webdataset", "litdata": "litdata", "mosaicml-streaming": "streaming"}
 
@@ -28,7 +28,7 @@ PEERS = {"webdataset, .npy": "webdataset", "litdata": "litdata", "mosaicml-strea
 class Stored(Dataset):
     """Arrays of single samples, as another way of storing gives them; `whole` makes them spectra."""
 
-    def __init__(self, read: Callable[[int], np.ndarray], count: int, release: Release, kind: Kind, whole: bool):
+    def __init__(self, read: Callable[[int], np.ndarray], count: int, release: Release, kind: StoredKind, whole: bool):
         self.read, self.count, self.grid, self.kind, self.whole = read, count, release.grid, kind, whole
 
     def __len__(self) -> int:

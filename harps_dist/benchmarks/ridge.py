@@ -18,8 +18,9 @@ from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.measures import SpectraKind
 from harps_dist.evaluation.metrics import group_scores, label_scores
-from harps_dist.evaluation.predicting import Spectra, origin_of
+from harps_dist.evaluation.predicting import origin_of
 from harps_dist.evaluation.report import RIDGE, RIDGE_RUN, Report, print_report
 from harps_dist.ownership import claimed
 from harps_dist.runs.run import Run, label_scale
@@ -78,7 +79,7 @@ def ridge_report(
     name: str,
     recipe: Recipe,
     release: Release,
-    kind: Spectra,
+    kind: SpectraKind,
     split: SplitName | Literal["all"] = "test",
     spectra: int = 8192,
     components: int = 64,
@@ -137,7 +138,7 @@ def ridge_instead_of(
     """
     opened = Run(run)
     name, recipe = opened.name, opened.recipe
-    kinds: tuple[Spectra, ...] = ("real", "simulated")
+    kinds: tuple[SpectraKind, ...] = ("real", "simulated")
     with claimed(out, RIDGE):
         for kind in kinds:
             tried = kind == "simulated" or recipe.data.mix.real > 0

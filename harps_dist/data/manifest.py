@@ -47,7 +47,7 @@ CodecName = Literal["noise", "u16", "lossless"]
 MOST_BLOCKS = 10**7  # of a release and all that it grew from: 80 TB
 BOUND = 0.1  # of a sample's error, in standard deviations of its own photon noise
 
-Kind = Literal["real", "simulated", "response", "generative", "basis"]
+SampleKind = Literal["real", "simulated", "response", "generative", "basis"]
 INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32c"),
     *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),
@@ -235,7 +235,7 @@ class Index:
     def __getitem__(self, column: str) -> np.ndarray:
         return self._columns[column]
 
-    def rows(self, kind: Kind, split: SplitName | Literal["all"] = "all") -> np.ndarray:
+    def rows(self, kind: SampleKind, split: SplitName | Literal["all"] = "all") -> np.ndarray:
         """Row numbers of one kind and split, in the release's order."""
         chosen = self["kind"] == kind
         if split != "all":

@@ -17,7 +17,8 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.evaluation.drawing import PREDICTIONS, TABLES, draw
-from harps_dist.evaluation.predicting import Columns, Evaluator, Predictions, Spectra
+from harps_dist.evaluation.measures import SpectraKind
+from harps_dist.evaluation.predicting import Columns, Evaluator, Predictions
 from harps_dist.evaluation.report import EVALUATED, Report
 from harps_dist.evaluation.scoring import calibrations, predicted_labels, score
 from harps_dist.files import atomic_write
@@ -68,7 +69,7 @@ def is_evaluated(run: Path, release: Release, split: SplitName | Literal["all"])
 
 
 def evaluate(
-    evaluator: Evaluator, name: str, step: int, kind: Spectra, split: SplitName | Literal["all"], folder: Path
+    evaluator: Evaluator, name: str, step: int, kind: SpectraKind, split: SplitName | Literal["all"], folder: Path
 ) -> Report | None:
     """Evaluate one kind and split into `folder`; None where the release has no such sample, or on other ranks."""
     release = evaluator.release

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from harps_dist.evaluation.metrics import clustered_error, mean_with_error
 from harps_dist.evaluation.printed import TABLE_7, TABLE_8
 from harps_dist.spectra.labels import INTRINSIC
 
+SpectraKind = Literal["real", "simulated", "generative"]  # what a model can be tried on
 FLUX = "flux / median"
 LEVELS = (0.68, 0.90, 0.95)  # of coverages
 

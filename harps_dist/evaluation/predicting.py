@@ -20,14 +20,13 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.interventions import Interventions
-from harps_dist.evaluation.measures import MAE
+from harps_dist.evaluation.measures import MAE, SpectraKind
 from harps_dist.evaluation.metrics import reconstruction_mae
 from harps_dist.evaluation.report import Origin, origin_name
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.spectra.labels import INTRINSIC
 
-Spectra = Literal["real", "simulated", "generative"]  # what a model can be tried on
 Columns = dict[str, np.ndarray]
 BATCH = 16
 STANDARD_DEVIATIONS = {"gaussian": 1.0, "laplace": 2.0**0.5}  # of a likelihood of unit scale
@@ -71,7 +70,7 @@ class Evaluator:
         self.valid = release.grid.valid
 
     @property
-    def kinds(self) -> tuple[Spectra, ...]:
+    def kinds(self) -> tuple[SpectraKind, ...]:
         """What this model can be tried on: a decoder alone needs every label, which real spectra do not have; on the
         generative set labels are intervened on, which takes an encoder, a decoder and supervised nodes."""
         if not self.model.reads:
@@ -84,10 +83,10 @@ class Evaluator:
         """Whether the model has latent nodes, but none that is a label."""
         return bool(self.model.nodes) and not self.model.labels
 
-    def origin(self, kind: Spectra) -> Origin:
+    def origin(self, kind: SpectraKind) -> Origin:
         return origin_of(kind, self.release)
 
-    def origin_name(self, kind: Spectra) -> str:
+    def origin_name(self, kind: SpectraKind) -> str:
         """For titles."""
         return origin_name(self.origin(kind), self.release.manifest.not_genuine)
 
@@ -122,7 +121,7 @@ class Evaluator:
             },
         )
 
-    def predict_split(self, kind: Spectra, split: SplitName | Literal["all"]) -> Predictions:
+    def predict_split(self, kind: SpectraKind, split: SplitName | Literal["all"]) -> Predictions:
         """Predict all samples of a kind and split. Where the model's nodes are unsupervised, labels come from least
         squares on their means, fitted on the training split (Eq. 6)."""
         index, origin = self.release.index, self.origin(kind)
@@ -157,7 +156,7 @@ class Evaluator:
             batch.rows.cpu().numpy(), batch.labels.cpu().numpy(), labels, nodes.double().cpu().numpy(), scores
         )
 
-    def curves(self, kind: Spectra, rows: np.ndarray) -> dict[str, Columns]:
+    def curves(self, kind: SpectraKind, rows: np.ndarray) -> dict[str, Columns]:
         """What figures show of the predicted rows (n,) of a kind, by the name of the table that holds it.
 
         "spectrum": the spectrum of the highest S/N beside its reconstruction, NaN where invalid. "LABEL_intervention":
@@ -237,6 +236,6 @@ def _stacked(
     }
 
 
-def origin_of(kind: Spectra, release: Release) -> Origin:
+def origin_of(kind: SpectraKind, release: Release) -> Origin:
     """What reports call this kind: spectra whose files say that they are simulated are never passed off as real."""
     return "observed-like" if kind == "real" and not release.manifest.genuine else kind

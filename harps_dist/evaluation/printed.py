@@ -63,7 +63,7 @@ PAPER_ROWS = {  # Tables 4-6 (b) and (c), MAE ± its error on the paper's own HA
 # fmt: on
 
 
-class PaperTable(NamedTuple):
+class PrintedTable(NamedTuple):
     """A printed table: what it shows, and its rows by recipe."""
 
     title: str
@@ -71,18 +71,18 @@ class PaperTable(NamedTuple):
 
 
 LABEL_TABLES = {
-    "4": PaperTable(
+    "4": PrintedTable(
         "learning paradigms and architectures",
         ("beta-vae-cnn-u", "cnn-mix", "ae-real", "ae-mix", "infovae-mix", "cnn-etc"),
     ),
-    "5": PaperTable(
+    "5": PrintedTable(
         "fewer labels, real and mixed data",
         (
             *("cnn-real", "cnn-real-1pct", "cnn-mix", "cnn-mix-1pct"),
             *("ae-real", "ae-real-1pct", "ae-mix", "ae-mix-1pct"),
         ),
     ),
-    "6": PaperTable(
+    "6": PrintedTable(
         "labels from unsupervised models",
         ("beta-vae-cnn-u", "beta-vae-u", "infovae-u", "beta-vae-mix-u", "infovae-mix-u"),
     ),

@@ -13,9 +13,9 @@ import numpy as np
 
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate
-from harps_dist.evaluation.measures import COMPARABLE, MAE, Measured
+from harps_dist.evaluation.measures import COMPARABLE, MAE, Measured, SpectraKind
 from harps_dist.evaluation.metrics import group_scores, label_scores, paper_comparable
-from harps_dist.evaluation.predicting import Evaluator, Predictions, Spectra
+from harps_dist.evaluation.predicting import Evaluator, Predictions
 from harps_dist.evaluation.printed import PAPER_ROWS
 from harps_dist.evaluation.report import Report
 from harps_dist.runs.run import label_scale
@@ -32,7 +32,7 @@ def score(
     evaluator: Evaluator,
     name: str,
     step: int,
-    kind: Spectra,
+    kind: SpectraKind,
     split: SplitName | Literal["all"],
     predictions: Predictions,
     calibrated: Sequence[Calibration],
@@ -73,7 +73,7 @@ def predicted_labels(predictions: Predictions) -> list[str]:
     return [name for name, column in zip(NAMES, predictions.labels.T, strict=True) if np.isfinite(column).any()]
 
 
-def calibrations(evaluator: Evaluator, kind: Spectra, predictions: Predictions) -> list[Calibration]:
+def calibrations(evaluator: Evaluator, kind: SpectraKind, predictions: Predictions) -> list[Calibration]:
     """Calibration of every label that has an uncertainty; the validation split corrects it. Every rank takes part."""
     likelihood, index = evaluator.model.uncertainty, evaluator.release.index
     rows = index.rows(kind, "validation")

@@ -11,7 +11,7 @@ LEVEL = 0.01
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BestModel:
     """The model of least mean error against every other.
 
     best: its name. p_values: two-sided Mann-Whitney U against each other model, adjusted by Holm-Bonferroni over
@@ -26,7 +26,7 @@ class Comparison:
         return bool(self.p_values) and max(self.p_values.values()) < level
 
 
-def compare(errors: Mapping[str, np.ndarray]) -> Comparison | None:
+def compare(errors: Mapping[str, np.ndarray]) -> BestModel | None:
     """Compare models by their absolute errors, (n,) each, NaN left out; None where no model has one.
 
     Mann-Whitney takes the errors as independent, which repeated visits to a star are not: see `mean_by_star`.
@@ -40,7 +40,7 @@ def compare(errors: Mapping[str, np.ndarray]) -> Comparison | None:
     best = min(known, key=lambda name: known[name].mean())
     others = [name for name in known if name != best]
     p_values = np.array([mannwhitneyu(known[best], known[other]).pvalue for other in others])
-    return Comparison(best, dict(zip(others, holm(p_values).tolist(), strict=True)))
+    return BestModel(best, dict(zip(others, holm(p_values).tolist(), strict=True)))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

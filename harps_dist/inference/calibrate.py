@@ -21,8 +21,8 @@ from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import LabelPredictions, conformal_factor
-from harps_dist.evaluation.measures import LEVELS
-from harps_dist.evaluation.predicting import Spectra, origin_of
+from harps_dist.evaluation.measures import LEVELS, SpectraKind
+from harps_dist.evaluation.predicting import origin_of
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, leading_axes
 from harps_dist.inference.description import AnomalyFacts, LabelFacts
 from harps_dist.inference.model import BATCH, Exported, Reference
@@ -30,7 +30,7 @@ from harps_dist.progress import Progress, silent
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.spectra.noise import photon_noise
 
-KINDS: tuple[Spectra, ...] = ("real", "simulated")
+KINDS: tuple[SpectraKind, ...] = ("real", "simulated")
 FALSE_ALARMS = 0.01
 LOW_SNR_SHARE = 0.01
 
@@ -40,13 +40,13 @@ def stars_needed(level: float) -> int:
     return int(np.ceil(level / (1 - level) - 1e-9))
 
 
-class Tried(NamedTuple):
+class SplitPredictions(NamedTuple):
     """What a model says of one kind and split. Arrays of NumPy, but for features (n, d) and misfit.
 
     truth, labels, sigma: (n, K) physical, truth NaN where missing, sigma without columns where the model has none.
     """
 
-    kind: Spectra
+    kind: SpectraKind
     stars: np.ndarray
     snr: np.ndarray
     teff_k: np.ndarray
@@ -71,7 +71,7 @@ class Trial:
         self.observer = Observer(release.decoding, recipe.data.augment, exported.device)
 
     @property
-    def trained_on(self) -> tuple[Spectra, ...]:
+    def trained_on(self) -> tuple[SpectraKind, ...]:
         """Kinds of spectra that the recipe trains on."""
         mix = self.recipe.data.mix
         return tuple(kind for kind, weight in zip(KINDS, (mix.real, mix.simulated), strict=True) if weight > 0)
@@ -100,13 +100,13 @@ class Trial:
     def _training_rows(self) -> np.ndarray:
         return np.concatenate([self.release.index.rows(kind, "train") for kind in self.trained_on])
 
-    def rows(self, kind: Spectra, split: SplitName) -> np.ndarray:
+    def rows(self, kind: SpectraKind, split: SplitName) -> np.ndarray:
         """Rows of the index to be tried, `most` of them."""
         rows = self.release.index.rows(kind, split)
         return np.sort(rows[permutation(len(rows), "export", kind, split)[: self.most]])
 
     @torch.inference_mode()
-    def __call__(self, kind: Spectra, split: SplitName, reconstruct: bool = True) -> Tried | None:
+    def __call__(self, kind: SpectraKind, split: SplitName, reconstruct: bool = True) -> SplitPredictions | None:
         """Try the model on a kind and split; None where the release has no such spectrum."""
         exported, index, release = self.exported, self.release.index, self.release
         rows = self.rows(kind, split)
@@ -133,7 +133,7 @@ class Trial:
         rows = np.concatenate(order)
         labels, sigma = (np.concatenate(parts) for parts in zip(*found, strict=True))
         measured = [part for part in misfits if part is not None]
-        return Tried(
+        return SplitPredictions(
             kind=kind,
             stars=index["star"][rows].astype(str),
             snr=index["snr"][rows].astype(np.float64),
@@ -147,23 +147,23 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """The validation split as the model sees it, by kind."""
 
     release: Release
-    tried: tuple[Tried, ...]
+    tried: tuple[SplitPredictions, ...]
 
-    def of_label(self, column: int) -> Tried:
+    def of_label(self, column: int) -> SplitPredictions:
         """The kind that calibrates a label: real spectra if enough stars have it, else that with more stars."""
 
-        def stars(part: Tried) -> int:
+        def stars(part: SplitPredictions) -> int:
             return len(np.unique(part.stars[~np.isnan(part.truth[:, column])]))
 
         first, most = self.tried[0], max(self.tried, key=stars)
         return first if stars(first) >= stars_needed(max(LEVELS)) else most
 
 
-def calibrated_labels(facts: tuple[LabelFacts, ...], held: Held) -> tuple[LabelFacts, ...]:
+def calibrated_labels(facts: tuple[LabelFacts, ...], held: HeldOut) -> tuple[LabelFacts, ...]:
     """The labels' facts with scale and conformal factors."""
     found = []
     for column, fact in enumerate(facts):
@@ -187,7 +187,7 @@ def calibrated_labels(facts: tuple[LabelFacts, ...], held: Held) -> tuple[LabelF
     return tuple(found)
 
 
-def calibrated_anomaly(trial: Trial, held: Held) -> tuple[Reference, AnomalyFacts] | None:
+def calibrated_anomaly(trial: Trial, held: HeldOut) -> tuple[Reference, AnomalyFacts] | None:
     """The Gaussian of the training split's features and the score's calibration; None for fewer than two spectra.
 
     Features, not the bottleneck's nodes: nodes keep what labels and spectra need, and what is strange is lost on them.

@@ -22,7 +22,7 @@ from harps_dist.text import format_pair, format_value, markdown_table
 
 if TYPE_CHECKING:
     from harps_dist.data.reader import Release
-    from harps_dist.inference.calibrate import Held, Tried
+    from harps_dist.inference.calibrate import HeldOut, SplitPredictions
 
 KIND_WORDS = {
     "encoder": "reads labels off a spectrum",
@@ -50,7 +50,7 @@ Please cite this software too (`CITATION.cff` in its repository), and acknowledg
 
 
 def model_card(
-    description: Description, recipe: Recipe, release: Release, tests: Sequence[tuple[Held, Tried]] = ()
+    description: Description, recipe: Recipe, release: Release, tests: Sequence[tuple[HeldOut, SplitPredictions]] = ()
 ) -> str:
     """README.md of an export. tests: the validation split, and a kind of the test split that the model was tried on."""
     origins = [release_origin(release, tried) for _, tried in tests]
@@ -78,7 +78,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def release_origin(release: Release, tried: Tried) -> Origin:
+def release_origin(release: Release, tried: SplitPredictions) -> Origin:
     from harps_dist.evaluation.predicting import origin_of
 
     return origin_of(tried.kind, release)
@@ -162,7 +162,7 @@ def _observed(not_genuine: str | None) -> str:
     return f"**observed-like** spectra ({not_genuine})" if not_genuine else "genuine HARPS spectra"
 
 
-def _scores(description: Description, tried: Tried) -> list[LabelScore]:
+def _scores(description: Description, tried: SplitPredictions) -> list[LabelScore]:
     names = tuple(label.name for label in description.labels)
     sigma = {label.name: label.std for label in description.labels}
     return label_scores(tried.truth, tried.labels, names, sigma, tried.stars)
@@ -211,7 +211,7 @@ def _half_width(factor: float, scale: float, unit: str) -> str:
     return f"± {factor:.2f} σ" if np.isnan(scale) else f"± {factor * scale:.3g} {unit}".rstrip()
 
 
-def _coverage(description: Description, held: Held, tried: Tried) -> str:
+def _coverage(description: Description, held: HeldOut, tried: SplitPredictions) -> str:
     found = [
         calibrate(
             label.name,

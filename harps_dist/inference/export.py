@@ -23,7 +23,7 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, ExportError
 from harps_dist.evaluation.measures import LEVELS
 from harps_dist.files import publish_folder
-from harps_dist.inference.calibrate import KINDS, Held, Trial, calibrated_anomaly, calibrated_labels
+from harps_dist.inference.calibrate import KINDS, HeldOut, Trial, calibrated_anomaly, calibrated_labels
 from harps_dist.inference.card import model_card
 from harps_dist.inference.description import (
     CARD,
@@ -100,7 +100,7 @@ def _export(
     found = replace(found, labels=trial.label_facts(), snr_low=trial.low_snr())
     files, tests = {WEIGHTS: weights}, []
     if model.reads:
-        held = Held(release, tuple(part for kind in KINDS if (part := trial(kind, "validation")) is not None))
+        held = HeldOut(release, tuple(part for kind in KINDS if (part := trial(kind, "validation")) is not None))
         if held.tried:
             found = replace(found, labels=calibrated_labels(found.labels, held))
         if measured := calibrated_anomaly(trial, held):

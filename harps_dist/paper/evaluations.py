@@ -16,7 +16,7 @@ from harps_dist.evaluation.report import SCORES, check_table, read_scores
 
 if TYPE_CHECKING:
     from harps_dist.data.split import SplitName
-    from harps_dist.evaluation.predicting import Spectra
+    from harps_dist.evaluation.measures import SpectraKind
 
 
 class Evaluations:
@@ -36,10 +36,10 @@ class Evaluations:
         """The folder of a recipe's run."""
         return self.runs / (f"demo-{recipe}" if self.demo else recipe)
 
-    def folder(self, recipe: str, kind: Spectra) -> Path:
+    def folder(self, recipe: str, kind: SpectraKind) -> Path:
         return self.run(recipe) / "evaluation" / f"{self.split}-{kind}"
 
-    def _scores(self, recipe: str, kind: Spectra) -> dict[str, Any] | None:
+    def _scores(self, recipe: str, kind: SpectraKind) -> dict[str, Any] | None:
         """scores.json of a report."""
         folder = self.folder(recipe, kind)
         if not (folder / SCORES).exists():
@@ -47,11 +47,11 @@ class Evaluations:
         scores = read_scores(folder)
         return scores if self.release_digest in (None, scores.get("release_digest")) else None
 
-    def _predictions(self, recipe: str, kind: Spectra) -> dict[str, np.ndarray] | None:
+    def _predictions(self, recipe: str, kind: SpectraKind) -> dict[str, np.ndarray] | None:
         """Columns of predictions.parquet, one value a spectrum."""
         return self.table(recipe, kind, "predictions.parquet")
 
-    def table(self, recipe: str, kind: Spectra, name: str) -> dict[str, np.ndarray] | None:
+    def table(self, recipe: str, kind: SpectraKind, name: str) -> dict[str, np.ndarray] | None:
         """Columns of a table that lies beside scores.json, checked against the sha256 there; None where there is none.
 
         Raises ConfigError where it is damaged.
@@ -62,7 +62,7 @@ class Evaluations:
         check_table(path, scores)
         return read_columns(path)
 
-    def column(self, recipe: str, kind: Spectra, name: str) -> np.ndarray:
+    def column(self, recipe: str, kind: SpectraKind, name: str) -> np.ndarray:
         """One column of the predictions, empty where there is none."""
         return (self.predictions(recipe, kind) or {}).get(name, np.empty(0))
 
@@ -70,7 +70,7 @@ class Evaluations:
         """(n,) predicted - true of a label on observed spectra, NaN where either is missing."""
         return self.column(recipe, "real", label) - self.column(recipe, "real", f"{label}_true")
 
-    def measure(self, recipe: str, kind: Spectra, name: str) -> dict[str, Any]:
+    def measure(self, recipe: str, kind: SpectraKind, name: str) -> dict[str, Any]:
         """A score that is no label's error: value, standard errors, counts; empty where it was not measured."""
         measures = (self.scores(recipe, kind) or {"measures": []})["measures"]
         return next((of_name for of_name in measures if of_name["name"] == name), {})

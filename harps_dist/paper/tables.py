@@ -22,7 +22,7 @@ from harps_dist.text import NAN, format_pair, markdown_table, number
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from harps_dist.evaluation.predicting import Spectra
+    from harps_dist.evaluation.measures import SpectraKind
 
 Outperforms = Literal["", "spectra", "stars"]
 MARKS = {"": "{}", "spectra": "**{}**", "stars": "**{}** ★"}
@@ -221,7 +221,7 @@ def _decoders(found: Evaluations) -> PaperTable:
 
 
 def _generative(found: Evaluations) -> list[PaperTable]:
-    def table(title: str, columns: dict[str, tuple[Spectra, str]], note: str, printed: bool) -> PaperTable:
+    def table(title: str, columns: dict[str, tuple[SpectraKind, str]], note: str, printed: bool) -> PaperTable:
         rows = []
         for recipe, values in TABLE_8.items():
             beside = values if printed else (NAN,) * len(columns)
@@ -232,21 +232,21 @@ def _generative(found: Evaluations) -> list[PaperTable]:
             rows.append(Row(LEGENDS[recipe], cells, _step(found, recipe, "real")))
         return PaperTable(title, list(columns), rows, note, printed)
 
-    def of_labels(name: str) -> dict[str, tuple[Spectra, str]]:
+    def of_labels(name: str) -> dict[str, tuple[SpectraKind, str]]:
         return {f"{name} {TITLES[label]}": ("generative", f"{name} {label}") for label in INTRINSIC}
 
-    as_printed: dict[str, tuple[Spectra, str]] = {RVIS.name: ("real", RVIS.name), **of_labels(GIS.name)}
-    against: dict[str, tuple[Spectra, str]] = {
+    as_printed: dict[str, tuple[SpectraKind, str]] = {RVIS.name: ("real", RVIS.name), **of_labels(GIS.name)}
+    against: dict[str, tuple[SpectraKind, str]] = {
         RVIS_TRUE.name: ("simulated", RVIS_TRUE.name),
         **of_labels(GIS_TRUE.name),
     }
-    sensitivities: dict[str, tuple[Spectra, str]] = {
+    sensitivities: dict[str, tuple[SpectraKind, str]] = {
         "sensitivity rv": ("simulated", "RV sensitivity"),
         **of_labels("sensitivity"),
         "leakage rv": ("simulated", "do(rv) leakage"),
         "leakage BERV": ("simulated", "do(berv) leakage"),
     }
-    responses: dict[str, tuple[Spectra, str]] = {
+    responses: dict[str, tuple[SpectraKind, str]] = {
         "response rv": ("simulated", "do(rv) response"),
         "response BERV": ("simulated", "do(berv) response"),
         **of_labels("response"),
@@ -303,7 +303,7 @@ def _speed(speeds: Sequence[InferenceSpeed]) -> PaperTable:
     return PaperTable("Table 9: time and memory of inference", columns, rows, note.strip(), of_runs=False)
 
 
-def _measured(found: Evaluations, recipe: str, kind: Spectra, name: str, printed: Pair) -> Cell:
+def _measured(found: Evaluations, recipe: str, kind: SpectraKind, name: str, printed: Pair) -> Cell:
     return _cell(found.measure(recipe, kind, name), "value", "standard_error", printed)
 
 
@@ -314,7 +314,7 @@ def _cell(score: dict[str, Any], value: str, error: str, printed: Pair) -> Cell:
     )
 
 
-def _step(found: Evaluations, recipe: str, kind: Spectra) -> int | None:
+def _step(found: Evaluations, recipe: str, kind: SpectraKind) -> int | None:
     scores = found.scores(recipe, kind)
     return scores["step"] if scores else None
 

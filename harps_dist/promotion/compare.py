@@ -26,7 +26,7 @@ from harps_dist.evaluation.scoring import DOWNSTREAM_NOTE
 from harps_dist.frozen import Frozen
 from harps_dist.ownership import check, claimed
 from harps_dist.promotion.arrivals import arrived_rows, surprises
-from harps_dist.promotion.comparison import COMPARED, KINDS, Comparison, Entry, Kind, Surprise, read_comparison
+from harps_dist.promotion.comparison import COMPARED, KINDS, Comparison, Entry, SpectraKind, Surprise, read_comparison
 from harps_dist.promotion.comparison_report import write_report
 from harps_dist.promotion.entries import Columns, Errors, Spectra, entries_of, errors_of
 from harps_dist.ranks.world import World
@@ -83,7 +83,7 @@ def _compare(
     console: Console,
 ) -> Comparison:
     tried = [
-        Tried(
+        ComparedModel(
             _evaluator(run, identity, conditions, release, world, console),
             identity,
             conditions,
@@ -137,7 +137,7 @@ class Tables(NamedTuple):
     held_out: Columns | None
 
 
-class Tried:
+class ComparedModel:
     """One of the models, and what it says of each kind of spectra."""
 
     def __init__(
@@ -146,7 +146,7 @@ class Tried:
         self.evaluator, self.identity, self.conditions = evaluator, identity, conditions
         self.split, self.folder = split, folder
 
-    def tables(self, kind: Kind) -> Tables | None:
+    def tables(self, kind: SpectraKind) -> Tables | None:
         """What the model says of a kind; None where it cannot be tried on that, or the release has no such spectra. All
         ranks take part."""
         rows = self.evaluator.release.index.rows
@@ -155,7 +155,7 @@ class Tried:
         corrected = self.evaluator.model.uncertainty != "none" and len(rows(kind, "validation")) > 0
         return Tables(self._table(kind, self.split), self._table(kind, "validation") if corrected else None)
 
-    def _table(self, kind: Kind, split: Split) -> Columns:
+    def _table(self, kind: SpectraKind, split: Split) -> Columns:
         """Predictions that are on disk, or are made now."""
         return self._kept(f"{split}-{kind}", lambda: self.evaluator.predict_split(kind, split))
 
@@ -185,7 +185,7 @@ class Tried:
         frozen = {name: column[before] for name, column in tested.items()}
         return surprises(evaluator.model.labels, frozen, arrived)
 
-    def errors(self, kind: Kind, spectra: Spectra, tables: Tables | None) -> dict[str, Errors]:
+    def errors(self, kind: SpectraKind, spectra: Spectra, tables: Tables | None) -> dict[str, Errors]:
         """All measures that the model has on a kind of spectra."""
         if tables is None:
             return {}
@@ -199,7 +199,7 @@ class Tried:
         fitted = tuple(name for name in NAMES if np.isfinite(table[name]).any())
         return fitted if self.evaluator.unsupervised else self.evaluator.model.labels
 
-    def _inside(self, kind: Kind, tables: Tables) -> dict[str, np.ndarray]:
+    def _inside(self, kind: SpectraKind, tables: Tables) -> dict[str, np.ndarray]:
         """Whether each truth lies within the predicted interval, by coverage and label; the corrected ones too, where
         the validation split has enough stars for them."""
         likelihood, found = self.evaluator.model.uncertainty, {}
@@ -255,7 +255,7 @@ def _evaluator(
     return Evaluator(model, recipe, release, world, console)
 
 
-def _spectra(release: Release, kind: Kind, split: Split, table: Columns) -> Spectra:
+def _spectra(release: Release, kind: SpectraKind, split: Split, table: Columns) -> Spectra:
     index, rows = release.index, release.index.rows(kind, split)
     return Spectra(
         stars=index["star"][rows].astype(str),
@@ -276,7 +276,7 @@ def new_stars(index: Index, newest: int) -> np.ndarray:
     return (first[star] == newest) & (newest > 0)
 
 
-def _notes(tried: list[Tried], release: Release) -> Iterator[str]:
+def _notes(tried: list[ComparedModel], release: Release) -> Iterator[str]:
     """What a reader should know."""
     manifest, recipes = release.manifest, [read_run(Path(model.identity.run)).recipe for model in tried]
     if manifest.description:

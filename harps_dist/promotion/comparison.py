@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.measures import LEVELS, coverage_name
+from harps_dist.evaluation.measures import LEVELS, SpectraKind, coverage_name
 from harps_dist.evaluation.measures import MEASURES as ONE_A_SPECTRUM
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen, Number
@@ -41,10 +41,9 @@ EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, d
 }
 UNKNOWN = "unknown"
 
-Kind = Literal["real", "simulated", "generative"]
 Population = Literal["all", "frozen", "new"]
 By = Literal["overall", "teff", "logg", "mh", "snr", "era"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[SpectraKind, ...] = get_args(SpectraKind)
 POPULATIONS: tuple[Population, ...] = get_args(Population)
 BYS: tuple[By, ...] = get_args(By)
 POPULATION_WORDS = {
@@ -87,7 +86,7 @@ class Entry(Frozen):
     spectra that have a truth and no finite prediction.
     """
 
-    kind: Kind
+    kind: SpectraKind
     population: Population
     by: By = "overall"
     bin: str = ""
@@ -147,7 +146,7 @@ class Comparison(Frozen):
     notes: tuple[str, ...] = ()
     git: str | None = None
 
-    def find(self, kind: Kind, population: Population, by: By = "overall") -> list[Entry]:
+    def find(self, kind: SpectraKind, population: Population, by: By = "overall") -> list[Entry]:
         """Entries of one kind and population, overall or by bins."""
         return [entry for entry in self.entries if (entry.kind, entry.population, entry.by) == (kind, population, by)]
 

@@ -20,8 +20,8 @@ from harps_dist.promotion.comparison import (
     POPULATIONS,
     Comparison,
     Entry,
-    Kind,
     Population,
+    SpectraKind,
 )
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.text import format_value, markdown_table
@@ -129,15 +129,15 @@ def _data(comparison: Comparison) -> str:
     return f"**Data: {comparison.split} split of release {comparison.release.digest[:12]}.**\n\n" + "\n".join(lines)
 
 
-def _origin(comparison: Comparison, kind: Kind) -> Origin:
+def _origin(comparison: Comparison, kind: SpectraKind) -> Origin:
     return "observed-like" if kind == "real" and not comparison.release.genuine else kind
 
 
-def _words(comparison: Comparison, kind: Kind) -> str:
+def _words(comparison: Comparison, kind: SpectraKind) -> str:
     return origin_words(_origin(comparison, kind), comparison.release.not_genuine or "not genuine")
 
 
-def _name(comparison: Comparison, kind: Kind) -> str:
+def _name(comparison: Comparison, kind: SpectraKind) -> str:
     return origin_name(_origin(comparison, kind), comparison.release.not_genuine or "not genuine")
 
 
@@ -145,7 +145,7 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def _of(comparison: Comparison, kind: Kind, population: Population, measures: Sequence[str]) -> list[Entry]:
+def _of(comparison: Comparison, kind: SpectraKind, population: Population, measures: Sequence[str]) -> list[Entry]:
     return [entry for entry in comparison.find(kind, population) if entry.measure in measures]
 
 
@@ -211,7 +211,7 @@ def _overview(comparison: Comparison, path: Path) -> bool:
     return True
 
 
-def _say_not_genuine(figure: Figure, comparison: Comparison, kinds: Sequence[Kind]) -> None:
+def _say_not_genuine(figure: Figure, comparison: Comparison, kinds: Sequence[SpectraKind]) -> None:
     """Title a figure with what its observed-like spectra are, where there are such."""
     if "real" in kinds and not comparison.release.genuine:
         figure.suptitle(_words(comparison, "real"), fontsize=9)
@@ -241,7 +241,7 @@ def _bins(comparison: Comparison, path: Path) -> bool:
     return True
 
 
-def _binned(comparison: Comparison, kind: Kind, by: str) -> list[Entry]:
+def _binned(comparison: Comparison, kind: SpectraKind, by: str) -> list[Entry]:
     entries = comparison.find(kind, "all", by)  # type: ignore[arg-type]
     return [entry for entry in entries if entry.measure in ("teff", "logg", "mh", "rv")]
 

@@ -19,8 +19,8 @@ from harps_dist.promotion.comparison import (
     UNKNOWN,
     By,
     Entry,
-    Kind,
     Population,
+    SpectraKind,
     bin_names,
 )
 from harps_dist.promotion.paired import FEWEST_STARS, paired
@@ -79,7 +79,9 @@ def errors_of(spectra: Spectra, labels: Sequence[str], predicted: Columns, insid
     return found
 
 
-def entries_of(kind: Kind, spectra: Spectra, new: dict[str, Errors], old: dict[str, Errors] | None) -> Iterator[Entry]:
+def entries_of(
+    kind: SpectraKind, spectra: Spectra, new: dict[str, Errors], old: dict[str, Errors] | None
+) -> Iterator[Entry]:
     """Entries of one kind: every measure that either model has, in every population that holds spectra, overall and,
     but for coverages and the generative set, by bins. old: None where there is no old model."""
     nothing = np.full(len(spectra.stars), NAN)
@@ -107,7 +109,7 @@ def populations(new_star: np.ndarray) -> dict[Population, np.ndarray]:
     return {"all": np.ones_like(new_star), "frozen": ~new_star, "new": new_star}
 
 
-def _parts(kind: Kind, measure: str, spectra: Spectra) -> Iterator[tuple[By, str, np.ndarray]]:
+def _parts(kind: SpectraKind, measure: str, spectra: Spectra) -> Iterator[tuple[By, str, np.ndarray]]:
     """By what, name of the bin, and which spectra (n,) are in it."""
     everywhere = np.ones(len(spectra.stars), dtype=bool)
     yield "overall", "", everywhere

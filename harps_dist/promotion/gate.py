@@ -33,8 +33,8 @@ from harps_dist.promotion.comparison import (
     By,
     Comparison,
     Entry,
-    Kind,
     Population,
+    SpectraKind,
     Surprise,
     bin_names,
 )
@@ -83,7 +83,7 @@ class Line(Frozen):
     model has is not judged. A measure the new model lost fails.
     """
 
-    kind: Kind = "real"
+    kind: SpectraKind = "real"
     population: Population = "frozen"
     measure: str
     by: By = "overall"
@@ -171,7 +171,7 @@ def _default_lines() -> tuple[Line, ...]:
         Line(measure=LABELS, population="new", relative=0.25, optional=True),
     ]
     lines += [Line(measure=LABELS, by=by, relative=0.50, least_stars=10, optional=True) for by in ("teff", "era")]
-    scores: tuple[tuple[Kind, str], ...] = (
+    scores: tuple[tuple[SpectraKind, str], ...] = (
         ("real", MAE.name),
         ("simulated", MAE.name),
         ("simulated", RVIS_TRUE.name),

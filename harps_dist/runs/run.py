@@ -16,7 +16,7 @@ import yaml
 
 from harps_dist.config import Recipe, recipe_digest
 from harps_dist.data.augment import Augment
-from harps_dist.data.manifest import Index, Kind, Manifest
+from harps_dist.data.manifest import Index, Manifest, SampleKind
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.files import atomic_write
 from harps_dist.models.build import build_model
@@ -75,7 +75,7 @@ def label_scale(manifest: Manifest, augment: Augment) -> tuple[dict[str, float],
 def label_ranges(index: Index, recipe: Recipe) -> dict[str, tuple[float, float]]:
     """Least and largest value of every label of the model in the training split, or of what is drawn for it."""
     mix, augment = recipe.data.mix, recipe.data.augment
-    kinds: tuple[tuple[Kind, float], ...] = (("real", mix.real), ("simulated", mix.simulated))
+    kinds: tuple[tuple[SampleKind, float], ...] = (("real", mix.real), ("simulated", mix.simulated))
     rows = np.concatenate([index.rows(kind, "train") for kind, weight in kinds if weight > 0])
     drawn = {"rv": augment.rv_kms, "berv": augment.berv_kms} if mix.simulated > 0 else {}
     ranges = {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, leading_axes, misfit
-from harps_dist.inference.calibrate import Held, Tried, calibrated_anomaly, stars_needed
+from harps_dist.inference.calibrate import HeldOut, SplitPredictions, calibrated_anomaly, stars_needed
 from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
 
@@ -114,20 +114,20 @@ def test_axes_that_few_spectra_cannot_tell_apart_share_their_variance():
     assert found.distance(outlier) > found.distance(fresh).max()
 
 
-def tried(stars: int, visits: int, seed: int, kind: str = "real", spread: float = 1.0) -> Tried:
+def tried(stars: int, visits: int, seed: int, kind: str = "real", spread: float = 1.0) -> SplitPredictions:
     draw = np.random.default_rng(seed)
     count = stars * visits
     of_star = np.repeat(np.arange(stars), visits)
     latent = draw.normal(size=(stars, 4))[of_star] + 0.3 * draw.normal(size=(count, 4))
     chi2 = torch.from_numpy(1 + 0.2 * draw.random((count, 3)))
     nothing = np.empty((count, 0))
-    return Tried(
+    return SplitPredictions(
         kind, np.char.add(f"{kind} ", of_star.astype(str)), nothing, nothing, nothing, nothing, nothing,
         torch.from_numpy(latent * spread), Misfit(chi2, torch.ones(count, 3)),
     )  # fmt: skip
 
 
-def trial_of(parts: dict[str, Tried]) -> SimpleNamespace:
+def trial_of(parts: dict[str, SplitPredictions]) -> SimpleNamespace:
     exported = SimpleNamespace(orders=SimpleNamespace(numbers=(3, 2, 1)))
     manifest = SimpleNamespace(genuine=True)
 
@@ -143,7 +143,7 @@ def test_one_per_cent_of_spectra_of_new_stars_are_flagged():
     shares = []
     for seed in range(40):
         trial = trial_of({"real": tried(600, 3, 1000 + seed)})
-        reference, facts = calibrated_anomaly(trial, Held(trial.release, (tried(300, 3, seed),)))
+        reference, facts = calibrated_anomaly(trial, HeldOut(trial.release, (tried(300, 3, seed),)))
         fresh = tried(300, 3, 2000 + seed)
         excess = fresh.misfit.excess(reference.systematic).amax(dim=1) / facts.excess_scale
         distance = reference.gaussian.distance(fresh.features) / facts.distance_scale
@@ -155,9 +155,9 @@ def test_one_per_cent_of_spectra_of_new_stars_are_flagged():
 
 def test_few_real_stars_are_joined_by_simulated_ones_and_too_few_flag_nothing():
     trial = trial_of({"real": tried(30, 2, 1), "simulated": tried(100, 1, 2, "simulated")})
-    held = Held(trial.release, (tried(30, 2, 3), tried(80, 1, 4, "simulated")))
+    held = HeldOut(trial.release, (tried(30, 2, 3), tried(80, 1, 4, "simulated")))
     _, facts = calibrated_anomaly(trial, held)
     assert (facts.calibrated_on, facts.stars) == ("real and simulated", 110)
     assert np.isfinite(facts.threshold)
-    _, facts = calibrated_anomaly(trial, Held(trial.release, held.tried[:1]))
+    _, facts = calibrated_anomaly(trial, HeldOut(trial.release, held.tried[:1]))
     assert facts.threshold == np.inf
