@@ -171,8 +171,8 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
         fresh: New spectra.
         json: File for the figures.
     """
+    from harps_dist.benchmarks.growth_speed import COSTS, growth_costs, growth_table, write_costs
     from harps_dist.console import console_for
-    from preprocessing.growth_speed import COSTS, growth_costs, growth_table, write_costs
 
     check(json, COSTS)
     costs = growth_costs(sizes, fresh)

@@ -37,8 +37,8 @@ WAY = (
     *("config", "recipes", "ranks", "runs"),
     "training",
     *("evaluation", "inference"),
-    *("benchmarks", "paper", "promotion"),
     *("preprocessing.simulator", "preprocessing"),
+    *("benchmarks", "paper", "promotion"),
     *("cluster", "commands", "launch"),
 )
 LARGEST_ROOM, LONGEST_FILE = 0.2, 400
