@@ -48,7 +48,7 @@ def test_a_web_server_gives_what_the_folder_gives(tiny_release, tmp_path):
         remote, local = Release(server.url, cache), Release(tiny_release)
         assert remote.digest == local.digest
         assert same(remote, local)
-        np.testing.assert_array_equal(remote.instrument.basis, local.instrument.basis)
+        np.testing.assert_array_equal(remote.decoding.basis, local.decoding.basis)
         asked = len(server.requests)
         ranges = [spec for path, spec in server.requests if path.endswith(".tar")]
         assert all(ranges)
@@ -209,7 +209,7 @@ def test_no_flipped_byte_of_a_member_goes_unseen(copied):
     row = int(release.index.rows("basis")[0])
     flip(copied / release.index["shard"][row], int(release.index["offset"][row]) + 500)
     with pytest.raises(ReleaseError, match="response-basis"):
-        _ = Release(copied).instrument
+        _ = Release(copied).decoding
 
 
 def test_no_flipped_byte_of_manifest_or_index_goes_unseen(copied):
