@@ -206,15 +206,15 @@ class Run:
     def checkpoint(self, which: Which = "newest") -> Checkpoint:
         """The newest checkpoint, or that with the least validation loss, every byte of it checked.
 
-        Raises ResumeError where there is none, where it is damaged (an older one is never taken in its place), or where
-        it was written under another recipe or for another release than the run's.
+        Raises ConfigError as `saved`. Raises ResumeError where there is none, where it is damaged (an older one is never
+        taken in its place), or where it was written under another recipe or for another release than the run's.
         """
         if which not in self._checkpoints:
             self._checkpoints[which] = self._checked(which)
         return self._checkpoints[which]
 
     def _checked(self, which: Which) -> Checkpoint:
-        choose = {"newest": newest_checkpoint, "best": best_checkpoint}[which]
+        saved, choose = self.saved, {"newest": newest_checkpoint, "best": best_checkpoint}[which]
         checkpoint, passed_over = choose(self.path / CHECKPOINTS)
         if passed_over:
             raise ResumeError(
@@ -226,7 +226,7 @@ class Run:
             raise ResumeError(
                 f"run {self.path} has no checkpoint that is its {which}: none was {what} yet. Train it first."
             )
-        for what, stands in (("recipe", self.saved.recipe_digest), ("release", self.saved.release_digest)):
+        for what, stands in (("recipe", saved.recipe_digest), ("release", saved.release_digest)):
             written = str(checkpoint.state.get(f"{what}_digest"))
             if written != stands:
                 raise ResumeError(
