@@ -31,7 +31,7 @@ from harps_dist.promotion.comparison_report import write_report
 from harps_dist.promotion.entries import Columns, Errors, Spectra, entries_of, errors_of
 from harps_dist.ranks.world import World
 from harps_dist.runs.identity import ID_LENGTH, ReleaseIdentity, TrainedModel
-from harps_dist.runs.run import Run, Which, git_revision, load_run, read_run
+from harps_dist.runs.run import Run, Which, git_revision
 from harps_dist.sealed import find_sealed, sealed_write
 from harps_dist.spectra.labels import NAMES
 
@@ -61,7 +61,7 @@ def compare_runs(
     world.of_main(lambda: check(out, COMPARED))
     runs = [run for run in (new, old) if run]
     identities = [Run(run).identity(chosen) for run, chosen in zip(runs, which, strict=False)]
-    recipe = read_run(new).recipe
+    recipe = Run(new).recipe
     conditions = Conditions(augment=recipe.data.augment, seed=recipe.training.seed)
     done = world.gather(_finished(out, identities, release, split, conditions))[0]
     if done:
@@ -236,7 +236,7 @@ def _finished(
 
 def _check_split(run: Path, release: Release, split: Split) -> None:
     """Raises ConfigError where the run may have been trained on stars of this split."""
-    trained, now = read_run(run).split, (release.manifest.split_fractions, release.manifest.split_salt)
+    trained, now = Run(run).saved.split, (release.manifest.split_fractions, release.manifest.split_salt)
     if split != "all" and trained != now:
         raise ConfigError(
             f"run {run} was trained with stars split as {trained}, but {release.location} splits them as {now}, so "
@@ -248,8 +248,9 @@ def _evaluator(
     run: Path, identity: TrainedModel, conditions: Conditions, release: Release, world: World, console: Console
 ) -> Evaluator:
     """A model to be tried under the conditions, whatever it was trained under."""
-    _, recipe, model, step = load_run(run, release.manifest, identity.checkpoint)
-    if step != identity.step:
+    opened = Run(run)
+    model, recipe = opened.model(identity.checkpoint, release.manifest), opened.recipe
+    if opened.checkpoint(identity.checkpoint).step != identity.step:
         raise ConfigError(f"run {run} went on while it was compared. Give the same command again.")
     recipe = recipe.changed(data={"augment": conditions.augment}, training={"seed": conditions.seed})
     return Evaluator(model, recipe, release, world, console)
@@ -278,7 +279,7 @@ def new_stars(index: Index, newest: int) -> np.ndarray:
 
 def _notes(tried: list[ComparedModel], release: Release) -> Iterator[str]:
     """What a reader should know."""
-    manifest, recipes = release.manifest, [read_run(Path(model.identity.run)).recipe for model in tried]
+    manifest, recipes = release.manifest, [Run(Path(model.identity.run)).recipe for model in tried]
     if manifest.description:
         yield manifest.description
     if any(recipe.data.augment != recipes[0].data.augment for recipe in recipes):

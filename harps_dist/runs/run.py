@@ -206,8 +206,8 @@ class Run:
     def checkpoint(self, which: Which = "newest") -> Checkpoint:
         """The newest checkpoint, or that with the least validation loss, every byte of it checked.
 
-        Raises ConfigError as `saved`. Raises ResumeError where there is none, where it is damaged (an older one is never
-        taken in its place), or where it was written under another recipe or for another release than the run's.
+        Raises ConfigError where the folder is no run. Raises ResumeError where there is none, where it is damaged (an
+        older one is never taken in its place), or where it was written under another recipe or for another release.
         """
         if which not in self._checkpoints:
             self._checkpoints[which] = self._checked(which)
@@ -267,15 +267,6 @@ class Run:
             release_digest=saved.release_digest,
             git=saved.git,
         )
-
-
-def find_checkpoint(run: Path, which: Which) -> Checkpoint:
-    return Run(run).checkpoint(which)
-
-
-def load_run(run: Path, manifest: Manifest, which: Which = "newest") -> tuple[str, Recipe, SpectrumModel, int]:
-    opened = Run(run)
-    return opened.name, opened.recipe, opened.model(which, manifest), opened.checkpoint(which).step
 
 
 def git_revision() -> str | None:

@@ -38,7 +38,7 @@ from harps_dist.runs.checkpoint import (
     remove_unfinished,
 )
 from harps_dist.runs.log import LOG, RunLog
-from harps_dist.runs.run import CHECKPOINTS, LEDGER, RECIPE, RUN, find_checkpoint, read_run, save_recipe
+from harps_dist.runs.run import CHECKPOINTS, LEDGER, RECIPE, RUN, Run, save_recipe
 from harps_dist.training.learner import Learner
 from harps_dist.training.peaks import measured_peaks
 from harps_dist.training.schedule import learning_rate
@@ -65,7 +65,7 @@ def train_run(
     begun = any((run / CHECKPOINTS).glob("step-*"))
     if recipe.parent and not start_from and not begun:
         start_from = run.parent / recipe.parent
-        parent = read_run(start_from).recipe if (start_from / RECIPE).exists() else find_recipe(recipe.parent)
+        parent = Run(start_from).recipe if (start_from / RECIPE).exists() else find_recipe(recipe.parent)
         parent = parent.changed(data={"release": recipe.data.release, "workers": recipe.data.workers})
         world.barrier()  # all have looked before the first writes
         train_run(parent, recipe.parent, release, start_from, world, None, engine.model_copy(update={"resume": "auto"}))
@@ -179,7 +179,7 @@ class Trainer:
 
     def _start_from(self, run: Path, model: SpectrumModel) -> None:
         """Take over the weights of another run's newest checkpoint that fit the model."""
-        checkpoint = find_checkpoint(run, "newest")
+        checkpoint = Run(run).checkpoint()
         if self.recipe.training.label_scale == "kept":
             checkpoint.lend_label_scale(model)
         taken = checkpoint.lend(model)
