@@ -206,15 +206,15 @@ class Run:
     def checkpoint(self, which: Which = "newest") -> Checkpoint:
         """The newest checkpoint, or that with the least validation loss, every byte of it checked.
 
-        Raises ConfigError where the folder is no run. Raises ResumeError where there is none, where it is damaged (an
-        older one is never taken in its place), or where it was written under another recipe or for another release.
+        Raises ResumeError where there is none, where it is damaged (an older one is never taken in its place), or where
+        it was written under another recipe or for another release than the run's.
         """
         if which not in self._checkpoints:
             self._checkpoints[which] = self._checked(which)
         return self._checkpoints[which]
 
     def _checked(self, which: Which) -> Checkpoint:
-        saved, choose = self.saved, {"newest": newest_checkpoint, "best": best_checkpoint}[which]
+        choose = {"newest": newest_checkpoint, "best": best_checkpoint}[which]
         checkpoint, passed_over = choose(self.path / CHECKPOINTS)
         if passed_over:
             raise ResumeError(
@@ -226,7 +226,7 @@ class Run:
             raise ResumeError(
                 f"run {self.path} has no checkpoint that is its {which}: none was {what} yet. Train it first."
             )
-        for what, stands in (("recipe", saved.recipe_digest), ("release", saved.release_digest)):
+        for what, stands in (("recipe", self.saved.recipe_digest), ("release", self.saved.release_digest)):
             written = str(checkpoint.state.get(f"{what}_digest"))
             if written != stands:
                 raise ResumeError(
@@ -241,20 +241,21 @@ class Run:
         on: a release that it is to be used on; without, none is needed, for grid and label scale are saved with the
         run. Raises ConfigError for a release on another grid; otherwise as `checkpoint`.
         """
-        if on is not None and self.saved.grid != on.grid:
+        grid = self.saved.grid
+        if on is not None and grid != on.grid:
             raise ConfigError(
-                f"run {self.path} was trained on grid {self.saved.grid.name}, but the release is on grid "
-                f"{on.grid.name}. Give a release on the same grid: ingest with --grid {self.saved.grid.name}."
+                f"run {self.path} was trained on grid {grid.name}, but the release is on grid {on.grid.name}. Give a "
+                f"release on the same grid: ingest with --grid {grid.name}."
             )
         checkpoint = self.checkpoint(which)
         with torch.random.fork_rng(devices=[]):
-            model = build_model(self.recipe.model, self.saved.grid.grid())
+            model = build_model(self.recipe.model, grid.grid())
         checkpoint.load_model(model)
         return model.eval()
 
     def identity(self, which: Which = "newest") -> TrainedModel:
         """What a checkpoint is: which weights under which recipe; raises as `checkpoint`."""
-        checkpoint, saved = self.checkpoint(which), self.saved
+        saved, checkpoint = self.saved, self.checkpoint(which)
         weights = checkpoint.state["sha256"][MODEL]
         return TrainedModel(
             name=saved.name,
