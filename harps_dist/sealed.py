@@ -139,13 +139,13 @@ def find_sealed(path: Path) -> Path | None:
     return next(filter(is_whole, sorted(path.parent.glob(pattern))), None)
 
 
-def is_whole(found: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether the content of a file is what its sealed name says.
 
     One that was changed is told of with a warning: whoever asks makes it again.
     """
-    bare = found.with_name(found.stem[: -_NAME_LENGTH - 1] + found.suffix)
-    if sealed_name(bare, found) == found:
+    bare = path.with_name(path.stem[: -_NAME_LENGTH - 1] + path.suffix)
+    if sealed_name(bare, path) == path:
         return True
-    warnings.warn(f"{found} is damaged: its content is not what its name says. It is made again.", stacklevel=2)
+    warnings.warn(f"{path} is damaged: its content is not what its name says. It is made again.", stacklevel=2)
     return False

@@ -26,7 +26,8 @@ def command(script: str, *arguments: object, ranks: int = 1) -> list[str]:
 def environment(gpu: bool = False) -> dict[str, str]:
     """Of a command; without `gpu` it takes the CPU, on which runs are compared bit by bit and ranks share cores."""
     seen = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"} | seen
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | seen
 
 
 def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0, gpu: bool = False) -> str:

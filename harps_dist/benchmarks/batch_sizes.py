@@ -89,14 +89,14 @@ def _latents(recipe: Recipe, release: Release, spectra: int) -> tuple[Tensor, Te
     return (mean - mean.mean(0)) / variance.sqrt(), log_variance - variance.log()
 
 
-def batch_size_table(found: Iterable[Effect]) -> Table:
+def batch_size_table(effects: Iterable[Effect]) -> Table:
     """The effects as a rich table, the method in its caption."""
     from rich.table import Table
 
     table = Table(title="KL and MMD by the size of a batch", caption=METHOD)
     for header in ("part", "batch", "value", "pull on the spread"):
         table.add_column(header, justify="left" if header == "part" else "right")
-    for one in sorted(found, key=lambda one: one.part):
+    for one in sorted(effects, key=lambda one: one.part):
         figures = (f"{mean:.5f} ± {error:.5f}" for mean, error in (one.value, one.pull))
         table.add_row(one.part, str(one.size), *figures)
     return table

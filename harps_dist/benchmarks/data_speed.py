@@ -77,19 +77,19 @@ def data_speeds(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    found: list[Loading] = []
+    loadings: list[Loading] = []
     try:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             for kind in KINDS:
                 rows = release.index.rows(kind)[:samples]
                 if len(rows):
                     observer = Observer(release.decoding, Augment(), torch.device(device), compile)
-                    found += _of_kind(release, kind, rows, tuple(workers), seconds, observer, Path(folder) / kind)
+                    loadings += _of_kind(release, kind, rows, tuple(workers), seconds, observer, Path(folder) / kind)
     finally:
         torch.set_num_threads(threads)
-    if not found:
+    if not loadings:
         raise ConfigError(f"{release.location} has neither real nor simulated samples to read.")
-    return with_ratios(found)
+    return with_ratios(loadings)
 
 
 def _of_kind(
@@ -178,16 +178,16 @@ def _drop_from_page_cache(path: Path) -> None:
     os.close(file)
 
 
-def with_ratios(found: list[Loading]) -> list[Loading]:
+def with_ratios(loadings: list[Loading]) -> list[Loading]:
     """Rates with their ratio to those of the nine arrays."""
-    base = {(one.kind, one.what, one.workers, one.cold): one.spectra_per_s for one in found if one.way == NINE}
+    base = {(one.kind, one.what, one.workers, one.cold): one.spectra_per_s for one in loadings if one.way == NINE}
 
     def ratio(one: Loading) -> float | None:
         what: What = "whole" if one.workers else one.what
         nine = base.get((one.kind, what, one.workers, one.cold))
         return one.spectra_per_s / nine if nine else None
 
-    return [replace(one, ratio=ratio(one)) for one in found]
+    return [replace(one, ratio=ratio(one)) for one in loadings]
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def shuffling(index: Index, digest: str, mix: Mix, batch: int = 32, epochs: int 
     )
 
 
-def loading_table(found: list[Loading]) -> Table:
+def loading_table(loadings: list[Loading]) -> Table:
     """The measurements as a rich table."""
     from rich.table import Table
 
@@ -248,7 +248,7 @@ def loading_table(found: list[Loading]) -> Table:
         table.add_column(header)
     for header in ("spectra/s", "ms", "MB each", "MB/s", "× nine arrays"):
         table.add_column(header, justify="right")
-    for one in found:
+    for one in loadings:
         table.add_row(
             one.kind,
             one.way,
@@ -272,7 +272,7 @@ LOADING = json_file(
 
 
 def write_loading(
-    found: list[Loading], order: Shuffling, release: Release, compile: bool, device: str, path: Path | None
+    loadings: list[Loading], order: Shuffling, release: Release, compile: bool, device: str, path: Path | None
 ) -> None:
     """Write every figure and ratio; see `ownership.write_json`."""
     content = {
@@ -284,6 +284,6 @@ def write_loading(
         "release": release.digest,
         "grid": release.grid.name,
         "order": asdict(order),
-        "loading": [asdict(one) | {"mb_per_s": one.mb_per_s} for one in found],
+        "loading": [asdict(one) | {"mb_per_s": one.mb_per_s} for one in loadings],
     }
     write_json(path, LOADING, content)

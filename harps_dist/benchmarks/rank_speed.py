@@ -106,19 +106,19 @@ def rank_speed(
     )
 
 
-def rank_table(found: RankSpeed) -> Table:
+def rank_table(speed: RankSpeed) -> Table:
     """The measurement as a rich table, the method in its caption."""
     from rich.table import Table
 
     title = (
-        f"{found.recipe}, grid {found.grid}, {found.ranks} ranks of {found.spectra_of_a_rank} spectra, {found.strategy}"
+        f"{speed.recipe}, grid {speed.grid}, {speed.ranks} ranks of {speed.spectra_of_a_rank} spectra, {speed.strategy}"
     )
     table = Table(title=title, caption=METHOD, show_header=False)
-    table.add_row("a step, one rank alone", f"{found.one_alone_ms:.1f} ms")
-    table.add_row("all ranks, without exchange", f"{found.all_alone_ms:.1f} ms, contention {found.contention:+.1%}")
-    exchanged = f"communication {found.communication:+.1%} for {found.exchanged_mb:.1f} MB of gradients"
-    table.add_row("all ranks together", f"{found.together_ms:.1f} ms, {exchanged}")
-    table.add_row("weak-scaling efficiency", f"{found.efficiency:.1%}")
+    table.add_row("a step, one rank alone", f"{speed.one_alone_ms:.1f} ms")
+    table.add_row("all ranks, without exchange", f"{speed.all_alone_ms:.1f} ms, contention {speed.contention:+.1%}")
+    exchanged = f"communication {speed.communication:+.1%} for {speed.exchanged_mb:.1f} MB of gradients"
+    table.add_row("all ranks together", f"{speed.together_ms:.1f} ms, {exchanged}")
+    table.add_row("weak-scaling efficiency", f"{speed.efficiency:.1%}")
     return table
 
 
@@ -126,12 +126,12 @@ _BESIDES = {"contention", "communication", "efficiency", "device", "threads_of_a
 RANKS = json_file("speeds of ranks", "--json", {*(field.name for field in fields(RankSpeed)), *_BESIDES})
 
 
-def write_ranks(found: RankSpeed, device: torch.device, path: Path | None) -> None:
+def write_ranks(speed: RankSpeed, device: torch.device, path: Path | None) -> None:
     """Write the figures with the device's name and the method; see `ownership.write_json`."""
-    content = asdict(found) | {
-        "contention": found.contention,
-        "communication": found.communication,
-        "efficiency": found.efficiency,
+    content = asdict(speed) | {
+        "contention": speed.contention,
+        "communication": speed.communication,
+        "efficiency": speed.efficiency,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads_of_a_rank": torch.get_num_threads(),
         "torch": torch.__version__,

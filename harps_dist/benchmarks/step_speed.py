@@ -162,7 +162,7 @@ def _random_batch(model: SpectrumModel, grid: Grid, size: int, device: torch.dev
     return Batch(flux, labels, rows % 2 == 0, rows, rows)
 
 
-def step_table(found: Iterable[StepSpeed], device: Device) -> Table:
+def step_table(speeds: Iterable[StepSpeed], device: Device) -> Table:
     """The measurements as a rich table, the convention in its caption."""
     from rich.table import Table
 
@@ -172,7 +172,7 @@ def step_table(found: Iterable[StepSpeed], device: Device) -> Table:
         table.add_column(header)
     for header in ("batch", "forward", "backward", "step", "arithmetic", "traffic", "× floor"):
         table.add_column(header, justify="right")
-    for one in found:
+    for one in speeds:
         times = (one.forward_ms, one.backward_ms, one.step_ms, one.arithmetic_ms, one.traffic_ms)
         row = (one.recipe, one.precision, "yes" if one.compiled else "no", str(one.batch), *(f"{t:.3f}" for t in times))
         table.add_row(*row, f"{one.over_floor:.1f}")
@@ -182,9 +182,9 @@ def step_table(found: Iterable[StepSpeed], device: Device) -> Table:
 STEPS = json_file("speeds of steps", "--json", {"device", "threads", "torch", "python", "convention", "peaks", "steps"})
 
 
-def write_steps(found: Iterable[StepSpeed], device: Device, path: Path | None) -> None:
+def write_steps(speeds: Iterable[StepSpeed], device: Device, path: Path | None) -> None:
     """Write every figure with the device's name and measured peaks; see `ownership.write_json`."""
-    found = list(found)
+    speeds = list(speeds)
     where = torch.device(device)
     content = {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
@@ -192,7 +192,7 @@ def write_steps(found: Iterable[StepSpeed], device: Device, path: Path | None) -
         "torch": torch.__version__,
         "python": platform.python_version(),
         "convention": CONVENTION,
-        "peaks": {one.precision: measured_peaks(where, one.precision)._asdict() for one in found},
-        "steps": [asdict(one) | {"bound": one.bound, "over_floor": one.over_floor} for one in found],
+        "peaks": {one.precision: measured_peaks(where, one.precision)._asdict() for one in speeds},
+        "steps": [asdict(one) | {"bound": one.bound, "over_floor": one.over_floor} for one in speeds],
     }
     write_json(path, STEPS, content)

@@ -175,7 +175,7 @@ def _share(within: np.ndarray) -> float:
 
 def _bins(test: LabelPredictions, factors: Sequence[float], likelihood: Likelihood) -> list[CoverageBin]:
     """Bins of equally many spectra by teff and by S/N, of those where these are known."""
-    found = []
+    bins = []
     by: tuple[tuple[Literal["teff", "snr"], np.ndarray], ...] = (("teff", test.teff_k), ("snr", test.snr))
     for name, values in by:
         known = np.flatnonzero(np.isfinite(values))
@@ -186,8 +186,8 @@ def _bins(test: LabelPredictions, factors: Sequence[float], likelihood: Likeliho
             raw = tuple(_share(inside(part, half_width(level, likelihood))) for level in LEVELS)
             conformal = tuple(_share(inside(part, factor)) for factor in factors)
             low, high = float(values[rows].min()), float(values[rows].max())
-            found.append(CoverageBin(name, low, high, len(rows), len(np.unique(part.stars)), raw, conformal))
-    return found
+            bins.append(CoverageBin(name, low, high, len(rows), len(np.unique(part.stars)), raw, conformal))
+    return bins
 
 
 def _distance_from_uniform(values: np.ndarray) -> float:

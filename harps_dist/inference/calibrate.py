@@ -165,7 +165,7 @@ class HeldOut:
 
 def calibrated_labels(facts: tuple[LabelFacts, ...], held: HeldOut) -> tuple[LabelFacts, ...]:
     """The labels' facts with scale and conformal factors."""
-    found = []
+    calibrated = []
     for column, fact in enumerate(facts):
         tried = held.of_label(column)
         known = tried.of_label(column, 1.0).known
@@ -174,7 +174,7 @@ def calibrated_labels(facts: tuple[LabelFacts, ...], held: HeldOut) -> tuple[Lab
             scale = float(np.sqrt(np.mean((known.predicted - known.truth) ** 2)))
             known = tried.of_label(column, scale).known
         factors = [conformal_factor(known.deviations, known.stars, level) for level in LEVELS]
-        found.append(
+        calibrated.append(
             replace(
                 fact,
                 scale=scale,
@@ -184,7 +184,7 @@ def calibrated_labels(facts: tuple[LabelFacts, ...], held: HeldOut) -> tuple[Lab
                 spectra=len(known.truth),
             )
         )
-    return tuple(found)
+    return tuple(calibrated)
 
 
 def calibrated_anomaly(trial: Trial, held: HeldOut) -> tuple[Reference, AnomalyFacts] | None:

@@ -95,27 +95,29 @@ def _export(
         )
     recipe, checkpoint, model = run.recipe, run.checkpoint(which), run.model(which, release.manifest)
     weights = (checkpoint.path / MODEL).read_bytes()
-    found = _describe(saved, model, release, checkpoint, hashlib.sha256(weights).hexdigest())
-    trial = Trial(Exported(found, model, device=device), recipe, release, spectra, progress)
-    found = replace(found, labels=trial.label_facts(), snr_low=trial.low_snr())
+    description = _describe(saved, model, release, checkpoint, hashlib.sha256(weights).hexdigest())
+    trial = Trial(Exported(description, model, device=device), recipe, release, spectra, progress)
+    description = replace(description, labels=trial.label_facts(), snr_low=trial.low_snr())
     files, tests = {WEIGHTS: weights}, []
     if model.reads:
         held = HeldOut(release, tuple(part for kind in KINDS if (part := trial(kind, "validation")) is not None))
         if held.tried:
-            found = replace(found, labels=calibrated_labels(found.labels, held))
+            description = replace(description, labels=calibrated_labels(description.labels, held))
         if measured := calibrated_anomaly(trial, held):
             from safetensors.torch import save
 
             reference, anomaly = measured
             tensors = {key: value.cpu().contiguous() for key, value in reference.tensors().items()}
-            files[REFERENCE], found = save(tensors), replace(found, anomaly=anomaly)
+            files[REFERENCE], description = save(tensors), replace(description, anomaly=anomaly)
         tests = [(held, part) for kind in KINDS if (part := trial(kind, "test", reconstruct=False)) is not None]
-    found = replace(found, sha256={key: hashlib.sha256(content).hexdigest() for key, content in files.items()})
+    description = replace(
+        description, sha256={key: hashlib.sha256(content).hexdigest() for key, content in files.items()}
+    )
     with publish_folder(folder, lambda: check(folder, EXPORTED)) as aside:
         for key, content in files.items():
             (aside / key).write_bytes(content)
-        (aside / CONFIG).write_text(to_json(found), encoding="utf-8")
-        (aside / CARD).write_text(model_card(found, recipe, release, tests), encoding="utf-8")
+        (aside / CONFIG).write_text(to_json(description), encoding="utf-8")
+        (aside / CARD).write_text(model_card(description, recipe, release, tests), encoding="utf-8")
         load(aside)  # what cannot be opened is not published
     return folder
 
@@ -147,10 +149,10 @@ def is_exported(run: Run, which: Which = "best") -> bool:
 def _is_of(folder: Path, checkpoint: Checkpoint) -> bool:
     """Whether a folder is an export of these weights that can be opened; what else it holds is checked by `load`."""
     try:
-        found = read_description(folder / CONFIG)
+        description = read_description(folder / CONFIG)
     except ExportError:
         return False
-    return found.sha256.get(WEIGHTS) == checkpoint.state["sha256"][MODEL]
+    return description.sha256.get(WEIGHTS) == checkpoint.state["sha256"][MODEL]
 
 
 def _describe(

@@ -174,8 +174,8 @@ def _read_identity(note: Path) -> dict[str, Any]:
         ) from None
 
 
-def _same(found: dict[str, Any], identity: dict[str, Any], where: Path) -> None:
-    differing = [name for name in identity if name != "made_by" and found.get(name) != identity[name]]
+def _same(stated: dict[str, Any], identity: dict[str, Any], where: Path) -> None:
+    differing = [name for name in identity if name != "made_by" and stated.get(name) != identity[name]]
     if differing:
         raise ConfigError(
             f"{where} is another simulation, or none: {', '.join(differing)} differ from what is asked for now. Choose "

@@ -121,7 +121,7 @@ def fields_of(description: Description) -> dict[str, Field]:
 
 def columns_of(
     description: Description,
-    found: Predicted,
+    predicted: Predicted,
     coverage: np.ndarray,
     flux: np.ndarray,
     latents: bool = True,
@@ -130,13 +130,13 @@ def columns_of(
     """The columns that follow from predictions of n spectra. coverage: (n,) share of valid pixels with data. flux: (n,
     pixel) standardised. broken: (n,) which are known to be, besides those that show it."""
     broken = np.array([is_broken(one, description.grid.grid()) for one in flux], bool) | broken
-    found = found.without(broken)
+    predicted = predicted.without(broken)
     facts, columns = description.labels, {}
     for number, label in enumerate(facts):
-        value = found.labels[:, number]
-        columns[label.name], columns[f"{label.name}_sigma"] = value, found.sigma[:, number]
+        value = predicted.labels[:, number]
+        columns[label.name], columns[f"{label.name}_sigma"] = value, predicted.sigma[:, number]
         for level in _levels(description):
-            half = found.half_width[:, number, description.levels.index(level)]
+            half = predicted.half_width[:, number, description.levels.index(level)]
             half = np.where(np.isfinite(half), half, np.nan)
             columns[f"{label.name}_lo{level * 100:.0f}"] = value - half
             columns[f"{label.name}_hi{level * 100:.0f}"] = value + half
@@ -144,30 +144,30 @@ def columns_of(
     flags: Columns = {
         "coverage": coverage < MINIMUM_COVERAGE,
         "broken": broken,
-        "low_snr": found.snr < description.snr_low,
-        "outside_training_range": np.any((found.labels < low) | (found.labels > high), axis=1),
-        "anomalous": found.anomaly > 1,
+        "low_snr": predicted.snr < description.snr_low,
+        "outside_training_range": np.any((predicted.labels < low) | (predicted.labels > high), axis=1),
+        "anomalous": predicted.anomaly > 1,
     }
     names = np.array(list(flags))
-    columns["snr_measured"] = found.snr
+    columns["snr_measured"] = predicted.snr
     columns["flags"] = np.array([",".join(names[list(row)]) for row in zip(*flags.values(), strict=True)], object)
     columns |= {f"flag_{name}": values for name, values in flags.items()}
-    columns |= {"fill": coverage, "anomaly": found.anomaly, "distance": found.distance}
-    columns |= _worst_order(description, found)
-    columns["model_id"] = np.full(len(found.labels), description.id, object)
+    columns |= {"fill": coverage, "anomaly": predicted.anomaly, "distance": predicted.distance}
+    columns |= _worst_order(description, predicted)
+    columns["model_id"] = np.full(len(predicted.labels), description.id, object)
     if latents:
-        columns["latent"] = found.nodes
+        columns["latent"] = predicted.nodes
     return columns
 
 
-def _worst_order(description: Description, found: Predicted) -> Columns:
-    count, nothing = len(found.labels), np.full(len(found.labels), np.nan)
-    if not found.excess.shape[1]:
+def _worst_order(description: Description, predicted: Predicted) -> Columns:
+    count, nothing = len(predicted.labels), np.full(len(predicted.labels), np.nan)
+    if not predicted.excess.shape[1]:
         return {"chi2_worst": nothing, "chi2_excess": nothing, "chi2_order": np.zeros(count, np.int32)}
-    worst, rows = np.argmax(found.excess, axis=1), np.arange(count)
+    worst, rows = np.argmax(predicted.excess, axis=1), np.arange(count)
     return {
-        "chi2_worst": found.chi2[rows, worst],
-        "chi2_excess": found.excess[rows, worst],
+        "chi2_worst": predicted.chi2[rows, worst],
+        "chi2_excess": predicted.excess[rows, worst],
         "chi2_order": np.array(Orders.of(description.grid.grid()).numbers, np.int32)[worst],
     }
 

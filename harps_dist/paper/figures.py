@@ -61,13 +61,13 @@ class PaperFigure:
         return self.path.stem
 
 
-def draw_paper_figures(found: Evaluations, index: Index, folder: Path) -> list[PaperFigure]:
+def draw_paper_figures(evaluations: Evaluations, index: Index, folder: Path) -> list[PaperFigure]:
     """Draw Figs. 1-8 and D.1 into `folder`, as PNG; one without any run behind it is left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    return list(_figures(found, index, folder))
+    return list(_figures(evaluations, index, folder))
 
 
-def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFigure]:
+def _figures(evaluations: Evaluations, index: Index, folder: Path) -> Iterator[PaperFigure]:
     rows = index.rows("real")
     if len(rows):
         path = folder / "fig1.png"
@@ -80,7 +80,9 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             "stars) that have the first two; black where the metallicity is not known.",
             path,
         )
-    sweep = {name: _bottlenecks(found, suffix) for name, suffix in (("u = 0 supervised", ""), ("u free", "-free"))}
+    sweep = {
+        name: _bottlenecks(evaluations, suffix) for name, suffix in (("u = 0 supervised", ""), ("u free", "-free"))
+    }
     sweep = {name: points for name, points in sweep.items() if points}
     if sweep:
         path = folder / "fig2.png"
@@ -92,7 +94,7 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             path,
         )
     errors = {
-        label: _present({name: np.abs(found.residuals(name, label)) for name in MODELS})
+        label: _present({name: np.abs(evaluations.residuals(name, label)) for name in MODELS})
         for label in (*INTRINSIC, *EXTRINSIC)
     }
     if any(errors.values()):
@@ -106,10 +108,11 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
         )
     residuals = {
         name: {
-            label: (found.column(name, "real", f"{label}_true"), found.residuals(name, label)) for label in INTRINSIC
+            label: (evaluations.column(name, "real", f"{label}_true"), evaluations.residuals(name, label))
+            for label in INTRINSIC
         }
         for name in RESIDUAL_MODELS
-        if found.predictions(name, "real")
+        if evaluations.predictions(name, "real")
     }
     if residuals:
         path = folder / "fig4.png"
@@ -120,8 +123,8 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             "suffice for one.",
             path,
         )
-    drawn = [name for name in TABLE_7 if found.scores(name, "simulated")]
-    spectra = {name: found.table(name, "simulated", "spectrum.parquet") for name in drawn}
+    drawn = [name for name in TABLE_7 if evaluations.scores(name, "simulated")]
+    spectra = {name: evaluations.table(name, "simulated", "spectrum.parquet") for name in drawn}
     decoded = {name: columns for name, columns in spectra.items() if columns}
     if decoded:
         path = folder / "fig5.png"
@@ -132,20 +135,21 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
             "decoded.",
             path,
         )
-    maes = _present({name: found.column(name, "real", MAE.name) for name in RECONSTRUCTING})
+    maes = _present({name: evaluations.column(name, "real", MAE.name) for name in RECONSTRUCTING})
     if maes:
         path = folder / "fig6.png"
         reconstruction_densities(path, maes)
         yield PaperFigure(
             "Fig. 6", "Distribution of the reconstruction error MAE' on observed spectra, drawn as in Fig. 3.", path
         )
-    scores = _present({name: found.column(name, "real", RVIS.name) for name in RECONSTRUCTING})
+    scores = _present({name: evaluations.column(name, "real", RVIS.name) for name in RECONSTRUCTING})
     if scores:
         path = folder / "fig7.png"
         score_boxes(path, {RVIS.name: scores}, {RVIS.name: {name: values[0] for name, values in TABLE_8.items()}})
         yield PaperFigure("Fig. 7", f"RVIS on observed spectra. {_BOXES}", path)
     gis = {
-        label: _present({name: _of_label(found, name, GIS.name, label) for name in SUPERVISED}) for label in INTRINSIC
+        label: _present({name: _of_label(evaluations, name, GIS.name, label) for name in SUPERVISED})
+        for label in INTRINSIC
     }
     if any(gis.values()):
         path = folder / "fig8.png"
@@ -155,7 +159,7 @@ def _figures(found: Evaluations, index: Index, folder: Path) -> Iterator[PaperFi
         }
         score_boxes(path, dict(zip(printed, gis.values(), strict=True)), printed)
         yield PaperFigure("Fig. 8", f"GIS on the test half of the generative set. {_BOXES}", path)
-    weights = _label_weights(found)
+    weights = _label_weights(evaluations)
     if weights:
         path = folder / "figd1.png"
         label_weight_curves(path, weights)
@@ -179,27 +183,27 @@ def _present(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: array for name, array in finite.items() if len(array)}
 
 
-def _of_label(found: Evaluations, recipe: str, name: str, label: str) -> np.ndarray:
-    values, varied = (found.column(recipe, "generative", column) for column in (name, "varied"))
+def _of_label(evaluations: Evaluations, recipe: str, name: str, label: str) -> np.ndarray:
+    values, varied = (evaluations.column(recipe, "generative", column) for column in (name, "varied"))
     return values[varied == label]
 
 
-def _bottlenecks(found: Evaluations, suffix: str) -> list[tuple[float, float, float]]:
+def _bottlenecks(evaluations: Evaluations, suffix: str) -> list[tuple[float, float, float]]:
     points = []
     for size in BOTTLENECKS:
-        score = found.measure(f"fig2-b{size}{suffix}", "real", RVIS.name)
+        score = evaluations.measure(f"fig2-b{size}{suffix}", "real", RVIS.name)
         if score.get("value") is not None:
             points.append((float(size), score["value"], score["standard_error"] or 0.0))
     return points
 
 
-def _label_weights(found: Evaluations) -> list[tuple[float, float, float, float]]:
+def _label_weights(evaluations: Evaluations) -> list[tuple[float, float, float, float]]:
     points = []
     for weight in LABEL_WEIGHTS:
-        scores = found.scores(f"figd1-lab{weight:g}", "real")
+        scores = evaluations.scores(f"figd1-lab{weight:g}", "real")
         if scores:
             groups = {score["name"]: score["nmae_paper"] for score in scores["groups"]}
-            reconstruction = found.measure(f"figd1-lab{weight:g}", "real", MAE.name)["value"]
+            reconstruction = evaluations.measure(f"figd1-lab{weight:g}", "real", MAE.name)["value"]
             points.append((weight, groups["intrinsic"], groups["extrinsic"], reconstruction))
     return points
 

@@ -121,18 +121,18 @@ class PaperTable:
         return table
 
 
-def paper_tables(found: Evaluations, speeds: Sequence[InferenceSpeed] = ()) -> list[PaperTable]:
+def paper_tables(evaluations: Evaluations, speeds: Sequence[InferenceSpeed] = ()) -> list[PaperTable]:
     """Tables 3-9 from the evaluations of the runs in a folder; a run that is missing is a row that says so.
 
     Label errors and RVIS are of observed spectra (of the demo: those made to look observed), MAE' of decoders of
     simulated ones, GIS of the generative set. NMAE ("All") is divided as the printed tables do.
     """
-    tables = [_summary(found)]
+    tables = [_summary(evaluations)]
     for name, table in LABEL_TABLES.items():
-        rows = _mark_best(found, table.rows, [_label_row(found, recipe) for recipe in table.rows])
+        rows = _mark_best(evaluations, table.rows, [_label_row(evaluations, recipe) for recipe in table.rows])
         note = UNSUPERVISED_NOTE if any(recipe.endswith("-u") for recipe in table.rows) else ""
         tables.append(PaperTable(f"Table {name}: {table.title}, MAE of labels", LABEL_TITLES, rows, note))
-    return [*tables, _decoders(found), *_generative(found), _speed(speeds)]
+    return [*tables, _decoders(evaluations), *_generative(evaluations), _speed(speeds)]
 
 
 def _title(label: str) -> str:
@@ -144,10 +144,10 @@ LABEL_TITLES = [
 ]  # as printed: teff, mh, logg, All | rv, berv, airmass, All
 
 
-def _summary(found: Evaluations) -> PaperTable:
+def _summary(evaluations: Evaluations) -> PaperTable:
     rows = []
     for legend, recipes, printed in TABLE_3:
-        scores = [found.scores(recipe, "real") for recipe in recipes]
+        scores = [evaluations.scores(recipe, "real") for recipe in recipes]
         whole = [score for score in scores if score is not None]
         cells = [Cell(printed=(value, NAN)) for value in printed]
         if len(whole) == len(recipes):
@@ -167,8 +167,8 @@ def _summary(found: Evaluations) -> PaperTable:
     return PaperTable("Table 3: summary of label errors", [_title(label) for label in INTRINSIC], rows, note)
 
 
-def _label_row(found: Evaluations, recipe: str) -> Row:
-    paper, scores = PAPER_ROWS[recipe], found.scores(recipe, "real")
+def _label_row(evaluations: Evaluations, recipe: str) -> Row:
+    paper, scores = PAPER_ROWS[recipe], evaluations.scores(recipe, "real")
     cells = []
     for group, members in COLUMNS.items():
         of_labels = [_named(scores["labels"], label) if scores else {} for label in members]
@@ -181,10 +181,12 @@ def _label_row(found: Evaluations, recipe: str) -> Row:
     return Row(paper.legend, cells, scores["step"] if scores else None)
 
 
-def _mark_best(found: Evaluations, recipes: Sequence[str], rows: list[Row]) -> list[Row]:
+def _mark_best(evaluations: Evaluations, recipes: Sequence[str], rows: list[Row]) -> list[Row]:
     """The rows with those cells marked whose model outperforms all others of the column (Mann-Whitney, Holm)."""
-    columns = {recipe: _column_errors(found, recipe) for recipe in recipes if found.predictions(recipe, "real")}
-    stars = {recipe: found.column(recipe, "real", "star") for recipe in columns}
+    columns = {
+        recipe: _column_errors(evaluations, recipe) for recipe in recipes if evaluations.predictions(recipe, "real")
+    }
+    stars = {recipe: evaluations.column(recipe, "real", "star") for recipe in columns}
     marks: dict[str, list[Outperforms]] = {recipe: [] for recipe in recipes}
     for place in range(len(LABEL_TITLES)):
         errors = {recipe: columns[recipe][place] for recipe in columns}
@@ -203,33 +205,33 @@ def _mark_best(found: Evaluations, recipes: Sequence[str], rows: list[Row]) -> l
     ]
 
 
-def _column_errors(found: Evaluations, recipe: str) -> list[np.ndarray]:
+def _column_errors(evaluations: Evaluations, recipe: str) -> list[np.ndarray]:
     """Absolute errors (n,) for each column of a table of label errors; "All" is the mean NMAE of whole groups."""
     columns = []
     for members in COLUMNS.values():
-        errors = {label: np.abs(found.residuals(recipe, label)) for label in members}
+        errors = {label: np.abs(evaluations.residuals(recipe, label)) for label in members}
         columns += [*errors.values(), np.mean([errors[label] / LABEL[label].paper_mad for label in members], axis=0)]
     return columns
 
 
-def _decoders(found: Evaluations) -> PaperTable:
+def _decoders(evaluations: Evaluations) -> PaperTable:
     rows = []
     for recipe, printed in TABLE_7.items():
-        cell = _measured(found, recipe, "simulated", COMPARABLE.name, printed)
-        rows.append(Row(LEGENDS[recipe], [cell], _step(found, recipe, "simulated")))
+        cell = _measured(evaluations, recipe, "simulated", COMPARABLE.name, printed)
+        rows.append(Row(LEGENDS[recipe], [cell], _step(evaluations, recipe, "simulated")))
     return PaperTable("Table 7: decoders on simulated spectra", [COMPARABLE.name], rows)
 
 
-def _generative(found: Evaluations) -> list[PaperTable]:
+def _generative(evaluations: Evaluations) -> list[PaperTable]:
     def table(title: str, columns: dict[str, tuple[SpectraKind, str]], note: str, printed: bool) -> PaperTable:
         rows = []
         for recipe, values in TABLE_8.items():
             beside = values if printed else (NAN,) * len(columns)
             cells = [
-                _measured(found, recipe, kind, name, (value, NAN))
+                _measured(evaluations, recipe, kind, name, (value, NAN))
                 for (kind, name), value in zip(columns.values(), beside, strict=True)
             ]
-            rows.append(Row(LEGENDS[recipe], cells, _step(found, recipe, "real")))
+            rows.append(Row(LEGENDS[recipe], cells, _step(evaluations, recipe, "real")))
         return PaperTable(title, list(columns), rows, note, printed)
 
     def of_labels(name: str) -> dict[str, tuple[SpectraKind, str]]:
@@ -303,8 +305,8 @@ def _speed(speeds: Sequence[InferenceSpeed]) -> PaperTable:
     return PaperTable("Table 9: time and memory of inference", columns, rows, note.strip(), of_runs=False)
 
 
-def _measured(found: Evaluations, recipe: str, kind: SpectraKind, name: str, printed: Pair) -> Cell:
-    return _cell(found.measure(recipe, kind, name), "value", "standard_error", printed)
+def _measured(evaluations: Evaluations, recipe: str, kind: SpectraKind, name: str, printed: Pair) -> Cell:
+    return _cell(evaluations.measure(recipe, kind, name), "value", "standard_error", printed)
 
 
 def _cell(score: dict[str, Any], value: str, error: str, printed: Pair) -> Cell:
@@ -314,8 +316,8 @@ def _cell(score: dict[str, Any], value: str, error: str, printed: Pair) -> Cell:
     )
 
 
-def _step(found: Evaluations, recipe: str, kind: SpectraKind) -> int | None:
-    scores = found.scores(recipe, kind)
+def _step(evaluations: Evaluations, recipe: str, kind: SpectraKind) -> int | None:
+    scores = evaluations.scores(recipe, kind)
     return scores["step"] if scores else None
 
 

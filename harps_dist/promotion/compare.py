@@ -202,17 +202,17 @@ class ComparedModel:
     def _inside(self, kind: SpectraKind, tables: Tables) -> dict[str, np.ndarray]:
         """Whether each truth lies within the predicted interval, by coverage and label; the corrected ones too, where
         the validation split has enough stars for them."""
-        likelihood, found = self.evaluator.model.uncertainty, {}
+        likelihood, inside_interval = self.evaluator.model.uncertainty, {}
         assert likelihood != "none"
         for name in self.evaluator.model.labels:
             tried, held_out = (_of_label(name, table) for table in tables if table)
             known = held_out.known
             for level in LEVELS:
-                found[coverage_name(level, name)] = inside(tried, half_width(level, likelihood))
+                inside_interval[coverage_name(level, name)] = inside(tried, half_width(level, likelihood))
                 factor = conformal_factor(known.deviations, known.stars, level)
                 if np.isfinite(factor):
-                    found[coverage_name(level, name, conformal=True)] = inside(tried, factor)
-        return found
+                    inside_interval[coverage_name(level, name, conformal=True)] = inside(tried, factor)
+        return inside_interval
 
 
 def _of_label(name: str, table: Columns) -> LabelPredictions:

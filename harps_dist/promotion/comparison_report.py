@@ -121,9 +121,9 @@ def _data(comparison: Comparison) -> str:
     for kind in KINDS:
         counts = []
         for population in POPULATIONS:
-            found = [entry for entry in comparison.find(kind, population)]
-            spectra = max((entry.spectra for entry in found), default=0)
-            stars = max((entry.stars for entry in found), default=0)
+            entries = [entry for entry in comparison.find(kind, population)]
+            spectra = max((entry.spectra for entry in entries), default=0)
+            stars = max((entry.stars for entry in entries), default=0)
             counts.append(f"{spectra:,} of {stars:,} stars ({population})")
         lines.append(f"- {_words(comparison, kind)}: {', '.join(counts)}")
     return f"**Data: {comparison.split} split of release {comparison.release.digest[:12]}.**\n\n" + "\n".join(lines)
@@ -180,15 +180,15 @@ def _tendency(entry: Entry) -> str:
 
 def _figures(comparison: Comparison, folder: Path) -> dict[str, str]:
     """Caption to name of the figures that there is something to draw for; old ones of another comparison go."""
-    found = {}
+    figures = {}
     for name, caption, draw in (
         (OVERVIEW, "Change of the label errors, in % of the old ones, with intervals of 95 %", _overview),
         (BINS, "Change of the label errors by bins, in % of the old ones, all spectra", _bins),
     ):
         (folder / name).unlink(missing_ok=True)
         if draw(comparison, folder / name):
-            found[caption] = name
-    return found
+            figures[caption] = name
+    return figures
 
 
 def _overview(comparison: Comparison, path: Path) -> bool:

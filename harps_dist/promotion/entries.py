@@ -55,14 +55,14 @@ def errors_of(spectra: Spectra, labels: Sequence[str], predicted: Columns, insid
     labels: that it predicts. predicted: these by name, and scores as `Predictions` names them. inside: 1 or 0, by
     coverage and label, NaN where the prediction failed.
     """
-    found: dict[str, Errors] = {}
+    errors: dict[str, Errors] = {}
     for name in NAMES:
         known = np.isfinite(spectra.truth[name])
         if name in labels and known.any():
-            found[name] = Errors(np.abs(predicted[name] - spectra.truth[name]), known)
+            errors[name] = Errors(np.abs(predicted[name] - spectra.truth[name]), known)
         for coverage in (f"{coverage} {name}" for coverage in COVERAGES):
             if coverage in inside:
-                found[coverage] = Errors(inside[coverage], known)
+                errors[coverage] = Errors(inside[coverage], known)
     everywhere = np.ones(len(spectra.stars), dtype=bool)
     for score, values in predicted.items():
         if (measure := MEASURE.get(score)) is None:
@@ -71,12 +71,12 @@ def errors_of(spectra: Spectra, labels: Sequence[str], predicted: Columns, insid
         # Where nothing is due, or two changes look the same, a share of the change due is no number.
         due = everywhere if measure.best is None else np.isfinite(values)
         if not measure.of_label:
-            found[name] = Errors(error, due)
+            errors[name] = Errors(error, due)
             continue
         for label in INTRINSIC:
             if (of_label := due & (spectra.varied == label)).any():
-                found[f"{name} {label}"] = Errors(error, of_label)
-    return found
+                errors[f"{name} {label}"] = Errors(error, of_label)
+    return errors
 
 
 def entries_of(

@@ -228,14 +228,14 @@ class Gate(Frozen):
         return lines
 
 
-def _unsurprising(found: Surprise, limit: float) -> Judged:
-    line = f"{found.label} of what has arrived, the old model's error over that on stars tested before"
-    judged = _held(line, found.arrived / found.frozen, limit)
+def _unsurprising(surprise: Surprise, limit: float) -> Judged:
+    line = f"{surprise.label} of what has arrived, the old model's error over that on stars tested before"
+    judged = _held(line, surprise.arrived / surprise.frozen, limit)
     reason = (
-        f"{found.arrived:.4g} {found.unit} on {found.stars_arrived} stars, {found.frozen:.4g} before, "
-        f"p = {found.p_value:.2g}"
+        f"{surprise.arrived:.4g} {surprise.unit} on {surprise.stars_arrived} stars, {surprise.frozen:.4g} before, "
+        f"p = {surprise.p_value:.2g}"
     )
-    by_chance = judged.status == "failed" and found.p_value > BY_CHANCE
+    by_chance = judged.status == "failed" and surprise.p_value > BY_CHANCE
     return judged.model_copy(update={"reason": reason} | ({"status": "passed"} if by_chance else {}))
 
 
