@@ -1,0 +1,55 @@
+"""Tile sizes of the kernels, and which layers they take: what was measured on an H100, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from harps_dist.kernels.taps import Convolution
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_PIXELS = 2048  # of the longer side; below, cuDNN in channels-last is as fast
+MOST_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows: rows of pixels in a tile. warps, stages: Triton's num_warps and num_stages."""
+
+    rows: int
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How one layer is cut up.
+
+    group: pixels in a row (`Convolution.group`). chunk: numbers of a window that one matrix product takes.
+    programs: how many partial sums the gradients of the weights have. It is a constant, not the number of processors
+    of the card, so that a sum has the same bits on every card.
+    """
+
+    group: int = 1
+    forward: Tile = Tile(128)
+    chunk: int = 64
+    backward: Tile = Tile(128)
+    programs: int = 528
+
+
+DEFAULT = Tiles()
+MEASURED: dict[tuple[int, int, int, int, bool], Tiles] = {  # c_in, c_out, kernel, stride, transposed
+    (1, 16, 7, 2, False): Tiles(group=4),
+}
+
+
+def tiles_for(c_in: int, c_out: int, convolution: Convolution) -> Tiles:
+    """The tiles of a layer: what was measured for it, else a default."""
+    key = c_in, c_out, convolution.kernel, convolution.stride, convolution.transposed
+    return MEASURED.get(key, DEFAULT)
+
+
+def fused(pixels: int, c_in: int, c_out: int, dtype: torch.dtype) -> bool:
+    """Whether a layer runs in Triton rather than in cuDNN: it has many pixels (on its longer side) and few channels."""
+    return pixels >= LEAST_PIXELS and max(c_in, c_out) <= MOST_CHANNELS and dtype in DTYPES
