@@ -18,16 +18,15 @@ def conv_leaky(
 ) -> Tensor:
     """LeakyReLU(convolution(x) + bias), (batch, pixel, channel) to (batch, pixel, channel) in the dtype of x.
 
-    x: float32, bfloat16 or float16; sums run in float32. weight, bias: as PyTorch stores them, any dtype; gradients come
-    in theirs. convolution: what nn.Conv1d or nn.ConvTranspose1d would do. slope: of negative values. tiles: how the
-    work is cut up; None takes what was measured for this layer.
+    x: float32, bfloat16 or float16; sums run in float32. weight, bias: as PyTorch stores them, any dtype; their
+    gradients come in it. convolution: what nn.Conv1d or nn.ConvTranspose1d would do. slope: of negative values. tiles:
+    how the work is cut up; None takes what was measured for this layer.
 
     Every gradient has the same bits on every run: partial sums are added in a fixed order, without atomics. Without
     Triton or CUDA this raises ImportError or RuntimeError (`availability.available`).
     """
-    batch, pixels, _ = x.shape
     c_in, c_out = weight.shape[:2] if convolution.transposed else weight.shape[1::-1]
-    tiles = tiles or tiles_for(c_in, c_out, convolution)
+    tiles = tiles or tiles_for(c_in, c_out, convolution, x.dtype)
     convolution = replace(convolution, group=tiles.group)
     return _ConvLeaky.apply(x, weight, bias, convolution, slope, tiles)
 

@@ -11,6 +11,7 @@ from harps_dist.kernels.taps import Convolution
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_PIXELS = 2048  # of the longer side; below, cuDNN in channels-last is as fast
 MOST_CHANNELS = 64
+MOST_CHANNELS_FLOAT32 = 32
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,22 @@ class Tiles:
     programs: int = 528
 
 
-DEFAULT = Tiles()
+FLOAT32 = Tiles(forward=Tile(32, stages=1), chunk=32, backward=Tile(32, stages=1))  # no tensor cores, unrolled
 MEASURED: dict[tuple[int, int, int, int, bool], Tiles] = {  # c_in, c_out, kernel, stride, transposed
     (1, 16, 7, 2, False): Tiles(group=4),
 }
 
 
-def tiles_for(c_in: int, c_out: int, convolution: Convolution) -> Tiles:
-    """The tiles of a layer: what was measured for it, else a default."""
+def tiles_for(c_in: int, c_out: int, convolution: Convolution, dtype: torch.dtype) -> Tiles:
+    """The tiles of a layer: what was measured for it in 16 bits, else a default."""
+    if dtype == torch.float32:
+        return FLOAT32
     key = c_in, c_out, convolution.kernel, convolution.stride, convolution.transposed
-    return MEASURED.get(key, DEFAULT)
+    rows = 128 if max(convolution.pixels_in * c_in, convolution.pixels_out * c_out) <= 32 else 64
+    return MEASURED.get(key, Tiles(forward=Tile(rows), backward=Tile(rows, stages=1)))
 
 
 def fused(pixels: int, c_in: int, c_out: int, dtype: torch.dtype) -> bool:
     """Whether a layer runs in Triton rather than in cuDNN: it has many pixels (on its longer side) and few channels."""
-    return pixels >= LEAST_PIXELS and max(c_in, c_out) <= MOST_CHANNELS and dtype in DTYPES
+    most = MOST_CHANNELS_FLOAT32 if dtype == torch.float32 else MOST_CHANNELS
+    return dtype in DTYPES and pixels >= LEAST_PIXELS and max(c_in, c_out) <= most
