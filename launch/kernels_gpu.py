@@ -32,6 +32,7 @@ from harps_dist.models.encoder import LabelEncoder
 from harps_dist.models.layers import ConvTranspose1d
 
 SLOPE = 0.1
+LENGTH = 327680
 CHANNELS = (1, 16, 16, 16, 32, 32, 32, 64, 64)
 ENCODER = [  # c_in, c_out, kernel, stride, transposed, pixels of input
     (c_in, c_out, (7, 5, 5, 3, 3, 3, 3, 3)[i], 2, False, 327680 >> i)
@@ -132,7 +133,9 @@ CORRECTNESS = [
 def correctness(rows):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for dtype, (*shape, pixels) in itertools.product((torch.float32, torch.bfloat16, torch.float16), CORRECTNESS):
-        c_in, _, kernel, stride, transposed = shape
+        c_in, c_out, kernel, stride, transposed = shape
+        if not tiles_of.fused(327680, c_in, c_out, dtype):
+            continue
         name = f"{str(dtype)[6:]} {shape} {pixels}"
         try:
             layer = layer_of(*shape)
@@ -334,7 +337,7 @@ class Encoder(nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.kind = kind
-        self.network = LabelEncoder(327680, 6)
+        self.network = LabelEncoder(LENGTH, 6)
 
     def forward(self, flux):
         if self.kind != "triton":
@@ -420,7 +423,7 @@ def main():
     if chosen.sweep:
         report.part("encoder sweep", sweep(report, batch, ENCODER, chosen.sweep), 60)
     report.part("encoder layers", layers(batch, ENCODER, copy_speed))
-    flux, labels = torch.randn(batch, 327680, device="cuda"), torch.randn(batch, 6, device="cuda")
+    flux, labels = torch.randn(batch, LENGTH, device="cuda"), torch.randn(batch, 6, device="cuda")
     report.part("encoder steps", steps(Encoder, flux, labels, batch))
     report.write()
 

@@ -97,7 +97,8 @@ class Convolution:
         _, taps, before = self._window
         span = taps * self.group * self.stride
         split = matrices.unflatten(2, (self.pixels_out, -1)).unflatten(1, (self.pixels_in, -1))
-        # (tap, copy, filter, pixel, channel) or (tap, pixel, channel, copy, filter) -> (filter, channel, copy, tap, pixel)
+        # to (filter, channel, copy, tap, pixel) from (tap, copy, filter, pixel, channel) where transposed, else from
+        # (tap, pixel, channel, copy, filter)
         shifted = split.permute(2, 4, 1, 0, 3).flip(3) if self.transposed else split.permute(4, 2, 3, 0, 1)
         copies = F.pad(shifted.flatten(2), (0, self.group * self.stride)).unflatten(2, (self.group, span + self.stride))
         return copies.sum(2)[:, :, before : before + self.kernel].contiguous()
