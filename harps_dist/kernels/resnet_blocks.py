@@ -22,7 +22,7 @@ PARAMETERS = 6
 
 
 class Block(NamedTuple):
-    """kernel, stride: of the first transposed convolution; the second has stride 1, the skip kernel 1. tiles: its cut."""
+    """kernel, stride: of the first transposed convolution; the second has stride 1, the skip kernel 1."""
 
     kernel: int
     stride: int
@@ -184,7 +184,11 @@ def _convolve_backward(
     programs = min(tiles.programs, batch * cuts)
     dx = torch.empty_like(x.values)
     partial = x.statistics.new_empty
-    sums, dm, dbias = partial(batch, cuts, 2, rows.row_in), partial(programs, *matrices.shape), partial(programs, rows.row_out)
+    sums, dm, dbias = (
+        partial(batch, cuts, 2, rows.row_in),
+        partial(programs, *matrices.shape),
+        partial(programs, rows.row_out),
+    )
     skip, row_skip, c_skip, m_skip, dm_skip = dy, 0, c_out, matrices, dm
     if through is not None:
         skip, _, m_skip = through

@@ -12,6 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_PIXELS = 2048  # of the longer side; below, cuDNN in channels-last is as fast
 MOST_CHANNELS = 64
 MOST_CHANNELS_FLOAT32 = 32
+MOST_BLOCK_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ MEASURED: dict[tuple[int, int, int, int, bool], Tiles] = {  # c_in, c_out, kerne
 }
 
 
+OUTPUT = Tiles(forward=Tile(256), backward=Tile(256, stages=1), programs=1056)
+MEASURED_BLOCKS: dict[tuple[tuple[int, ...], int, int], Tiles] = {}  # (c_in, c_mid, c_out), kernel, stride
+
+
 def tiles_for(c_in: int, c_out: int, convolution: Convolution, dtype: torch.dtype) -> Tiles:
     """The tiles of a layer: what was measured for it in 16 bits, else a default."""
     if dtype == torch.float32:
@@ -58,3 +63,19 @@ def fused(pixels: int, c_in: int, c_out: int, dtype: torch.dtype) -> bool:
     """Whether a layer runs in Triton rather than in cuDNN: it has many pixels (on its longer side) and few channels."""
     most = MOST_CHANNELS_FLOAT32 if dtype == torch.float32 else MOST_CHANNELS
     return dtype in DTYPES and pixels >= LEAST_PIXELS and max(c_in, c_out) <= most
+
+
+def tiles_for_block(channels: tuple[int, ...], kernel: int, stride: int, dtype: torch.dtype) -> Tiles:
+    """The tiles of a residual block: what was measured for it in 16 bits, else a default."""
+    if dtype == torch.float32:
+        return FLOAT32
+    wide = max(channels) > 16
+    default = Tiles(forward=Tile(64, stages=1), backward=Tile(64, 8 if wide else 4, stages=1))
+    return MEASURED_BLOCKS.get((channels, kernel, stride), default)
+
+
+def fused_block(pixels: int, channels: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a residual block runs in Triton rather than in cuDNN: many pixels of output and few channels."""
+    c_in, *others = channels
+    most = MOST_BLOCK_CHANNELS // (2 if dtype == torch.float32 else 1)
+    return dtype in DTYPES and pixels >= LEAST_PIXELS and max(others) <= most and c_in <= 2 * most
