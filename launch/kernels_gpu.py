@@ -1,4 +1,4 @@
-"""Check and time the kernels of `harps_dist/kernels/` on one GPU: python launch/kernels_gpu.py --out OUT.json."""
+# ruff: noqa: B023, B905, E501
 
 # ruff: noqa: B023
 from __future__ import annotations
@@ -21,14 +21,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from harps_dist.kernels import output_convolution as outputs
+from harps_dist.kernels import resnet_blocks as resnet
 from harps_dist.kernels import tiles as tiles_of
 from harps_dist.kernels.availability import available
 from harps_dist.kernels.channels_last import conv_channels_last
 from harps_dist.kernels.conv_leaky import conv_leaky, padded
+from harps_dist.kernels.decoder import decode
 from harps_dist.kernels.encoder import encode
+from harps_dist.kernels.norm_relu import norm_relu
 from harps_dist.kernels.taps import Convolution
 from harps_dist.kernels.tiles import Tile, Tiles
-from harps_dist.models.encoder import LabelEncoder
+from harps_dist.models.autoencoder import Autoencoder
+from harps_dist.models.decoder import PreActTransResNetBlock, ResNetDecoder
+from harps_dist.models.encoder import ConvEncoder, LabelEncoder
 from harps_dist.models.layers import ConvTranspose1d
 
 SLOPE = 0.1
@@ -38,6 +44,16 @@ ENCODER = [  # c_in, c_out, kernel, stride, transposed, pixels of input
     (c_in, c_out, (7, 5, 5, 3, 3, 3, 3, 3)[i], 2, False, 327680 >> i)
     for i, (c_in, c_out) in enumerate(itertools.pairwise(CHANNELS))
 ]
+
+RESNET = [  # c_in, c_mid, c_out, kernel, stride, pixels of input
+    (64, 32, 32, 5, 2, 10240),
+    (32, 32, 32, 5, 2, 20480),
+    (32, 16, 16, 5, 2, 40960),
+    (16, 16, 16, 5, 2, 81920),
+    (16, 16, 16, 5, 2, 163840),
+]
+OUTPUT = [(16, 327680)]
+PASSES = ("forward1", "forward2", "backward1", "backward2")
 
 
 class Report:
@@ -159,6 +175,73 @@ def correctness(rows):
         print("good" if good else "BAD ", name, [e if isinstance(e, str) else f"{e:.1e}" for e in errors], flush=True)
 
 
+def block_correctness(rows):
+    """Two blocks, a norm and the output convolution against float64, beside what plain torch makes in that precision."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    shapes = [((16, 16, 16), 5, 4097), ((32, 32, 16), 5, 2048), ((64, 32, 16), 5, 1000), ((16, 8, 8), 3, 999)]
+    for dtype, (channels, kernel, pixels) in itertools.product((torch.float32, torch.bfloat16, torch.float16), shapes):
+        name = f"{str(dtype)[6:]} {channels} {kernel} {pixels}"
+        try:
+            if not tiles_of.fused_block(10**6, channels, dtype):
+                continue
+            middles = channels[1:] if kernel == 5 else channels[:-1]
+            net = nn.Sequential(
+                *(PreActTransResNetBlock(a, m, b, kernel, 2) for a, m, b in zip(channels, middles, channels[1:]))
+            ).cuda()
+            exact = nn.Sequential(
+                *(PreActTransResNetBlock(a, m, b, kernel, 2) for a, m, b in zip(channels, middles, channels[1:]))
+            )
+            exact.load_state_dict({k: v.to(dtype).double() for k, v in net.state_dict().items()})
+            exact.double().cuda()
+            blocks = [
+                resnet.Block(kernel, 2, *tiles_of.tiles_for_block((a, m, b), kernel, 2, dtype))
+                for a, m, b in zip(channels, middles, channels[1:])
+            ]
+            parameters = [p for m in net for c in (m.conv1, m.conv2, m.skip) for p in c.parameters()]
+            x = (torch.randn(3, pixels, channels[0], device="cuda") + 0.5).to(dtype).requires_grad_()
+            double = x.detach().double().requires_grad_()
+            y = resnet.resnet_blocks(x, blocks, parameters)
+            dy = torch.randn_like(y)
+            found = [y, *torch.autograd.grad(y, [x, *parameters], dy)]
+            plain = x.detach().requires_grad_()
+            y = net.to(dtype)(plain.transpose(1, 2)).transpose(1, 2)
+            plain = [y, *torch.autograd.grad(y, [plain, *net.parameters()], dy)]
+            y = exact(double.transpose(1, 2)).transpose(1, 2)
+            expected = [y, *torch.autograd.grad(y, [double, *exact.parameters()], dy.double())]
+            scale = max(float(e.norm()) for e in expected[2:])
+            check = [i for i, e in enumerate(expected) if e.norm() > 1e-6 * scale]  # not biases that a norm takes away
+            errors = [error(found[i], expected[i]) for i in check]
+            of_plain = [error(plain[i], expected[i]) for i in check]
+            good = max(errors) < 2 * max(of_plain) + 1e-6
+            rows[name] = {"ours": errors, "plain": of_plain}
+            print("good" if good else "BAD ", name, f"ours {max(errors):.1e} plain {max(of_plain):.1e}", flush=True)
+        except Exception as problem:
+            rows[name] = repr(problem)[-600:]
+            print("BAD ", name, rows[name], flush=True)
+    for dtype, (pixels, channels) in itertools.product(
+        (torch.float32, torch.bfloat16), ((20, 512), (5001, 64), (327680, 16))
+    ):
+        x = (torch.randn(2, pixels, channels, device="cuda") * 0.1 + 100 * (dtype == torch.float32)).to(dtype)
+        x.requires_grad_()
+        y = norm_relu(x)
+        dy = torch.randn_like(y)
+        double = x.detach().double().requires_grad_()
+        expected = torch.relu(F.instance_norm(double.transpose(1, 2)).transpose(1, 2))
+        (found,), (gradient,) = torch.autograd.grad(y, [x], dy), torch.autograd.grad(expected, [double], dy.double())
+        rows[f"norm {dtype} {pixels} {channels}"] = errors = [error(y, expected), error(found, gradient)]
+        print("norm", dtype, pixels, channels, [f"{e:.1e}" for e in errors], flush=True)
+    case = OutputCase((16, 5001), 2, None)
+    parameters = [case.x, *case.layer.parameters()]
+    y = outputs.output_convolution(case.x, case.layer.weight, case.layer.bias)
+    found = [y, *torch.autograd.grad(y, parameters, case.dy)]
+    layer, double = nn.Conv1d(16, 1, 3, padding=1).double().cuda(), case.x.detach().double().requires_grad_()
+    layer.load_state_dict(case.layer.state_dict())
+    y = layer(double.transpose(1, 2)).squeeze(1)
+    expected = [y, *torch.autograd.grad(y, [double, *layer.parameters()], case.dy.double())]
+    rows["output"] = errors = [error(a, b) for a, b in zip(found, expected, strict=True)]
+    print("output", [f"{e:.1e}" for e in errors], flush=True)
+
+
 class Case:
     """One layer at its full size with given tiles."""
 
@@ -177,6 +260,185 @@ class Case:
         y = self.forward()
         dy = torch.randn_like(y)
         return y, lambda: torch.autograd.grad(y, self.wanted, dy, retain_graph=True)
+
+
+class BlockCase:
+    """One residual block at its full size, its four kernels apart."""
+
+    def __init__(self, shape, batch, tiles, dtype=torch.bfloat16):
+        c_in, c_mid, c_out, kernel, stride, pixels = shape
+        self.tiles = tiles
+        first, second = (tiles, tiles) if tiles else tiles_of.tiles_for_block(shape[:3], kernel, stride, dtype)
+        self.block = resnet.Block(kernel, stride, first, second)
+        self.convolutions = self.block.convolutions(pixels)
+        of = PreActTransResNetBlock(c_in, c_mid, c_out, kernel, stride).cuda()
+        parts = of.conv1, of.conv2, of.skip
+        self.matrices = [c.matrices(p.weight.detach(), dtype) for c, p in zip(self.convolutions, parts, strict=True)]
+        self.bias = [p.bias.detach() for p in parts]
+
+        def norm(length, channels):
+            values = torch.randn(batch, length, channels, device="cuda", dtype=dtype)
+            return resnet._Norm(values, torch.rand(batch, 2, channels, device="cuda") + 0.5)
+
+        self.x, self.z = norm(pixels, c_in), norm(pixels * stride, c_mid)
+        self.y = norm(pixels * stride, c_out)
+        self.dy, self.dz = (
+            resnet._Gradient(torch.randn_like(n.values), n, torch.randn_like(n.statistics)) for n in (self.y, self.z)
+        )
+        sizes = [2 * n.values.numel() for n in (self.x, self.z, self.y)]
+        x, z, y = sizes
+        self.bytes = {
+            "forward1": x + z, "forward2": z + x + y, "backward1": x + 2 * z + 2 * y + x, "backward2": 2 * y + 2 * z,
+        }  # fmt: skip
+
+    def runner(self, which):
+        first, second, skip = self.convolutions
+        m1, m2, ms = self.matrices
+        b1, b2, _ = self.bias
+        tiles = self.block.first if which.endswith("1") else self.block.second
+        return {
+            "forward1": lambda: resnet._convolve(self.x, first, m1, b1, tiles, None, True),
+            "forward2": lambda: resnet._convolve(self.z, second, m2, b2, tiles, (self.x, skip, ms), True),
+            "backward1": lambda: resnet._convolve_backward(self.x, first, m1, self.dz, tiles, (self.dy, skip, ms)),
+            "backward2": lambda: resnet._convolve_backward(self.z, second, m2, self.dy, tiles, None),
+        }[which]
+
+
+class OutputCase:
+    """The output convolution at its full size."""
+
+    def __init__(self, shape, batch, tiles):
+        channels, pixels = shape
+        self.x = torch.randn(batch, pixels, channels, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        self.layer = nn.Conv1d(channels, 1, 3, padding=1).cuda()
+        if tiles:
+            outputs.OUTPUT = tiles
+        self.dy = torch.randn(batch, pixels, device="cuda")
+        size, small = 2 * self.x.numel(), 4 * self.dy.numel()
+        self.bytes = {"forward": size + small, "backward": 2 * size + small}
+
+    def runner(self, which):
+        def forward():
+            return outputs.output_convolution(self.x, self.layer.weight, self.layer.bias)
+
+        if which == "forward":
+            return torch.no_grad()(forward)
+        y = forward()
+        wanted = [self.x, *self.layer.parameters()]
+        return lambda: torch.autograd.grad(y, wanted, self.dy, retain_graph=True)
+
+
+def block_choices(shape, which):
+    wide = max(shape[:3]) > 16
+    if which.startswith("forward"):
+        for (rows, warps), chunk in itertools.product(((32, 4), (64, 4), (128, 4), (128, 8), (256, 8)), (32, 64)):
+            if rows * shape[2] * shape[4] <= 4096 * warps:
+                tile = Tile(rows, warps, 1)
+                yield Tiles(forward=tile, chunk=chunk)
+        return
+    cuts = ((32, 4), (32, 8), (64, 4), (64, 8)) if wide else ((32, 4), (64, 4), (128, 4), (128, 8))
+    for (rows, warps), stages, programs in itertools.product(cuts, (1, 2), (528, 1056)):
+        yield Tiles(backward=Tile(rows, warps, stages), programs=programs)
+
+
+def output_choices(shape, which):
+    for rows, warps in ((64, 4), (128, 4), (256, 4), (512, 4), (512, 8)):
+        if which == "forward":
+            yield Tiles(forward=Tile(rows, warps, 1))
+        else:
+            for programs in (1056, 2112):
+                yield Tiles(backward=Tile(rows, warps, 1), programs=programs)
+
+
+KINDS = {"block": (BlockCase, block_choices, PASSES), "output": (OutputCase, output_choices, ("forward", "backward"))}
+
+
+def compile_part(arguments):
+    """As `compile_one`, for the passes of KINDS."""
+    kind, shape, batch, tiles, which = arguments
+    torch.cuda.empty_cache()
+    try:
+        KINDS[kind][0](shape, batch, tiles).runner(which)()
+        torch.cuda.synchronize()
+        return ""
+    except Exception as problem:
+        return repr(problem)[:200]
+
+
+def sweep_parts(report, batch, kinds, seconds, copy_speed):
+    """Best tiles of each pass of residual blocks and of the output convolution."""
+
+    def work(rows):
+        end = time.time() + min(seconds, report.left() - 40)
+        jobs = [(kind, shape, batch, tiles, which) for kind, shapes in kinds.items() for shape in shapes[::-1]
+                for which in KINDS[kind][2] for tiles in KINDS[kind][1](shape, which)]  # fmt: skip
+        compiled, refused = compiled_of(compile_part, jobs, end - 0.3 * seconds)
+        rows["compiled"], rows["refused"] = len(compiled), list(refused.items())[:40]
+        for kind, shape in dict.fromkeys(job[:2] for job in jobs):
+            torch.cuda.empty_cache()
+            best = {}
+            for which in KINDS[kind][2]:
+                found = []
+                for _, _, _, tiles, _ in (job for job in compiled if job[:2] == (kind, shape) and job[4] == which):
+                    if time.time() > end + 20:
+                        break
+                    try:
+                        found.append((timed(KINDS[kind][0](shape, batch, tiles).runner(which), 3), tiles))
+                    except Exception as problem:
+                        refused[str((shape, which, tiles))] = repr(problem)[:200]
+                found.sort(key=lambda f: f[0])
+                floor = KINDS[kind][0](shape, batch, None).bytes[which] / copy_speed
+                rows[f"{kind} {shape} {which}"] = {"floor": floor, "found": [(ms, asdict(t)) for ms, t in found[:12]]}
+                if found:
+                    best[which] = found[0][1]
+                    print(f"{kind} {shape} {which}: {found[0][0]:.3f} ms, floor {floor:.3f}", flush=True)
+            if len(best) < len(KINDS[kind][2]):
+                continue
+            if kind == "output":
+                backward = best["backward"]
+                chosen = replace(best["forward"], backward=backward.backward, programs=backward.programs)
+                outputs.OUTPUT = chosen
+                print(f"    OUTPUT = {chosen}", flush=True)
+            else:
+                chosen = tuple(
+                    replace(
+                        best[f"forward{n}"],
+                        backward=best[f"backward{n}"].backward,
+                        programs=best[f"backward{n}"].programs,
+                    )
+                    for n in (1, 2)
+                )
+                tiles_of.MEASURED_BLOCKS[shape[:3], *shape[3:5]] = chosen
+                print(f"    {(shape[:3], *shape[3:5])}: {chosen},", flush=True)
+            rows[f"{kind} {shape}"] = repr(chosen)
+
+    return work
+
+
+def compiled_of(work, jobs, end):
+    """Jobs that compiled, in processes side by side, and what the others said."""
+    started = time.time()
+    pool = ProcessPoolExecutor(max(1, min(14, (os.cpu_count() or 2) - 2)), multiprocessing.get_context("spawn"))
+    ready = pool.map(work, jobs)
+    refused, compiled = {}, []
+    try:
+        for job in jobs:
+            try:
+                problem = ready.__next__() if time.time() < end else "not compiled in time"
+            except Exception as broken:
+                problem = repr(broken)[:200]
+            if problem:
+                refused[str(job)] = problem
+            else:
+                compiled.append(job)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    print(
+        f"{len(compiled)} of {len(jobs)} compiled in {time.time() - started:.0f} s",
+        list(refused.items())[:3],
+        flush=True,
+    )
+    return compiled, refused
 
 
 def compile_one(arguments):
@@ -231,21 +493,8 @@ def sweep(report, batch, shapes, seconds):
         end = time.time() + min(seconds, report.left() - 60)
         jobs = [(shape, batch, tiles, which) for shape in shapes for which, choices in
                 (("forward", forward_choices), ("backward", backward_choices)) for tiles in choices(shape)]  # fmt: skip
-        workers = max(1, min(14, (os.cpu_count() or 2) - 2))
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-        ready = pool.map(compile_one, jobs)
-        refused, compiled = {}, []
-        try:
-            for job in jobs:
-                problem = next(ready) if time.time() < end - 0.3 * seconds else "not compiled in time"
-                if problem:
-                    refused[str(job)] = problem
-                else:
-                    compiled.append(job)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        compiled, refused = compiled_of(compile_one, jobs, end - 0.3 * seconds)
         rows["compiled"], rows["refused"] = len(compiled), list(refused.items())[:40]
-        print(f"{len(compiled)} of {len(jobs)} compiled in {time.time() - end + seconds:.0f} s", flush=True)
         for shape in shapes:
             torch.cuda.empty_cache()
             found: dict = {"forward": [], "backward": []}
@@ -345,6 +594,37 @@ class Encoder(nn.Module):
         return self.network.head(encode(self.network.encoder.layers, flux, torch.bfloat16))
 
 
+class Decoder(nn.Module):
+    """The ResNet decoder by torch or by the kernels."""
+
+    def __init__(self, kind, inputs=6):
+        super().__init__()
+        self.kind = kind
+        self.network = ResNetDecoder(LENGTH, inputs)
+
+    def forward(self, given):
+        if self.kind != "triton":
+            return self.network(given)
+        seed = self.network.seed(given).unflatten(1, (self.network.seed_channels, -1))
+        return decode(self.network.layers, self.network.output, seed, torch.bfloat16)
+
+
+class Both(nn.Module):
+    """The autoencoder with a bottleneck of 9 nodes by torch or by the kernels."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        decoder = Decoder(kind, 9)
+        self.network = Autoencoder(ConvEncoder(LENGTH), decoder.network, 9)
+        self.decoder = decoder
+
+    def forward(self, flux):
+        if self.kind != "triton":
+            return self.network.decode(self.network.mean_head(self.network.encoder(flux)))
+        return self.decoder(self.network.mean_head(encode(self.network.encoder.layers, flux, torch.bfloat16)))
+
+
 def public(module):
     """As the public code runs it: PyTorch's own transposed convolutions."""
     for layer in module.modules():
@@ -408,6 +688,17 @@ def steps(make, given, target, batch):
     return work
 
 
+def equal_bits(rows, batch):
+    model = Decoder("triton").cuda()
+    given = torch.randn(batch, 6, device="cuda")
+    runs = []
+    for _ in range(2):
+        y = model(given)
+        runs.append([y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+    rows["equal"] = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    print("decoder: equal bits", rows["equal"], flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", required=True)
@@ -425,6 +716,13 @@ def main():
     report.part("encoder layers", layers(batch, ENCODER, copy_speed))
     flux, labels = torch.randn(batch, LENGTH, device="cuda"), torch.randn(batch, 6, device="cuda")
     report.part("encoder steps", steps(Encoder, flux, labels, batch))
+    report.part("block correctness", block_correctness)
+    if chosen.sweep:
+        kinds = {"output": OUTPUT, "block": RESNET}
+        report.part("block sweep", sweep_parts(report, batch, kinds, chosen.sweep, copy_speed), 60)
+    report.part("equal bits of the decoder", functools.partial(equal_bits, batch=batch))
+    report.part("decoder steps", steps(Decoder, labels, flux, batch), 20)
+    report.part("autoencoder steps", steps(Both, flux, flux, batch), 20)
     report.write()
 
 

@@ -63,7 +63,7 @@ def _fused(layer: nn.Module, pixels: int, dtype: torch.dtype) -> Block | None:
     channels = first.in_channels, first.out_channels, second.out_channels
     if not skip or not fused_block(pixels * stride, channels, dtype):
         return None
-    return Block(kernel, stride, tiles_for_block(channels, kernel, stride, dtype))
+    return Block(kernel, stride, *tiles_for_block(channels, kernel, stride, dtype))
 
 
 def _residual(x: Tensor, parts: list[nn.ConvTranspose1d]) -> Tensor:

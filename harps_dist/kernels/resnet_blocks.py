@@ -22,15 +22,19 @@ PARAMETERS = 6
 
 
 class Block(NamedTuple):
-    """kernel, stride: of the first transposed convolution; the second has stride 1, the skip kernel 1."""
+    """kernel, stride: of the first transposed convolution; the second has stride 1, the skip kernel 1.
+
+    first, second: how the two convolutions are cut up; both have the group of the first.
+    """
 
     kernel: int
     stride: int
-    tiles: Tiles
+    first: Tiles
+    second: Tiles
 
     def convolutions(self, pixels: int) -> tuple[Convolution, Convolution, Convolution]:
         """First, second and skip, over rows that belong to the same `group` pixels of the block's input."""
-        group = self.tiles.group if pixels % self.tiles.group == 0 else 1
+        group = self.first.group if pixels % self.first.group == 0 else 1
         return (
             Convolution(self.kernel, self.stride, True, group),
             Convolution(self.kernel, 1, True, group * self.stride),
@@ -79,11 +83,10 @@ class _ResNetBlocks(torch.autograd.Function):
             convolutions = block.convolutions(inner.values.shape[1])
             matrices = [c.matrices(w, x.dtype) for c, w in zip(convolutions, weights[::2], strict=True)]
             bias1, bias2, bias_skip = (bias.float() for bias in weights[1::2])
-            tiles = block.tiles
-            middle = _convolve(inner, convolutions[0], matrices[0], bias1, tiles, None, True)
+            middle = _convolve(inner, convolutions[0], matrices[0], bias1, block.first, None, True)
             through = inner, convolutions[2], matrices[2]
             last = i == len(blocks) - 1
-            inner = _convolve(middle, convolutions[1], matrices[1], bias2 + bias_skip, tiles, through, not last)
+            inner = _convolve(middle, convolutions[1], matrices[1], bias2 + bias_skip, block.second, through, not last)
             saved += [*matrices, *middle, *inner]
         ctx.save_for_backward(*saved)
         ctx.blocks = blocks
@@ -99,10 +102,10 @@ class _ResNetBlocks(torch.autograd.Function):
             m1, m2, m_skip, *rest = saved[2 + 7 * i : 9 + 7 * i]
             middle, inner = _Norm(*rest[:2]), _Norm(*saved[7 * i : 7 * i + 2])
             first, second, skip = ctx.blocks[i].convolutions(inner.values.shape[1])
-            tiles = ctx.blocks[i].tiles
-            of_middle, dm2, dbias2, _ = _convolve_backward(middle, second, m2, outer, tiles, None)
+            block = ctx.blocks[i]
+            of_middle, dm2, dbias2, _ = _convolve_backward(middle, second, m2, outer, block.second, None)
             through = outer, skip, m_skip
-            outer, dm1, dbias1, dm_skip = _convolve_backward(inner, first, m1, of_middle, tiles, through)
+            outer, dm1, dbias1, dm_skip = _convolve_backward(inner, first, m1, of_middle, block.first, through)
             assert dm_skip is not None
             weights = first.weight(dm1), dbias1, second.weight(dm2), dbias2, skip.weight(dm_skip), dbias2
             gradients = [*weights, *gradients]

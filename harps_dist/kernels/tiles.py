@@ -47,7 +47,9 @@ MEASURED: dict[tuple[int, int, int, int, bool], Tiles] = {  # c_in, c_out, kerne
 
 
 OUTPUT = Tiles(forward=Tile(256), backward=Tile(256, stages=1), programs=1056)
-MEASURED_BLOCKS: dict[tuple[tuple[int, ...], int, int], Tiles] = {}  # (c_in, c_mid, c_out), kernel, stride
+MEASURED_BLOCKS: dict[
+    tuple[tuple[int, ...], int, int], tuple[Tiles, Tiles]
+] = {}  # (c_in, c_mid, c_out), kernel, stride
 
 
 def tiles_for(c_in: int, c_out: int, convolution: Convolution, dtype: torch.dtype) -> Tiles:
@@ -65,13 +67,13 @@ def fused(pixels: int, c_in: int, c_out: int, dtype: torch.dtype) -> bool:
     return dtype in DTYPES and pixels >= LEAST_PIXELS and max(c_in, c_out) <= most
 
 
-def tiles_for_block(channels: tuple[int, ...], kernel: int, stride: int, dtype: torch.dtype) -> Tiles:
-    """The tiles of a residual block: what was measured for it in 16 bits, else a default."""
+def tiles_for_block(channels: tuple[int, ...], kernel: int, stride: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
+    """The tiles of a residual block's two convolutions: what was measured for it in 16 bits, else a default."""
     if dtype == torch.float32:
-        return FLOAT32
+        return FLOAT32, FLOAT32
     wide = max(channels) > 16
     default = Tiles(forward=Tile(64, stages=1), backward=Tile(64, 8 if wide else 4, stages=1))
-    return MEASURED_BLOCKS.get((channels, kernel, stride), default)
+    return MEASURED_BLOCKS.get((channels, kernel, stride), (default, default))
 
 
 def fused_block(pixels: int, channels: tuple[int, ...], dtype: torch.dtype) -> bool:
