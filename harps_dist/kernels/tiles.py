@@ -42,7 +42,9 @@ class Tiles:
 
 FLOAT32 = Tiles(forward=Tile(32, stages=1), chunk=32, backward=Tile(32, stages=1))  # no tensor cores, unrolled
 MEASURED: dict[tuple[int, int, int, int, bool], Tiles] = {  # c_in, c_out, kernel, stride, transposed
-    (1, 16, 7, 2, False): Tiles(group=4),
+    (1, 16, 7, 2, False): Tiles(group=4, forward=Tile(64), chunk=32, backward=Tile(64, stages=1)),
+    (16, 16, 5, 2, False): Tiles(forward=Tile(128), chunk=32, backward=Tile(64)),
+    (16, 32, 3, 2, False): Tiles(forward=Tile(64), backward=Tile(64)),
 }
 
 
