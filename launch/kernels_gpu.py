@@ -26,12 +26,12 @@ from harps_dist.kernels import resnet_blocks as resnet
 from harps_dist.kernels import tiles as tiles_of
 from harps_dist.kernels.availability import available
 from harps_dist.kernels.channels_last import conv_channels_last
-from harps_dist.kernels.conv_leaky import conv_leaky, padded
+from harps_dist.kernels.conv_leaky import conv_leaky
 from harps_dist.kernels.decoder import decode
 from harps_dist.kernels.encoder import encode
 from harps_dist.kernels.norm_relu import norm_relu
 from harps_dist.kernels.taps import Convolution
-from harps_dist.kernels.tiles import Tile, Tiles
+from harps_dist.kernels.tiles import Tile, Tiles, padded
 from harps_dist.models.autoencoder import Autoencoder
 from harps_dist.models.decoder import PreActTransResNetBlock, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
@@ -152,7 +152,7 @@ def correctness(rows):
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for dtype, (*shape, pixels) in itertools.product((torch.float32, torch.bfloat16, torch.float16), CORRECTNESS):
         c_in, c_out, kernel, stride, transposed = shape
-        if not tiles_of.fused(327680, c_in, c_out, dtype):
+        if not tiles_of.fused(327680, c_in, c_out, Convolution(kernel, stride, transposed), dtype):
             continue
         name = f"{str(dtype)[6:]} {shape} {pixels}"
         try:

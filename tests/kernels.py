@@ -54,7 +54,8 @@ def error(found: Tensor, expected: Tensor) -> float:
 class Compiled(NamedTuple):
     """One launch, compiled.
 
-    shared: bytes of shared memory. stack: bytes that a thread keeps in memory, for want of registers. atomics: whether there are any, whose order and so whose bits differ from run to run.
+    shared: bytes of shared memory. stack: bytes that a thread keeps in memory, for want of registers.
+    atomics: whether there are any, whose order and so whose bits differ from run to run.
     """
 
     kernel: str

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from harps_dist.kernels.taps import Convolution
-from harps_dist.kernels.tiles import Tiles, tiles_for
+from harps_dist.kernels.tiles import Tiles, padded, tiles_for
 
 
 def conv_leaky(
@@ -29,11 +29,6 @@ def conv_leaky(
     tiles = tiles or tiles_for(c_in, c_out, convolution, x.dtype)
     convolution = replace(convolution, group=tiles.group)
     return _ConvLeaky.apply(x, weight, bias, convolution, slope, tiles)
-
-
-def padded(width: int) -> int:
-    """The least power of two that holds `width` and that a matrix product on tensor cores takes."""
-    return max(16, 1 << (width - 1).bit_length())
 
 
 class _ConvLeaky(torch.autograd.Function):

@@ -34,6 +34,6 @@ def conv_leaky_layer(x: Tensor, layer: nn.Conv1d | nn.ConvTranspose1d, slope: fl
     assert layer.bias is not None
     convolution = convolution_of(layer)
     pixels = max(x.shape[1], convolution.length(x.shape[1]))
-    if fused(pixels, layer.in_channels, layer.out_channels, x.dtype):
+    if fused(pixels, layer.in_channels, layer.out_channels, convolution, x.dtype):
         return conv_leaky(x, layer.weight, layer.bias, convolution, slope)
     return F.leaky_relu(conv_channels_last(x, layer.weight, layer.bias, convolution), slope, inplace=True)

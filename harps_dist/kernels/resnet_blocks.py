@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from harps_dist.kernels.conv_leaky import padded
 from harps_dist.kernels.taps import Convolution
-from harps_dist.kernels.tiles import Tiles
+from harps_dist.kernels.tiles import Tiles, padded
 
 EPS = 1e-5  # nn.InstanceNorm1d's
 PARAMETERS = 6

@@ -1,4 +1,8 @@
-"""Tile sizes of the kernels, and which layers they take: what was measured on an H100, in one place."""
+"""Tile sizes of the kernels, and which layers they take, in one place.
+
+`MEASURED` was timed on an H100 at 32 spectra of 327,680 pixels in bfloat16; the rest follows from what the compiler
+says of registers and shared memory.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ import torch
 from harps_dist.kernels.taps import Convolution
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LEAST_PIXELS = 2048  # of the longer side; below, cuDNN in channels-last is as fast
-MOST_CHANNELS = 64
-MOST_CHANNELS_FLOAT32 = 32
+LEAST_PIXELS = 5120  # of the longer side; below, cuDNN in channels-last is as fast
+MOST_SUMS = 8192  # of the gradient of a layer's taps: a program keeps them in registers
 MOST_BLOCK_CHANNELS = 32
 
 
@@ -63,18 +66,24 @@ def tiles_for(c_in: int, c_out: int, convolution: Convolution, dtype: torch.dtyp
     return MEASURED.get(key, Tiles(forward=Tile(rows), backward=Tile(rows, stages=1)))
 
 
-def fused(pixels: int, c_in: int, c_out: int, dtype: torch.dtype) -> bool:
-    """Whether a layer runs in Triton rather than in cuDNN: it has many pixels (on its longer side) and few channels."""
-    most = MOST_CHANNELS_FLOAT32 if dtype == torch.float32 else MOST_CHANNELS
-    return dtype in DTYPES and pixels >= LEAST_PIXELS and max(c_in, c_out) <= most
+def fused(pixels: int, c_in: int, c_out: int, convolution: Convolution, dtype: torch.dtype) -> bool:
+    """Whether a layer of `pixels` (on its longer side) runs in Triton rather than in cuDNN: many pixels, few taps."""
+    taps, _, row_in, row_out = convolution.rows(c_in, c_out)
+    most = MOST_SUMS // 2 if dtype == torch.float32 else MOST_SUMS
+    return dtype in DTYPES and pixels >= LEAST_PIXELS and padded(taps * row_in) * padded(row_out) <= most
+
+
+def padded(width: int) -> int:
+    """The least power of two that holds `width` and that a matrix product on tensor cores takes."""
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def tiles_for_block(channels: tuple[int, ...], kernel: int, stride: int, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
     """The tiles of a residual block's two convolutions: what was measured for it in 16 bits, else a default."""
     if dtype == torch.float32:
         return FLOAT32, FLOAT32
-    wide = max(channels) > 16
-    default = Tiles(forward=Tile(64, stages=1), backward=Tile(64, 8 if wide else 4, stages=1))
+    backward = Tile(64, 8, stages=1) if max(channels) > 16 else Tile(64)
+    default = Tiles(forward=Tile(64, stages=1), backward=backward)  # by registers and shared memory, not yet timed
     return MEASURED_BLOCKS.get((channels, kernel, stride), (default, default))
 
 

@@ -25,7 +25,7 @@ def tiles(group: int = 1, rows: int = 16, chunk: int = 32, programs: int = 3) ->
 
 
 def network(channels: list[int], kernel: int, stride: int) -> nn.Sequential:
-    """Blocks as the decoders have them: kernel 5 changes the channels in its first convolution, kernel 3 in its last."""
+    """Blocks as the decoders have them: kernel 5 changes channels in its first convolution, kernel 3 in its last."""
     pairs = pairwise(channels)
     return nn.Sequential(*(PreActTransResNetBlock(a, b if kernel == 5 else a, b, kernel, stride) for a, b in pairs))
 
@@ -126,7 +126,7 @@ def test_hot_shapes_compile_without_spills(monkeypatch, architecture, channels, 
     net = nn.Sequential(PreActTransResNetBlock(*channels, 5, 2), PreActTransResNetBlock(channels[2], 16, 16, 5, 2))
     first = Block(5, 2, *tiles_for_block(channels, 5, 2, dtype))
     second = Block(5, 2, *tiles_for_block((channels[2], 16, 16), 5, 2, dtype))
-    x = torch.empty(1, pixels, channels[0], dtype=dtype, requires_grad=True)
+    x = torch.empty(32, pixels, channels[0], dtype=dtype, requires_grad=True)
     y = resnet_blocks(x, [first, second], parameters(net))
     y.backward(torch.empty_like(y))
     assert len(launches) == 4 + 3 + 4  # the last activation needs no statistics
