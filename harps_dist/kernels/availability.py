@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from typing import Literal
 
 import torch
+
+from harps_dist.errors import ConfigError
+
+Kernels = Literal["torch", "triton"]
 
 
 @cache
@@ -17,3 +22,12 @@ def available() -> bool:
     if find_spec("triton") is None or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability() >= (8, 0)
+
+
+def check_kernels(kernels: Kernels) -> None:
+    """Raises ConfigError for kernels "triton" where they cannot run."""
+    if kernels == "triton" and not available():
+        raise ConfigError(
+            "kernels triton need the package triton and a CUDA device of compute capability 8.0 or newer, and one of "
+            "the two is missing here. Choose kernels torch."
+        )

@@ -49,12 +49,8 @@ MEASURED: dict[tuple[int, int, int, int, bool], Tiles] = {  # c_in, c_out, kerne
     (16, 16, 5, 2, False): Tiles(forward=Tile(128), chunk=32, backward=Tile(64)),
     (16, 32, 3, 2, False): Tiles(forward=Tile(64), backward=Tile(64)),
 }
-
-
 OUTPUT = Tiles(forward=Tile(256), backward=Tile(256, stages=1), programs=1056)
-MEASURED_BLOCKS: dict[
-    tuple[tuple[int, ...], int, int], tuple[Tiles, Tiles]
-] = {}  # (c_in, c_mid, c_out), kernel, stride
+MEASURED_BLOCKS: dict[tuple[tuple[int, ...], int, int], tuple[Tiles, Tiles]] = {}  # channels, kernel, stride
 
 
 def tiles_for(c_in: int, c_out: int, convolution: Convolution, dtype: torch.dtype) -> Tiles:
