@@ -1,23 +1,35 @@
 # ruff: noqa: B023, B905, E501
+"""Check and time the kernels of `harps_dist/kernels/` on one GPU: python launch/kernels_gpu.py --out OUT.json."""
 
-# ruff: noqa: B023
 from __future__ import annotations
 
 import argparse
 import functools
 import itertools
-import json
-import multiprocessing
-import os
 import sys
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
+from kernels_gpu_cases import (
+    ENCODER,
+    LENGTH,
+    OUTPUT,
+    RESNET,
+    SLOPE,
+    Case,
+    OutputCase,
+    Report,
+    error,
+    layer_of,
+    timed,
+)
+from kernels_gpu_sweep import (
+    sweep,
+    sweep_parts,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,94 +43,10 @@ from harps_dist.kernels.decoder import decode
 from harps_dist.kernels.encoder import encode
 from harps_dist.kernels.norm_relu import norm_relu
 from harps_dist.kernels.taps import Convolution
-from harps_dist.kernels.tiles import Tile, Tiles, padded
 from harps_dist.models.autoencoder import Autoencoder
 from harps_dist.models.decoder import PreActTransResNetBlock, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
 from harps_dist.models.layers import ConvTranspose1d
-
-SLOPE = 0.1
-LENGTH = 327680
-CHANNELS = (1, 16, 16, 16, 32, 32, 32, 64, 64)
-ENCODER = [  # c_in, c_out, kernel, stride, transposed, pixels of input
-    (c_in, c_out, (7, 5, 5, 3, 3, 3, 3, 3)[i], 2, False, 327680 >> i)
-    for i, (c_in, c_out) in enumerate(itertools.pairwise(CHANNELS))
-]
-
-RESNET = [  # c_in, c_mid, c_out, kernel, stride, pixels of input
-    (64, 32, 32, 5, 2, 10240),
-    (32, 32, 32, 5, 2, 20480),
-    (32, 16, 16, 5, 2, 40960),
-    (16, 16, 16, 5, 2, 81920),
-    (16, 16, 16, 5, 2, 163840),
-]
-OUTPUT = [(16, 327680)]
-PASSES = ("forward1", "forward2", "backward1", "backward2")
-
-
-class Report:
-    """What was found, written after each part."""
-
-    def __init__(self, out: str, seconds: float, parts=None):
-        self.out, self.end, self.parts = out, time.time() + seconds, parts
-        self.found: dict = {"parts": {}}
-
-    def left(self) -> float:
-        return self.end - time.time()
-
-    def part(self, name, work, needs=5.0):
-        """Run one part; what it raises is noted and the next part goes on."""
-        started = time.time()
-        if self.parts and name != "machine" and not name.startswith(tuple(self.parts)):
-            return
-        if self.left() < needs:
-            self.found["parts"][name] = {"skipped": f"{self.left():.0f} s left"}
-        else:
-            rows: dict = {}
-            self.found["parts"][name] = rows
-            try:
-                work(rows)
-            except Exception:
-                rows["error"] = traceback.format_exc()[-3000:]
-                print(name, rows["error"], flush=True)
-            rows["seconds"] = time.time() - started
-        self.write()
-        print(f"-- {name}: {time.time() - started:.1f} s, {self.left():.0f} s left", flush=True)
-
-    def write(self):
-        Path(self.out).write_text(json.dumps(self.found, indent=1, default=str))
-
-
-def error(found, expected) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def timed(work, calls=4, replays=3) -> float:
-    """Milliseconds of one call on the GPU, replayed from a graph, so that launching does not count."""
-    for _ in range(2):
-        work()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(capture_error_mode="thread_local")
-    try:
-        for _ in range(calls):
-            work()
-    finally:
-        graph.capture_end()
-    return replayed(graph, replays) / calls
-
-
-def replayed(graph, replays) -> float:
-    graph.replay()
-    found = []
-    for _ in range(replays):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        found.append(start.elapsed_time(end))
-    return sorted(found)[len(found) // 2]
 
 
 def machine(rows):
@@ -132,12 +60,6 @@ def machine(rows):
     }
     rows["available"] = available()
     print(rows)
-
-
-def layer_of(c_in, c_out, kernel, stride, transposed):
-    if transposed:
-        return ConvTranspose1d(c_in, c_out, kernel, stride).cuda()
-    return nn.Conv1d(c_in, c_out, kernel, stride, (kernel - 1) // 2).cuda()
 
 
 CORRECTNESS = [
@@ -242,307 +164,6 @@ def block_correctness(rows):
     expected = [y, *torch.autograd.grad(y, [double, *layer.parameters()], case.dy.double())]
     rows["output"] = errors = [error(a, b) for a, b in zip(found, expected, strict=True)]
     print("output", [f"{e:.1e}" for e in errors], flush=True)
-
-
-class Case:
-    """One layer at its full size with given tiles."""
-
-    def __init__(self, shape, batch, tiles, dtype=torch.bfloat16):
-        c_in, c_out, kernel, stride, transposed, pixels = shape
-        self.convolution = Convolution(kernel, stride, transposed)
-        self.layer = layer_of(c_in, c_out, kernel, stride, transposed)
-        self.x = torch.randn(batch, pixels, c_in, device="cuda", dtype=dtype).requires_grad_(c_in > 1)
-        self.tiles = tiles
-        self.wanted = [t for t in (self.x, self.layer.weight, self.layer.bias) if t.requires_grad]
-
-    def forward(self):
-        return conv_leaky(self.x, self.layer.weight, self.layer.bias, self.convolution, SLOPE, self.tiles)
-
-    def both(self):
-        y = self.forward()
-        dy = torch.randn_like(y)
-        return y, lambda: torch.autograd.grad(y, self.wanted, dy, retain_graph=True)
-
-
-class BlockCase:
-    """One residual block at its full size, its four kernels apart."""
-
-    def __init__(self, shape, batch, tiles, dtype=torch.bfloat16):
-        c_in, c_mid, c_out, kernel, stride, pixels = shape
-        self.tiles = tiles
-        first, second = (tiles, tiles) if tiles else tiles_of.tiles_for_block(shape[:3], kernel, stride, dtype)
-        self.block = resnet.Block(kernel, stride, first, second)
-        self.convolutions = self.block.convolutions(pixels)
-        of = PreActTransResNetBlock(c_in, c_mid, c_out, kernel, stride).cuda()
-        parts = of.conv1, of.conv2, of.skip
-        self.matrices = [c.matrices(p.weight.detach(), dtype) for c, p in zip(self.convolutions, parts, strict=True)]
-        self.bias = [p.bias.detach() for p in parts]
-
-        def norm(length, channels):
-            values = torch.randn(batch, length, channels, device="cuda", dtype=dtype)
-            return resnet._Norm(values, torch.rand(batch, 2, channels, device="cuda") + 0.5)
-
-        self.x, self.z = norm(pixels, c_in), norm(pixels * stride, c_mid)
-        self.y = norm(pixels * stride, c_out)
-        self.dy, self.dz = (
-            resnet._Gradient(torch.randn_like(n.values), n, torch.randn_like(n.statistics)) for n in (self.y, self.z)
-        )
-        sizes = [2 * n.values.numel() for n in (self.x, self.z, self.y)]
-        x, z, y = sizes
-        self.bytes = {
-            "forward1": x + z, "forward2": z + x + y, "backward1": x + 2 * z + 2 * y + x, "backward2": 2 * y + 2 * z,
-        }  # fmt: skip
-
-    def runner(self, which):
-        first, second, skip = self.convolutions
-        m1, m2, ms = self.matrices
-        b1, b2, _ = self.bias
-        tiles = self.block.first if which.endswith("1") else self.block.second
-        return {
-            "forward1": lambda: resnet._convolve(self.x, first, m1, b1, tiles, None, True),
-            "forward2": lambda: resnet._convolve(self.z, second, m2, b2, tiles, (self.x, skip, ms), True),
-            "backward1": lambda: resnet._convolve_backward(self.x, first, m1, self.dz, tiles, (self.dy, skip, ms)),
-            "backward2": lambda: resnet._convolve_backward(self.z, second, m2, self.dy, tiles, None),
-        }[which]
-
-
-class OutputCase:
-    """The output convolution at its full size."""
-
-    def __init__(self, shape, batch, tiles):
-        channels, pixels = shape
-        self.x = torch.randn(batch, pixels, channels, device="cuda", dtype=torch.bfloat16).requires_grad_()
-        self.layer = nn.Conv1d(channels, 1, 3, padding=1).cuda()
-        if tiles:
-            outputs.OUTPUT = tiles
-        self.dy = torch.randn(batch, pixels, device="cuda")
-        size, small = 2 * self.x.numel(), 4 * self.dy.numel()
-        self.bytes = {"forward": size + small, "backward": 2 * size + small}
-
-    def runner(self, which):
-        def forward():
-            return outputs.output_convolution(self.x, self.layer.weight, self.layer.bias)
-
-        if which == "forward":
-            return torch.no_grad()(forward)
-        y = forward()
-        wanted = [self.x, *self.layer.parameters()]
-        return lambda: torch.autograd.grad(y, wanted, self.dy, retain_graph=True)
-
-
-def block_choices(shape, which):
-    wide = max(shape[:3]) > 16
-    if which.startswith("forward"):
-        for (rows, warps), chunk in itertools.product(((32, 4), (64, 4), (128, 4), (128, 8), (256, 8)), (32, 64)):
-            if rows * shape[2] * shape[4] <= 4096 * warps:
-                tile = Tile(rows, warps, 1)
-                yield Tiles(forward=tile, chunk=chunk)
-        return
-    cuts = ((32, 4), (32, 8), (64, 4), (64, 8)) if wide else ((32, 4), (64, 4), (128, 4), (128, 8))
-    for (rows, warps), stages, programs in itertools.product(cuts, (1, 2), (528, 1056)):
-        yield Tiles(backward=Tile(rows, warps, stages), programs=programs)
-
-
-def output_choices(shape, which):
-    for rows, warps in ((64, 4), (128, 4), (256, 4), (512, 4), (512, 8)):
-        if which == "forward":
-            yield Tiles(forward=Tile(rows, warps, 1))
-        else:
-            for programs in (1056, 2112):
-                yield Tiles(backward=Tile(rows, warps, 1), programs=programs)
-
-
-KINDS = {"block": (BlockCase, block_choices, PASSES), "output": (OutputCase, output_choices, ("forward", "backward"))}
-
-
-def compile_part(arguments):
-    """As `compile_one`, for the passes of KINDS."""
-    kind, shape, batch, tiles, which = arguments
-    torch.cuda.empty_cache()
-    try:
-        KINDS[kind][0](shape, batch, tiles).runner(which)()
-        torch.cuda.synchronize()
-        return ""
-    except Exception as problem:
-        return repr(problem)[:200]
-
-
-def sweep_parts(report, batch, kinds, seconds, copy_speed):
-    """Best tiles of each pass of residual blocks and of the output convolution."""
-
-    def work(rows):
-        end = time.time() + min(seconds, report.left() - 40)
-        jobs = [(kind, shape, batch, tiles, which) for kind, shapes in kinds.items() for shape in shapes[::-1]
-                for which in KINDS[kind][2] for tiles in KINDS[kind][1](shape, which)]  # fmt: skip
-        compiled, refused = compiled_of(compile_part, jobs, end - 0.3 * seconds)
-        rows["compiled"], rows["refused"] = len(compiled), list(refused.items())[:40]
-        for kind, shape in dict.fromkeys(job[:2] for job in jobs):
-            torch.cuda.empty_cache()
-            best = {}
-            for which in KINDS[kind][2]:
-                found = []
-                for _, _, _, tiles, _ in (job for job in compiled if job[:2] == (kind, shape) and job[4] == which):
-                    if time.time() > end + 20:
-                        break
-                    try:
-                        found.append((timed(KINDS[kind][0](shape, batch, tiles).runner(which), 3), tiles))
-                    except Exception as problem:
-                        refused[str((shape, which, tiles))] = repr(problem)[:200]
-                found.sort(key=lambda f: f[0])
-                floor = KINDS[kind][0](shape, batch, None).bytes[which] / copy_speed
-                rows[f"{kind} {shape} {which}"] = {"floor": floor, "found": [(ms, asdict(t)) for ms, t in found[:12]]}
-                if found:
-                    best[which] = found[0][1]
-                    print(f"{kind} {shape} {which}: {found[0][0]:.3f} ms, floor {floor:.3f}", flush=True)
-            if len(best) < len(KINDS[kind][2]):
-                continue
-            if kind == "output":
-                backward = best["backward"]
-                chosen = replace(best["forward"], backward=backward.backward, programs=backward.programs)
-                outputs.OUTPUT = chosen
-                print(f"    OUTPUT = {chosen}", flush=True)
-            else:
-                chosen = tuple(
-                    replace(
-                        best[f"forward{n}"],
-                        backward=best[f"backward{n}"].backward,
-                        programs=best[f"backward{n}"].programs,
-                    )
-                    for n in (1, 2)
-                )
-                tiles_of.MEASURED_BLOCKS[shape[:3], *shape[3:5]] = chosen
-                print(f"    {(shape[:3], *shape[3:5])}: {chosen},", flush=True)
-            rows[f"{kind} {shape}"] = repr(chosen)
-
-    return work
-
-
-def compiled_of(work, jobs, end):
-    """Jobs that compiled, in processes side by side, and what the others said."""
-    started = time.time()
-    pool = ProcessPoolExecutor(max(1, min(14, (os.cpu_count() or 2) - 2)), multiprocessing.get_context("spawn"))
-    ready = pool.map(work, jobs)
-    refused, compiled = {}, []
-    try:
-        for job in jobs:
-            try:
-                problem = ready.__next__() if time.time() < end else "not compiled in time"
-            except Exception as broken:
-                problem = repr(broken)[:200]
-            if problem:
-                refused[str(job)] = problem
-            else:
-                compiled.append(job)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    print(
-        f"{len(compiled)} of {len(jobs)} compiled in {time.time() - started:.0f} s",
-        list(refused.items())[:3],
-        flush=True,
-    )
-    return compiled, refused
-
-
-def compile_one(arguments):
-    """In a process of its own: whatever it compiles is in Triton's cache afterwards."""
-    shape, batch, tiles, which = arguments
-    torch.cuda.empty_cache()
-    try:
-        case = Case(shape, batch, tiles)
-        if which == "forward":
-            with torch.no_grad():
-                case.forward()
-        else:
-            case.both()[1]()
-        torch.cuda.synchronize()
-        return ""
-    except Exception as problem:
-        return repr(problem)[:200]
-
-
-def forward_choices(shape):
-    c_in, c_out, kernel, stride, transposed, _ = shape
-    if shape[:5] in tiles_of.MEASURED:
-        return
-    if c_in > 1:
-        for (rows, warps), chunk in itertools.product(((64, 4), (128, 4), (128, 8)), (32, 64)):
-            yield Tiles(forward=Tile(rows, warps), chunk=chunk)
-        return
-    for group, (rows, warps), chunk in itertools.product(
-        (1, 2, 4, 8), ((32, 4), (64, 2), (64, 4), (128, 4), (256, 4), (256, 8), (512, 8)), (32, 64, 128)
-    ):
-        over = Convolution(kernel, stride, transposed, group).rows(c_in, c_out)
-        if over.row_out > 128 or not 2048 <= rows * over.row_out <= 16384 * warps // 4:
-            continue
-        if chunk > max(32, padded(over.taps * over.row_in)) or (c_in == 1) != (group > 2) or over.row_in > 128:
-            continue
-        yield Tiles(group=group, forward=Tile(rows, warps, 2), chunk=chunk)
-
-
-def backward_choices(shape):
-    c_in, c_out, kernel, stride, transposed, _ = shape
-    if shape[:5] in tiles_of.MEASURED:
-        return
-    if c_in > 1:
-        for (rows, warps), stages, programs in itertools.product(((32, 4), (64, 4), (64, 8)), (1, 2), (132, 264, 528)):
-            yield Tiles(backward=Tile(rows, warps, stages), programs=programs)
-        return
-    for group, (rows, warps), stages, programs in itertools.product(
-        (1, 2, 4, 8), ((32, 4), (64, 4), (128, 4), (128, 8), (256, 8)), (1, 2, 3), (528, 1056)
-    ):
-        over = Convolution(kernel, stride, transposed, group).rows(c_in, c_out)
-        window = padded(over.taps * over.row_in)
-        if over.row_out > 128 or over.row_in > 128 or window * over.row_out > 8192 * warps // 2:
-            continue
-        shared = 2 * rows * (window + 2 * over.row_out * (over.taps + 1)) * (stages if stages > 1 else 0.5)
-        if (c_in == 1) != (group > 2) or rows * max(over.row_in, over.row_out) > 16384 or shared > 225e3:
-            continue
-        yield Tiles(group=group, backward=Tile(rows, warps, stages), programs=programs)
-
-
-def sweep(report, batch, shapes, seconds):
-    """Best tiles of each layer; forward and backward apart, then the better group of both together."""
-
-    def work(rows):
-        end = time.time() + min(seconds, report.left() - 60)
-        jobs = [(shape, batch, tiles, which) for shape in shapes for which, choices in
-                (("forward", forward_choices), ("backward", backward_choices)) for tiles in choices(shape)]  # fmt: skip
-        compiled, refused = compiled_of(compile_one, jobs, end - 0.3 * seconds)
-        rows["compiled"], rows["refused"] = len(compiled), list(refused.items())[:40]
-        for shape in shapes:
-            torch.cuda.empty_cache()
-            found: dict = {"forward": [], "backward": []}
-            for _, _, tiles, which in (job for job in compiled if job[0] == shape):
-                try:
-                    case = Case(shape, batch, tiles)
-                    if which == "forward":
-                        with torch.no_grad():
-                            ms = timed(case.forward, 3)
-                    else:
-                        ms = timed(case.both()[1], 3)
-                    found[which].append((ms, tiles))
-                except Exception as problem:
-                    refused[str((shape, tiles))] = repr(problem)[:200]
-                if time.time() > end + 20:
-                    break
-            best = None
-            for group in {tiles.group for _, tiles in found["forward"]} & {
-                tiles.group for _, tiles in found["backward"]
-            }:
-                of_group = [min((f for f in found[w] if f[1].group == group), key=lambda f: f[0]) for w in found]
-                total = of_group[0][0] + of_group[1][0]
-                if best is None or total < best[0]:
-                    forward, backward = of_group[0][1], of_group[1][1]
-                    best = total, replace(forward, backward=backward.backward, programs=backward.programs)
-            for which in found:
-                found[which].sort(key=lambda f: f[0])
-            rows[str(shape)] = {which: [(ms, asdict(t)) for ms, t in found[which][:12]] for which in found}
-            if best:
-                tiles_of.MEASURED[shape[:5]] = best[1]
-                rows[str(shape)]["best"] = repr(best[1])
-                print(f"    {shape[:5]}: {best[1]},", f"# {best[0]:.3f} ms", flush=True)
-
-    return work
 
 
 def layers(batch, shapes, copy_speed):
