@@ -1,4 +1,7 @@
-"""cuDNN's convolutions in channels-last memory, for layers of many channels and few pixels."""
+"""cuDNN's convolutions in channels-last memory, for layers of many channels and few pixels.
+
+Tested in tests/unit/test_encoder.py.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,6 @@ def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor, convolution: Con
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """As (batch, channel, 1, pixel) with the strides of channels-last, which is how x lies: no copy."""
+    """A 2-D convolution over (batch, channel, 1, pixel) in channels-last, which is how x lies: no copy."""
     y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), bias, (1, stride), (0, padding))
     return y.squeeze(2).transpose(1, 2)

@@ -1,4 +1,7 @@
-"""One layer of a network in channels-last, by whichever kernel is fastest for its shape."""
+"""One layer of a network in channels-last, by whichever kernel is fastest for its shape.
+
+Tested in tests/unit/test_encoder.py.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ x: (batch, n_in) and y: (batch, n_out), channels-last and contiguous, n = pixels
 rows of y have B. y[q] = Σ_o x[q + FIRST + o] M[o] is one matrix product: the TAPS rows that y[q] reads lie side by side
 in memory, so they are a window of TAPS · A numbers that starts at (q + FIRST) · A. A ragged last row is masked. AP, BP
 and JP are A, B and TAPS · A padded to powers of two that a matrix product takes (16 or more).
+
+Tested in tests/unit/test_conv_leaky.py.
 """
 
 from __future__ import annotations

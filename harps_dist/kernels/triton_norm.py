@@ -3,6 +3,8 @@
 x: (batch, pixel, channel) contiguous. One program takes CP channels of one spectrum and goes over its pixels more
 than once, from cache after the first time. The deviation is taken about the mean, so that a large mean costs no
 digits.
+
+Tested in tests/unit/test_norm_relu.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 x: (batch, pixel, channel) contiguous, C channels padded to CP. m: (KERNEL, C) float32 taps. Every number of x is
 multiplied KERNEL times only, so there is nothing for a tensor core to do.
+
+Tested in tests/unit/test_output_convolution.py.
 """
 
 from __future__ import annotations

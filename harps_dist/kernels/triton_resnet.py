@@ -5,6 +5,8 @@ Activations are written as they leave a convolution; InstanceNorm and ReLU happe
 norm, as h = dL/dx̂ · [x̂ > 0] of a normalised input x̂; whoever loads h turns it into
 g = (h - Σh / N - x̂ Σ(h x̂) / N) / deviation, with the two sums as (batch, 2, channel) float32. So every activation and
 every gradient is written once. Rows, padding and masks are those of `triton_convolution`.
+
+Tested in tests/unit/test_resnet_blocks.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 
 import torch
-from kernels_gpu_cases import (
+from kernel_cases import (
     PASSES,
     BlockCase,
     Case,

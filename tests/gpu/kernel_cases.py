@@ -1,4 +1,4 @@
-"""Layers at their full size, timed and checked: what `kernels_gpu` and `kernels_gpu_sweep` share."""
+"""Layers at their full size, timed and checked: what `kernels_gpu` and `kernel_sweep` share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import nn
 

@@ -1,5 +1,5 @@
 # ruff: noqa: B023, B905, E501
-"""Check and time the kernels of `harps_dist/kernels/` on one GPU: python launch/kernels_gpu.py --out OUT.json."""
+"""Check and time the kernels of `harps_dist/kernels/` on one GPU: python tests/gpu/time_kernels.py --out OUT.json."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import time
 import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
-from kernels_gpu_cases import (
+from kernel_cases import (
     ENCODER,
     LENGTH,
     OUTPUT,
@@ -26,7 +26,7 @@ from kernels_gpu_cases import (
     layer_of,
     timed,
 )
-from kernels_gpu_sweep import (
+from kernel_sweep import (
     sweep,
     sweep_parts,
 )
