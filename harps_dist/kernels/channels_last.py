@@ -26,6 +26,6 @@ def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor, convolution: Con
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """As (batch, channel, 1, pixel) with the strides of channels-last, which is how x lies: no copy."""
+    """A convolution of (batch, channel, 1, pixel) with the strides of channels-last, which is how x lies: no copy."""
     y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), bias, (1, stride), (0, padding))
     return y.squeeze(2).transpose(1, 2)
