@@ -71,7 +71,7 @@ class Convolution:
 
     @property
     def _window(self) -> tuple[int, int, int]:
-        """Lowest row offset of the convolution, or the one that is transposed; number of offsets; zeros before the first tap."""
+        """Lowest row offset, number of offsets, zeros before the first tap; where transposed, of what is transposed."""
         pixels, padding = self.group * self.stride, (self.kernel - 1) // 2
         first = -padding // pixels
         last = ((self.group - 1) * self.stride + self.kernel - 1 - padding) // pixels
