@@ -50,7 +50,7 @@ KINDS = {"block": (BlockCase, block_choices, PASSES), "output": (OutputCase, out
 
 
 def compile_part(arguments):
-    """As `compile_one`, for the passes of KINDS."""
+    """Compile one pass of KINDS in a process of its own."""
     kind, shape, batch, tiles, which = arguments
     torch.cuda.empty_cache()
     try:

@@ -261,7 +261,7 @@ class Both(nn.Module):
 
 
 def public(module):
-    """As the public code runs it: PyTorch's own transposed convolutions."""
+    """The module as the public code runs it: PyTorch's own transposed convolutions."""
     for layer in module.modules():
         if isinstance(layer, ConvTranspose1d):
             layer.forward = functools.partial(nn.ConvTranspose1d.forward, layer)
