@@ -114,7 +114,8 @@ def test_two_ranks_learn_what_one_learns(tiny_release, tmp_path):
         np.testing.assert_allclose(value, weights[1][name], atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_ends_with_the_same_bits(tiny_release, tmp_path, ranks):
     arguments = (
         "demo-ae-mix", "--data.release", tiny_release, "--training.steps", 40, "--log.save-every", 4, *TINY

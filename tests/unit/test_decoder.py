@@ -13,6 +13,7 @@ from tests.kernels import error, interpreted
 DECODERS = [(ConvDecoder, {}), (ResNetDecoder, {}), (ResNetDecoder, {"block": "appendix_b"})]
 
 
+@pytest.mark.slow
 @interpreted
 def test_flux_and_gradients_are_those_of_the_modules():
     for kind, options in DECODERS:
