@@ -71,7 +71,7 @@ class Convolution:
 
     @property
     def _window(self) -> tuple[int, int, int]:
-        """Extent of the convolution, or of the one that is transposed: lowest row offset, offsets, zeros before the first tap."""
+        """Lowest row offset, offsets, zeros before the first tap: of the convolution or the one transposed to it."""
         pixels, padding = self.group * self.stride, (self.kernel - 1) // 2
         first = -padding // pixels
         last = ((self.group - 1) * self.stride + self.kernel - 1 - padding) // pixels
