@@ -28,7 +28,7 @@ class Data(Frozen):
     """Which release, how it is mixed and augmented.
 
     release: path of a release, or "demo" for the embedded demo release, which is built on first use.
-    workers: loader processes per rank; 0 reads in the training process.
+    workers: threads of each rank that read ahead; 0 reads when a batch is asked for.
     label_fraction: share of the real labels that training sees (Table 5: 0.01), drawn per spectrum and label as the
     paper does, which leaves much-observed stars labelled, or per star and label.
     cache: where blocks of a release that lies behind a URL are kept. resident: read the codes of all training samples

@@ -26,6 +26,7 @@ from harps_dist.data.batches import EvaluationBatches, in_batches
 from harps_dist.data.manifest import Index
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
+from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.ownership import json_file, write_json
@@ -43,9 +44,9 @@ WHATS: tuple[What, ...] = get_args(What)
 class Loading:
     """One measurement. what: "load", until a sample's arrays are in memory, or "whole", until its spectrum is.
 
-    workers: loader processes, 0 for this one; of ours, these load, of the others, they do the whole. cold: files were
-    dropped from the page cache before. mb: bytes a spectrum takes on disk, 1e6. ratio: spectra per second over those of
-    the nine arrays, same what, workers and cold; ours with workers over their whole.
+    workers: threads that load, of ours; processes that do the whole, of the others; 0 for this process alone. cold:
+    files were dropped from the page cache before. mb: bytes a spectrum takes on disk, 1e6. ratio: spectra per second
+    over those of the nine arrays, same what, workers and cold; ours with workers over their whole.
     """
 
     way: str
@@ -125,7 +126,7 @@ def _of_kind(
         measured(OURS, "load", 0, cold, mb, shards, lambda: _consume(ours))
         measured(OURS, "whole", 0, cold, mb, shards, finished)
     for count in filter(None, workers):
-        measured(OURS, "load", count, False, mb, shards, _with_workers(ours, count))
+        measured(OURS, "load", count, False, mb, shards, partial(_read_ahead, ours, count))
 
     arrays = [nine_arrays(release, int(row)) if kind == "simulated" else release.array(int(row)) for row in rows]
     mb = arrays[0].nbytes / 1e6
@@ -138,6 +139,11 @@ def _of_kind(
         for count in filter(None, workers):
             measured(way, "whole", count, False, mb, files, _with_workers(data, count))
     return found
+
+
+def _read_ahead(batches: EvaluationBatches, threads: int) -> None:
+    """A pass over our batches as training reads them."""
+    _consume(read_ahead(batches.__getitem__, range(len(batches)), threads))
 
 
 def _with_workers(data: Dataset, count: int) -> Callable[[], Any]:

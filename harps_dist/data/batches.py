@@ -5,23 +5,21 @@ Nothing here depends on ranks, workers or timing.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from harps_dist.data.augment import Augment
 from harps_dist.data.keyed import key_of, uniforms
 from harps_dist.data.order import Order, rank_slice
+from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.spectra.labels import NAMES
 
-T = TypeVar("T")
 RV, BERV = NAMES.index("rv"), NAMES.index("berv")
 
 
@@ -51,6 +49,10 @@ class RawBatch(NamedTuple):
 
     def to(self, device: torch.device) -> RawBatch:
         return RawBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def pinned(self) -> RawBatch:
+        """This batch in memory that a GPU reads by itself."""
+        return RawBatch(*(tensor.pin_memory() for tensor in self))
 
 
 class Codes(NamedTuple):
@@ -130,6 +132,12 @@ def _identity(release: Release, row: int) -> str:
     return release.index["star" if release.index["kind"][row] == "generative" else "key"][row]
 
 
+class Batches(Protocol):
+    """Raw batches by their numbers; several threads may ask at once."""
+
+    def __getitem__(self, number: int) -> RawBatch: ...
+
+
 class TrainingData(Protocol):
     """What decides a training sample besides the order."""
 
@@ -143,7 +151,7 @@ class TrainingData(Protocol):
     def label_fraction_by(self) -> Literal["per_spectrum", "per_star"]: ...
 
 
-class TrainingBatches(Dataset):
+class TrainingBatches:
     """This rank's part of every global batch; item s belongs to step s."""
 
     def __init__(
@@ -168,7 +176,7 @@ class TrainingBatches(Dataset):
         return assemble(self._release, rows, epochs, self._labels, self._augment, self._seed, self._codes_of)
 
 
-class EvaluationBatches(Dataset):
+class EvaluationBatches:
     """Given batches of rows; what is drawn for simulated ones is the same at every evaluation."""
 
     EPOCH = -1
@@ -190,24 +198,14 @@ def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def load(dataset: Dataset, numbers: range, workers: int, device: torch.device) -> Iterator[RawBatch]:
-    """Stream the numbered raw batches to the device, read ahead by `workers` processes (0: in this one)."""
-    loader: DataLoader[RawBatch] = DataLoader(
-        dataset,
-        sampler=numbers,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
-        pin_memory=device.type == "cuda",
-    )
-    return (raw.to(device) for raw in start_loader(loader))
+def load(batches: Batches, numbers: range, workers: int, device: torch.device) -> Iterator[RawBatch]:
+    """Stream the numbered raw batches to the device, read ahead by `workers` threads (0: when they are asked for).
 
+    For a GPU they are put where it fetches them from while it computes.
+    """
 
-def start_loader(loader: DataLoader[T]) -> Iterator[T]:
-    """Start a loader's processes deaf to SIGUSR1, which asks all processes of a job to stop: the parent answers it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what is blocked here stays so in children
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def read(number: int) -> RawBatch:
+        raw = batches[number]
+        return raw.pinned() if device.type == "cuda" else raw
+
+    return (raw.to(device) for raw in read_ahead(read, numbers, workers))

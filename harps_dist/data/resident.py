@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from harps_dist.data.batches import Codes, RawBatch, start_loader
+from harps_dist.data.batches import Codes, RawBatch
 from harps_dist.data.order import Order, rank_slice
+from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 
@@ -39,7 +39,7 @@ class _Held(NamedTuple):
 class ResidentCodes:
     """This rank's share of the codes, and the exchange of them. Member m lies on rank m modulo `world`.
 
-    memory: where the share lies, the host's or the device's. workers: processes that read it.
+    memory: where the share lies, the host's or the device's. workers: threads that read it.
     Raises ConfigError where it does not fit.
     """
 
@@ -85,14 +85,10 @@ class ResidentCodes:
             torch.empty((len(mine), *part.shape), dtype=torch.from_numpy(part[:0].copy()).dtype, device=memory)
             for part in example
         )
-        loader = DataLoader(
-            _Pieces(release, mine),
-            batch_size=None,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-        )
+        pieces = _Pieces(release, mine)
+        stream = read_ahead(pieces.__getitem__, range(len(pieces)), workers)
         longest = -(-len(first_rows[:: self._world]) // _READ_TOGETHER)  # pieces that a rank has to read
-        for number, (codes_read, scale_read) in enumerate(self._in_step(start_loader(loader), longest)):
+        for number, (codes_read, scale_read) in enumerate(self._in_step(stream, longest)):
             part = slice(number * _READ_TOGETHER, number * _READ_TOGETHER + len(codes_read))
             codes[part], scale[part] = codes_read, scale_read
         return _Held(member, codes, scale)
@@ -137,7 +133,7 @@ def _free_bytes(memory: torch.device) -> int:
     raise ConfigError("the free memory of this machine is not known. Set --data.resident no.")
 
 
-class _Pieces(Dataset):
+class _Pieces:
     """Codes and scales of some rows, a few at a time."""
 
     def __init__(self, release: Release, rows: np.ndarray):
@@ -147,8 +143,6 @@ class _Pieces(Dataset):
         return -(-len(self._rows) // _READ_TOGETHER)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        if number >= len(self):
-            raise IndexError(number)
         rows = self._rows[number * _READ_TOGETHER : (number + 1) * _READ_TOGETHER]
         coded = [self._release.coded(int(row)) for row in rows]
         codes, scale = (np.stack([getattr(part, name) for part in coded]) for name in ("codes", "scale"))

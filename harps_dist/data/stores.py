@@ -10,8 +10,10 @@ import contextlib
 import os
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field
@@ -69,6 +71,7 @@ class LocalStore:
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: dict[str, int] = {}
+        self._opening = Lock()
         self._announced: set[tuple[str, Span]] = set()
 
     def whole(self, name: str, missing: str) -> bytes:
@@ -91,14 +94,15 @@ class LocalStore:
         return False
 
     def _file(self, name: str) -> int:
-        if name not in self._files:
-            try:
-                self._files[name] = os.open(self.folder / name, os.O_RDONLY)
-            except FileNotFoundError:
-                raise ReleaseError(
-                    f"shard {self.folder / name} is missing. Copy it to where the manifest lies, or pack again."
-                ) from None
-        return self._files[name]
+        with self._opening:
+            if name not in self._files:
+                try:
+                    self._files[name] = os.open(self.folder / name, os.O_RDONLY)
+                except FileNotFoundError:
+                    raise ReleaseError(
+                        f"shard {self.folder / name} is missing. Copy it to where the manifest lies, or pack again."
+                    ) from None
+            return self._files[name]
 
     def close(self) -> None:
         for descriptor in self._files.values():
@@ -123,6 +127,7 @@ class RemoteStore:
         options: Any = {"allow_http": True} if plain else {}
         self._store = from_url(self.url, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
         self._folder = Path(cache.folder).expanduser()
+        self._asking: defaultdict[Path, Lock] = defaultdict(Lock)  # one a block, which is fetched once
 
     def whole(self, name: str, missing: str) -> bytes:
         import obstore
@@ -133,15 +138,16 @@ class RemoteStore:
 
     def read(self, name: str, span: Span, block: Span) -> bytes:
         kept = self._kept(name, block)
-        try:
-            with kept.open("rb") as file:
-                file.seek(span.start - block.start)
-                content = file.read(span.size)
-            os.utime(kept)
-        except FileNotFoundError:
-            whole = self._fetch(name, block)
-            self._keep(kept, whole)
-            content = whole[span.start - block.start :][: span.size]
+        with self._asking[kept]:
+            try:
+                with kept.open("rb") as file:
+                    file.seek(span.start - block.start)
+                    content = file.read(span.size)
+                os.utime(kept)
+            except FileNotFoundError:
+                whole = self._fetch(name, block)
+                self._keep(kept, whole)
+                content = whole[span.start - block.start :][: span.size]
         return content
 
     def forget(self, name: str, block: Span) -> bool:

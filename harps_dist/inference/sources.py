@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from harps_dist.data.batches import start_loader
 from harps_dist.data.manifest import MANIFEST
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, HarpsDistError
@@ -284,4 +284,13 @@ def read_items(items: Sequence[Item], grid: Grid, workers: int) -> Iterator[Obse
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
     )
-    return start_loader(loader)
+    return _started(loader)
+
+
+def _started(loader: DataLoader) -> Iterator:
+    """Start a loader's processes deaf to SIGUSR1, which asks all processes of a job to stop: the parent answers it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # what is blocked here stays so in children
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
