@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harps_dist.spectra.doppler import C_KMS
+from harps_dist.spectra.instrument import HARPS, Instrument
 from harps_dist.spectra.noise import NOISE_FLOOR
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Simulated:
     wave_aa: (pixel,) air, barycentric, the star's velocity left in. flux: (n, pixel) float32 in medians of the flux,
     NaN where the spectrograph has no pixel or nothing is known. sigma: (n, pixel) standard deviation of the noise in
     it, NaN where there is none. label_names: of the columns of request.labels. model, model_id: name, and sha256 of
-    the weights.
+    the weights. instrument: whose spectra it draws.
     """
 
     wave_aa: np.ndarray
@@ -60,6 +61,7 @@ class Simulated:
     label_names: tuple[str, ...]
     model: str
     model_id: str
+    instrument: Instrument = HARPS
 
     def __len__(self) -> int:
         return len(self.flux)
@@ -75,6 +77,7 @@ class Simulated:
             "seed": int(request.seed[row]),
             "model": self.model,
             "model_id": self.model_id,
+            "instrument": self.instrument.keyword,
         }
 
     def as_spectrum(self, row: int | None = None) -> Spectrum:

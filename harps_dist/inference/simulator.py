@@ -165,7 +165,7 @@ class Simulator:
         """
         parts = [self._draw(request.rows(slice(k, k + batch_size)), rv_by) for k in range(0, len(request), batch_size)]
         flux, sigma = (np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
-        return Simulated(self.grid.wave_aa, flux, sigma, request, self.labels, self.name, self.id)
+        return Simulated(self.grid.wave_aa, flux, sigma, request, self.labels, self.name, self.id, self.grid.instrument)
 
     def encode(self, flux: np.ndarray) -> np.ndarray:
         """(n, pixel) standardised flux to (n, nodes) latent means. Raises ConfigError for a decoder alone."""

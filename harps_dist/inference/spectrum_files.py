@@ -133,7 +133,7 @@ def write_fits(path: Path, simulated: Simulated, row: int = 0) -> None:
 def _primary_cards(facts: dict[str, Any], wave_aa: np.ndarray, median: float) -> dict[str, Any]:
     cards: dict[str, Any] = {
         "ORIGIN": ("SIMULATED", "drawn by a neural network"),
-        "INSTRUME": ("HARPS", "Instrument that is simulated"),
+        "INSTRUME": (facts["instrument"], "Instrument that is simulated"),
         "OBJECT": (ascii_text(facts["object"]), "Object"),
         "SPECSYS": ("BARYCENT", "Reference frame"),
         "PROCSOFT": (f"harps_dist {__version__}", "Software that made this"),

@@ -265,6 +265,7 @@ def _spectra(release: Release, kind: SpectraKind, split: Split, table: Columns) 
         mjd=index["mjd"][rows],
         varied=index["varied"][rows].astype(str),
         truth={name: table[f"{name}_true"] for name in NAMES},
+        changes_mjd=release.grid.instrument.changes_mjd,
     )
 
 

@@ -19,7 +19,6 @@ from harps_dist.frozen import Frozen, Number
 from harps_dist.ownership import home
 from harps_dist.runs.identity import ReleaseIdentity, TrainedModel
 from harps_dist.sealed import unsealed
-from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 from harps_dist.text import NAN, sealed_json
 
@@ -32,12 +31,11 @@ def _has_comparison(folder: Path) -> bool:
 
 
 COMPARED = home("comparison", "-o", _has_comparison)
-EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, dex, per pixel, d
+EDGES = {  # what spectra are binned by, a bin holding its lower edge: K, dex, dex, per pixel
     "teff": (4000.0, 5000.0, 6000.0, 7000.0),
     "logg": (4.0, 4.5),
     "mh": (-0.5, 0.0),
     "snr": (50.0, 100.0, 200.0),
-    "era": HARPS.changes_mjd,
 }
 UNKNOWN = "unknown"
 

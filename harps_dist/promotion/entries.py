@@ -24,6 +24,7 @@ from harps_dist.promotion.comparison import (
     bin_names,
 )
 from harps_dist.promotion.paired import FEWEST_STARS, paired
+from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import INTRINSIC, LABEL, NAMES
 from harps_dist.text import NAN
 
@@ -31,8 +32,12 @@ Columns = Mapping[str, np.ndarray]
 
 
 class Spectra(NamedTuple):
-    """What is known of n spectra, whoever predicts them: their stars, whether the star is new in the release, S/N, time
-    of observation [d], the label that varies in a generative subset, and labels by name; NaN where unknown."""
+    """What is known of n spectra, whoever predicts them.
+
+    Their stars, whether the star is new in the release, S/N, time of observation [d], the label that varies in a
+    generative subset, and labels by name; NaN where unknown. changes_mjd: when the instrument changed; the first
+    change parts the eras.
+    """
 
     stars: np.ndarray
     new_star: np.ndarray
@@ -40,6 +45,7 @@ class Spectra(NamedTuple):
     mjd: np.ndarray
     varied: np.ndarray
     truth: Columns
+    changes_mjd: tuple[float, ...] = HARPS.changes_mjd
 
 
 class Errors(NamedTuple):
@@ -118,7 +124,8 @@ def _parts(kind: SpectraKind, measure: str, spectra: Spectra) -> Iterator[tuple[
     of = {"snr": spectra.snr, "era": spectra.mjd} | {name: spectra.truth[name] for name in INTRINSIC}
     for by in BYS[1:]:
         values, names = of[by], (*bin_names(by), UNKNOWN)
-        number = np.where(np.isfinite(values), np.digitize(values, EDGES[by]), len(names) - 1)
+        edges = spectra.changes_mjd[:1] if by == "era" else EDGES[by]
+        number = np.where(np.isfinite(values), np.digitize(values, edges), len(names) - 1)
         if (number < len(names) - 1).any():
             yield from ((by, name, number == place) for place, name in enumerate(names))
 

@@ -77,6 +77,11 @@ def test_bins_hold_their_lower_edge_and_what_is_unknown_has_its_own():
     assert found["all", "era", "unknown", "MAE'"].spectra == 1
 
 
+def test_an_instrument_that_never_changed_has_one_era():
+    found = entries(predicted([1, 2, 3, 0, 5]), predicted([0] * 5), changes_mjd=())
+    assert {place[2]: entry.spectra for place, entry in found.items() if place[:2] == ("all", "era")} == {"before": 4}
+
+
 def test_a_lost_label_is_there_and_failed():
     lost = entries(predicted([0] * 5), predicted([10, 10, 10, 0, 10]), labels=())
     assert lost == {}

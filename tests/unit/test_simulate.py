@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,9 @@ def test_a_fits_file_has_the_form_of_phase_3_and_says_that_it_is_simulated(tmp_p
     written = (tmp_path / "a.fits").read_bytes()
     write_spectrum(tmp_path / "a.fits", found)
     assert (tmp_path / "a.fits").read_bytes() == written
+    other = replace(found, instrument=replace(found.instrument, keyword="OTHER"))
+    write_spectrum(tmp_path / "other.fits", other)
+    assert fits.getval(tmp_path / "other.fits", "INSTRUME") == "OTHER"
 
 
 def test_a_whole_spectrum_leaves_the_detector_gap_empty_as_the_products_do(tmp_path):
