@@ -1,4 +1,4 @@
-"""The base of every configuration and manifest object.
+"""The base of every configuration and manifest object, and numbers in them that may be missing.
 
 Tested in tests/unit/test_gate.py.
 """

@@ -1,6 +1,6 @@
-"""Names and texts from outside as they may be printed and written: each on one line, without control characters.
+"""Texts as they are shown and written: names from outside made printable, numbers with errors, tables, strict JSON.
 
-Tested in tests/unit/test_intake.py.
+Tested in tests/unit/test_intake.py and tests/unit/test_report.py.
 """
 
 from __future__ import annotations
