@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harps_dist.errors import ConfigError
+from harps_dist.kernels.decoder import decode
 from harps_dist.models.layers import (
     FULL_STAGES,
     LEAKY_SLOPE,
@@ -40,9 +41,13 @@ START_STD = 0.12
 
 
 class _Decoder(nn.Module):
-    """Linear layer to (channels, innermost pixels), convolutions in `layers`, last convolution in float32."""
+    """Linear layer to (channels, innermost pixels), convolutions in `layers`, last convolution in float32.
+
+    kernel_format: see `SpectrumModel.use_kernels`.
+    """
 
     layers: nn.Sequential
+    kernel_format: torch.dtype | None = None
 
     def __init__(self, length: int, inputs: int, seed_channels: int, last_channels: int, init: Init) -> None:
         super().__init__()
@@ -57,6 +62,8 @@ class _Decoder(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, inputs) normalised labels or bottleneck -> (batch, length) float32 standardised flux."""
         seed = self.seed(inputs).unflatten(1, (self.seed_channels, -1))
+        if self.kernel_format is not None:
+            return decode(self.layers, self.output, seed, self.kernel_format)
         return self.output(self.layers(seed)).squeeze(1)
 
 

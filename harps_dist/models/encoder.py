@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harps_dist.errors import ConfigError
+from harps_dist.kernels.encoder import encode
 from harps_dist.models.layers import (
     FULL_STAGES,
     LEAKY_SLOPE,
@@ -35,8 +36,8 @@ class ConvEncoder(nn.Module):
     input_centre, input_scale: the network sees (flux - input_centre) * input_scale; constants, not trained.
     init: "paper" is PyTorch's default; "on_scale" is Kaiming-normal, fan-in, for this LeakyReLU.
 
-    Attributes: `length`, `channels` of the last layer, and `features`, the size of the output (10,240 at 327,680 px and
-    width 1).
+    Attributes: `length`, `channels` of the last layer, `features`, the size of the output (10,240 at 327,680 px and
+    width 1), and `kernel_format`, see `SpectrumModel.use_kernels`.
     Raises ConfigError for a length that cannot be halved often enough or an unknown init.
     """
 
@@ -52,6 +53,7 @@ class ConvEncoder(nn.Module):
         check_init(init)
         stages = stride_two_stages(length)
         self.length = length
+        self.kernel_format: torch.dtype | None = None
         self.input_centre = input_centre
         self.input_scale = input_scale
         channels = [1, *(scaled_channels(c, width) for c in CHANNELS)]
@@ -82,6 +84,8 @@ class ConvEncoder(nn.Module):
             )
         # centred before autocast rounds it: line depths, not the continuum, should use the few bits there are
         x = (flux - self.input_centre) * self.input_scale
+        if self.kernel_format is not None:
+            return encode(self.layers, x, self.kernel_format)
         return self.layers(x.unsqueeze(1)).flatten(1)
 
 

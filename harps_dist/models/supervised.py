@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from harps_dist.kernels.availability import check_kernels
 from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
@@ -92,6 +93,18 @@ class SpectrumModel(nn.Module):
     def encoder(self) -> ConvEncoder:
         """The encoder; raises NotImplementedError for a model that reads no spectra."""
         raise NotImplementedError(f"{type(self).__name__} reads no spectra; use a LabelPredictor or a SemiSupervised.")
+
+    def use_kernels(self, number_format: torch.dtype | None) -> None:
+        """Compute convolutions by the kernels of `harps_dist.kernels`, None: by PyTorch's, which is how a model begins.
+
+        number_format: of the activations, float32, bfloat16 or float16; weights, gradients and names stay as they are.
+        Raises ConfigError where the kernels cannot run.
+        """
+        if number_format is not None:
+            check_kernels("triton")
+        for module in self.modules():
+            if isinstance(module, ConvEncoder | ConvDecoder | ResNetDecoder):
+                module.kernel_format = number_format
 
     def set_label_scale(self, mean: dict[str, float], std: dict[str, float]) -> None:
         self.label_mean.copy_(torch.tensor([mean[name] for name in self.labels], dtype=torch.float64))

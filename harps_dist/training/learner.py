@@ -22,7 +22,7 @@ from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import initial_model
 from harps_dist.training.clock import StepClock
-from harps_dist.training.precision import LossScale, prepare, weight_format
+from harps_dist.training.precision import LossScale, activation_format, prepare, weight_format
 from harps_dist.training.strategies.choose import make_strategy
 from harps_dist.training.validation import totals
 
@@ -54,6 +54,10 @@ class Learner:
         if begin:
             begin(self.model)
         self.model.to(world.device)
+        if engine.kernels == "triton":
+            if engine.compile:
+                raise ConfigError("--kernels triton and --compile exclude each other. Choose one.")
+            self.model.use_kernels(activation_format(training.precision))
         self.clock = StepClock(world.device)
         self.strategy = make_strategy(self.model, training, engine, world, self.clock, say)
         self.observer = Observer(

@@ -13,6 +13,7 @@ from torch import nn
 
 from harps_dist.config import Precision
 from harps_dist.data.observer import Batch
+from harps_dist.errors import ConfigError
 from harps_dist.models.supervised import Output, SpectrumModel
 
 _FIRST_SCALE = 2.0**16
@@ -36,6 +37,13 @@ def prepare(model: nn.Module, precision: Precision) -> None:
 def weight_format(precision: Precision) -> torch.dtype:
     """The number format of weights and spectra."""
     return torch.float64 if precision == "fp64" else torch.float32
+
+
+def activation_format(precision: Precision) -> torch.dtype:
+    """The number format of activations in kernels of our own; raises ConfigError for fp64, which they do not have."""
+    if precision == "fp64":
+        raise ConfigError("kernels of our own do not compute in fp64. Choose --kernels torch, or another precision.")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 @dataclass
