@@ -33,6 +33,7 @@ def batch(size: int = 2) -> Batch:
     return Batch(flux, labels, rows == 0, rows, rows)
 
 
+@pytest.mark.slow
 @interpreted
 def test_an_encoder_and_an_autoencoder_are_those_of_pytorch():
     encoder = Encoder(width=WIDTH, input_centre=0.9, input_scale=4.0)
