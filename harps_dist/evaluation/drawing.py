@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,34 +57,49 @@ def draw(
 
 
 def redraw(folder: Path) -> list[str]:
-    """Draw the figures of an evaluation anew from its tables; returns a line for each.
+    """Draw the figures of an evaluation anew from its tables; returns a line for each, and one on what is left.
 
-    No model, release or GPU takes part. A figure whose table an older version did not keep is left as it is, as its
-    line says. Raises ConfigError where nothing was evaluated there, or a table is damaged.
+    No model, release or GPU takes part. A figure whose table an older version did not keep is left as it is. Raises
+    ConfigError, before anything is drawn, where nothing was evaluated there or a table is missing or damaged.
     """
     reports = sorted(path.parent for path in folder.glob(f"*/{SCORES}"))
     if not reports:
         raise ConfigError(f"{folder} holds no evaluation: no folder in it has a {SCORES}. Evaluate the run first.")
     with claimed(folder, EVALUATED):
-        return [line for report in reports for line in _redrawn(report)]
+        checked = {report: _checked(report) for report in reports}
+        lines, left = [], []
+        for report, scores in checked.items():
+            drawn = _drawn(report, scores)
+            lines += [f"{caption}: {path}" for caption, path in drawn.items()]
+            left += [f"{caption} ({report.name})" for caption in scores["figures"] if caption not in drawn]
+    if left:
+        lines.append(f"Not drawn anew, since their tables were not kept: {', '.join(left)}. Evaluate the run again.")
+    return lines
 
 
-def _redrawn(folder: Path) -> list[str]:
+def _checked(folder: Path) -> dict[str, Any]:
+    """scores.json of a report whose predictions are there and whose tables are those it was written with."""
     scores = read_scores(folder, TABLES)
+    if not (folder / PREDICTIONS).is_file():  # reports of an older version do not say which tables they have
+        raise ConfigError(f"{folder / PREDICTIONS} is missing: figures are drawn from it. Evaluate the run again.")
+    for table in TABLES:
+        _read(folder / table)
+    return scores
+
+
+def _drawn(folder: Path, scores: Mapping[str, Any]) -> dict[str, Path]:
     calibrated = [Calibration.of(content) for content in scores.get("calibrations", ())]
     labels = [label["name"] for label in scores["labels"]]
     origin = origin_name(scores["origin"], scores.get("not_genuine", "not genuine"))
-    drawn = draw(folder, labels, calibrated, origin, scores["split"])
-    left = sorted(scores["figures"].keys() - drawn.keys())
-    return [
-        *(f"{caption}: {path}" for caption, path in drawn.items()),
-        *(f"{caption}: as it was, for its table was not kept. Evaluate the run again." for caption in left),
-    ]
+    return draw(folder, labels, calibrated, origin, scores["split"])
 
 
 def _read(path: Path) -> Columns:
-    """Columns of a table; none where it is missing."""
-    return read_columns(path) or {}
+    """Columns of a table; none where it is missing. Raises ConfigError where it cannot be read."""
+    try:
+        return read_columns(path) or {}
+    except (OSError, ValueError) as error:  # pyarrow's are such
+        raise ConfigError(f"{path} is damaged: {error} Evaluate the run again.") from None
 
 
 def _curves(table: Columns) -> tuple[np.ndarray, np.ndarray, dict[float, tuple[np.ndarray, np.ndarray]]]:

@@ -185,14 +185,23 @@ def read_scores(folder: Path, tables: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def check_table(path: Path, scores: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a table beside scores.json is not the one that it was written with; none is as good."""
-    stated = scores.get("sha256", {}).get(path.name)
-    found = sha256_of(path) if path.is_file() else None
-    if "sha256" in scores and found != stated:
-        raise ConfigError(
-            f"{path} is {'damaged' if found else 'missing'}: sha256 {str(found)[:12]}, scores.json says "
-            f"{str(stated)[:12]}. Evaluate the run again."
-        )
+    """Raises ConfigError where a table is not the one that scores.json beside it was written with.
+
+    A table that neither is there nor is stated passes. Reports of format 1 state none: nothing is checked.
+    """
+    if "sha256" not in scores:
+        return
+    expected = scores["sha256"].get(path.name)
+    actual = sha256_of(path) if path.is_file() else None
+    if actual == expected:
+        return
+    if actual is None:
+        wrong = f"is missing: {SCORES} expects it with sha256 {expected[:12]}"
+    elif expected is None:
+        wrong = f"is not part of this evaluation: {SCORES} does not name it"
+    else:
+        wrong = f"is damaged: {SCORES} expects sha256 {expected[:12]}, it has {actual[:12]}"
+    raise ConfigError(f"{path} {wrong}. Evaluate the run again.")
 
 
 def console_table(report: Report) -> Table:

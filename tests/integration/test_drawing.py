@@ -16,6 +16,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.drawing import INTERVENTIONS, redraw
 from harps_dist.evaluation.evaluate import evaluate_run
 from harps_dist.ranks.world import World
+from harps_dist.sealed import sha256_of
 from tests.commands import ROOT, environment
 
 
@@ -55,20 +56,32 @@ def test_figures_are_drawn_anew_without_model_release_or_torch(evaluated, tmp_pa
 
 
 @pytest.mark.parametrize("table", ["predictions.parquet", "spectrum.parquet", "rv_intervention.parquet"])
-def test_a_table_that_is_not_the_evaluations_is_refused(evaluated, tmp_path, table):
+def test_a_table_that_is_not_the_evaluations_is_refused_before_anything_is_drawn(evaluated, tmp_path, table):
     folder = shutil.copytree(evaluated / "demo-ae-mix", tmp_path / "copy")
-    path = folder / "all-real" / table
-    content = path.read_bytes()
+    for name in figures(folder):
+        (folder / name).unlink()
+    path = folder / "all-simulated" / table  # of the last report
+    content, expected = path.read_bytes(), sha256_of(path)
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    with pytest.raises(ConfigError, match=rf"{table} is damaged.*Evaluate the run again"):
+    told = rf"{table} is damaged: .*expects sha256 {expected[:12]}, it has {sha256_of(path)[:12]}. Evaluate the run again"
+    with pytest.raises(ConfigError, match=told):
         redraw(folder)
     path.unlink()
-    with pytest.raises(ConfigError, match=rf"{table} is missing.*Evaluate the run again"):
+    with pytest.raises(ConfigError, match=rf"{table} is missing: .*sha256 {expected[:12]}. Evaluate the run again"):
+        redraw(folder)
+    assert not figures(folder)
+
+
+def test_a_table_of_another_evaluation_is_refused(evaluated, tmp_path):
+    folder = shutil.copytree(evaluated / "demo-cnn-mix-laplace", tmp_path / "copy")
+    shutil.copy(evaluated / "demo-ae-mix/all-real/spectrum.parquet", folder / "all-real")
+    with pytest.raises(ConfigError, match=r"spectrum.parquet is not part of this evaluation.*Evaluate the run again"):
         redraw(folder)
 
 
-def test_what_an_older_version_did_not_keep_is_left_and_said(evaluated, tmp_path):
-    """Evaluations of version 0.1 have neither tables of interventions nor digests."""
+@pytest.fixture
+def of_version_0_1(evaluated, tmp_path) -> Path:
+    """An evaluation as version 0.1 wrote it, with neither tables of interventions nor digests."""
     folder = shutil.copytree(evaluated / "demo-ae-mix", tmp_path / "copy")
     for report in folder.glob("*/scores.json"):
         scores = json.loads(report.read_text())
@@ -77,13 +90,34 @@ def test_what_an_older_version_did_not_keep_is_left_and_said(evaluated, tmp_path
         report.write_text(json.dumps(scores))
         for table in INTERVENTIONS:
             (report.parent / table).unlink(missing_ok=True)
-    before = figures(folder)
-    lines = redraw(folder)
-    assert (
-        "Intervention on the radial velocity: as it was, for its table was not kept. Evaluate the run again." in lines
-    )
-    assert any(line.startswith("Residuals by label: ") and "test" not in line.split(": ")[0] for line in lines)
-    assert figures(folder) == before
+    return folder
+
+
+def test_what_an_older_version_did_not_keep_is_left_and_said_in_one_line(of_version_0_1):
+    before = figures(of_version_0_1)
+    lines = redraw(of_version_0_1)
+    left = [line for line in lines if "Evaluate the run again" in line]
+    assert left == [lines[-1]]
+    interventions = [f"Interventions on {name} (all-generative)" for name in ("teff", "mh", "logg")]
+    interventions += [f"Intervention on the radial velocity (all-{kind})" for kind in ("real", "simulated")]
+    assert all(caption in lines[-1] for caption in interventions)
+    assert any(line.startswith("Residuals by label: ") for line in lines)
+    assert figures(of_version_0_1) == before
+
+
+def test_a_table_of_an_older_version_that_is_gone_or_cannot_be_read_is_refused(of_version_0_1):
+    path = of_version_0_1 / "all-simulated/predictions.parquet"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ConfigError, match=r"predictions.parquet is damaged: .*Evaluate the run again"):
+        redraw(of_version_0_1)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"predictions.parquet is missing: .*Evaluate the run again"):
+        redraw(of_version_0_1)
+
+
+def test_an_evaluation_that_version_0_1_wrote_is_drawn(formats_0_1):
+    lines = redraw(formats_0_1 / "run/evaluation")
+    assert {line.split(": ")[0] for line in lines} == {"Residuals by label"}  # an encoder without uncertainties
 
 
 def test_where_nothing_was_evaluated_nothing_is_drawn(tmp_path):
