@@ -104,10 +104,10 @@ def ridge_report(
     rows = release.index.rows(kind, split)
     batches = EvaluationBatches(release, in_batches(rows, BATCH), augment, seed)
     tried = [observer(batches[number]) for number in range(len(batches))]
-    found = torch.cat([batch.rows for batch in tried]).numpy()
+    rows = torch.cat([batch.rows for batch in tried]).numpy()
     truth = torch.cat([batch.labels for batch in tried])[:, columns].numpy()
     predicted = torch.cat([ridge.predict(batch.flux[:, valid]) for batch in tried]).numpy()
-    stars, (_, sigma) = release.index["star"][found].astype(str), label_scale(release.manifest, augment)
+    stars, (_, sigma) = release.index["star"][rows].astype(str), label_scale(release.manifest, augment)
     return Report(
         run=f"{RIDGE_RUN} on {components} components, data of {name}",
         step=spectra,
@@ -115,7 +115,7 @@ def ridge_report(
         split=split,
         origin=origin_of(kind, release),
         not_genuine=release.manifest.not_genuine,
-        spectra=len(found),
+        spectra=len(rows),
         stars=len(np.unique(stars)),
         labels=label_scores(truth, predicted, recipe.model.labels, sigma, stars),
         groups=group_scores(truth, predicted, recipe.model.labels, sigma, stars),

@@ -2,6 +2,7 @@
 
 Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
 (real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
+`launch/evaluate.py RUN --redraw` draws the figures of what was evaluated anew, without model, release or GPU.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import tyro
 @dataclass
 class Arguments:
     """run: folder that train.py wrote. release: default is the one it was trained on. checkpoint: the newest, or that
-    with the least validation loss. out: default is RUN/evaluation. redraw: draw the
-    figures of what was evaluated anew, without the model. max_minutes: stop after so long."""
+    with the least validation loss. out: default is RUN/evaluation. redraw: draw the figures of every evaluation in out
+    anew from its tables, whatever else is given. max_minutes: stop after so long."""
 
     run: Annotated[Path, tyro.conf.Positional]
     release: str | None = None

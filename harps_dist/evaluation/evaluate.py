@@ -76,7 +76,7 @@ def evaluate(
     if not len(release.index.rows(kind, split)):
         return None
     predictions = evaluator.predict_split(kind, split)
-    calibrated = calibrations(evaluator, kind, predictions)
+    held_out = evaluator.predict_held_out(kind)
     if not evaluator.world.is_main:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +85,7 @@ def evaluate(
     write_predictions(folder / PREDICTIONS, release, predictions)
     for curve, columns in evaluator.curves(kind, predictions.rows).items():
         _write_table(folder / f"{curve}.parquet", columns)
+    calibrated = calibrations(evaluator, predictions, held_out)
     figures = draw(folder, predicted_labels(predictions), calibrated, evaluator.origin_name(kind), split)
     report = score(evaluator, name, step, kind, split, predictions, calibrated, figures)
     report.write(folder)

@@ -1,6 +1,6 @@
 """What is measured besides errors of labels: names, units, the best value, meaning, what the paper printed.
 
-Reports, comparisons, gates, tables and figures take the names from here. Tested in tests/unit/test_entries.py.
+Reports, comparisons, gates, tables and figures take the names from here. Tested in tests/unit/test_measures.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from harps_dist.evaluation.metrics import clustered_error, mean_with_error
-from harps_dist.evaluation.printed import TABLE_7, TABLE_8
+from harps_dist.evaluation.printed import TABLE_7, TABLE_8, Pair
 from harps_dist.spectra.labels import INTRINSIC
+from harps_dist.text import NAN
 
 SpectraKind = Literal["real", "simulated", "generative"]  # what a model can be tried on
 FLUX = "flux / median"
@@ -23,8 +24,8 @@ LEVELS = (0.68, 0.90, 0.95)  # of coverages
 class Measure(NamedTuple):
     """A score that every spectrum has one value of.
 
-    best: the value of a faithful decoder, None where the least is best. of_label: whether there is one for each label
-    that varies in a generative subset. printed: by recipe, and label where it is of labels, the paper's value.
+    best: the value of a faithful model, None where the least is best. of_label: whether there is one for each label.
+    printed: the paper's value and its error, by recipe and label, "" where it is of no label; see `printed_for`.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Measure(NamedTuple):
     best: float | None
     meaning: str
     of_label: bool = False
-    printed: Mapping[str, float] = {}
+    printed: Mapping[tuple[str, str], Pair] = {}
 
     @property
     def error_name(self) -> str:
@@ -45,10 +46,24 @@ class Measure(NamedTuple):
         """The distance of values (n,) from the best one."""
         return values if self.best is None else np.abs(values - self.best)
 
+    def printed_for(self, recipe: str, label: str = "") -> Pair:
+        """What the paper prints of a recipe's model, and the error printed with it; NaN where it prints none."""
+        return self.printed.get((recipe, label), (NAN, NAN))
 
-def _of_labels() -> dict[str, float]:
+
+def label_measure(measure: str, label: str) -> str:
+    """Name of a measure as it is of one label, such as "GIS teff"."""
+    return f"{measure} {label}"
+
+
+def is_coverage(name: str) -> bool:
+    """Whether a measure is a coverage, of a label or not: best near its level, neither least nor largest."""
+    return "coverage" in name
+
+
+def _of_labels() -> dict[tuple[str, str], Pair]:
     return {
-        f"{recipe} {name}": value
+        (recipe, name): (value, NAN)
         for recipe, (_, *values) in TABLE_8.items()
         for name, value in zip(INTRINSIC, values, strict=True)
     }
@@ -65,14 +80,14 @@ COMPARABLE = Measure(
     FLUX,
     None,
     "MAE' as the public code takes it, masked zeros averaged in",
-    printed={recipe: value for recipe, (value, _) in TABLE_7.items()},
+    printed={(recipe, ""): pair for recipe, pair in TABLE_7.items()},
 )
 RVIS = Measure(
     "RVIS",
     FLUX,
     None,
     "what a decoder draws after an intervention on the radial velocity, against its reconstruction shifted (Eq. 16)",
-    printed={recipe: values[0] for recipe, values in TABLE_8.items()},
+    printed={(recipe, ""): (values[0], NAN) for recipe, values in TABLE_8.items()},
 )
 RVIS_TRUE = Measure("RVIS-true", FLUX, None, "what it draws after that intervention, against the simulator")
 RV_SENSITIVITY = Measure("RV sensitivity", "", 1.0, "mean change drawn after it, over the change due")
@@ -97,13 +112,25 @@ MEASURES = (
     *(MAE, RVIS, RVIS_TRUE, RV_SENSITIVITY, RV_RESPONSE, RV_LEAKAGE, BERV_RESPONSE, BERV_LEAKAGE),
     *(GIS, GIS_TRUE, SENSITIVITY, RESPONSE),
 )
-MEASURE = {measure.name: measure for measure in MEASURES}
+MEASURE = {measure.name: measure for measure in MEASURES}  # what predictions hold a column of
 
 
-def coverage_name(level: float | str, label: str = "", conformal: bool = False) -> str:
-    """Share of a label's truths within its central interval of a level, such as 0.68; conformal: after correction."""
-    level = level if isinstance(level, str) else f"{level:.0%}"
-    return f"{'conformal ' if conformal else ''}coverage {level}{f' {label}' if label else ''}"
+def coverage_name(level: float, conformal: bool = False) -> str:
+    """Name of the coverage of a level, such as 0.68; conformal: after correction. See `label_measure`."""
+    return f"{'conformal ' if conformal else ''}coverage {level:.0%}"
+
+
+COVERAGES = tuple(
+    Measure(
+        coverage_name(level, conformal),
+        "",
+        level,
+        f"share of a label's truths within its central {level:.0%} interval{', corrected' if conformal else ''}",
+        of_label=True,
+    )
+    for conformal in (False, True)
+    for level in LEVELS
+)
 
 
 @dataclass(frozen=True)

@@ -213,10 +213,9 @@ def response_to(answered: np.ndarray, due: np.ndarray, mask: np.ndarray) -> np.n
     answered, due: (n, v, L) changes after v interventions. mask: bool, broadcast to (n, v, L). Returns (n,), the
     least-squares coefficient of `due` in `answered`, NaN where nothing is due.
     """
-    mask = np.broadcast_to(mask, due.shape)
-    a, x = (np.where(mask, change, 0.0).astype(np.float64).reshape(len(change), -1) for change in (answered, due))
-    xx = (x * x).sum(axis=1)
-    return np.divide((a * x).sum(axis=1), xx, out=np.full(len(xx), NAN), where=xx > 0)
+    a, x = _changes(mask, answered, due)
+    xx = (x * x).sum(1)
+    return _share((a * x).sum(1), xx, xx > 0)
 
 
 def response_and_leakage(
@@ -230,16 +229,24 @@ def response_and_leakage(
     Returns (n,) each: coefficients of `own` (1 for a faithful decoder) and of `other` (0) in the least-squares fit
     answered = a own + b other over interventions and pixels; NaN where the two cannot be told apart.
     """
-    mask = np.broadcast_to(mask, answered.shape)
-    a, x, y = (
-        np.where(mask, change, 0.0).astype(np.float64).reshape(len(change), -1) for change in (answered, own, other)
-    )
+    a, x, y = _changes(mask, answered, own, other)
     xx, yy, xy = (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)
     ax, ay, determinant = (a * x).sum(1), (a * y).sum(1), xx * yy - xy**2
     apart = determinant > 1e-6 * xx * yy
-    fitted = (ax * yy - ay * xy, ay * xx - ax * xy)
-    response, leakage = (np.divide(c, determinant, out=np.full(len(c), NAN), where=apart) for c in fitted)
-    return response, leakage
+    return _share(ax * yy - ay * xy, determinant, apart), _share(ay * xx - ax * xy, determinant, apart)
+
+
+def _changes(mask: np.ndarray, *changes: np.ndarray) -> list[np.ndarray]:
+    """Changes (n, v, L) as (n, v * L) float64, 0 outside the mask."""
+    return [
+        np.where(np.broadcast_to(mask, change.shape), change, 0.0).astype(np.float64).reshape(len(change), -1)
+        for change in changes
+    ]
+
+
+def _share(part: np.ndarray, whole: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(n,) part over whole; NaN where it is not known."""
+    return np.divide(part, whole, out=np.full(len(whole), NAN), where=known)
 
 
 def _residuals(

@@ -131,6 +131,13 @@ class Evaluator:
             predictions.labels = labels_from_latents(trained.nodes, trained.truth, predictions.nodes)
         return predictions
 
+    def predict_held_out(self, kind: SpectraKind) -> Predictions | None:
+        """Predict the validation split of a kind, which corrects uncertainties; None where there are none of either."""
+        rows = self.release.index.rows(kind, "validation")
+        if self.model.uncertainty == "none" or not len(rows):
+            return None
+        return self.predict(rows, f"{self.origin(kind)}, validation split")
+
     @torch.no_grad()
     def _predict_batch(self, raw: RawBatch) -> Predictions:
         batch = self.observer(raw)

@@ -13,7 +13,7 @@ import numpy as np
 
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate
-from harps_dist.evaluation.measures import COMPARABLE, MAE, Measured, SpectraKind
+from harps_dist.evaluation.measures import COMPARABLE, MAE, Measured, SpectraKind, label_measure
 from harps_dist.evaluation.metrics import group_scores, label_scores, paper_comparable
 from harps_dist.evaluation.predicting import Evaluator, Predictions
 from harps_dist.evaluation.printed import PAPER_ROWS
@@ -73,13 +73,11 @@ def predicted_labels(predictions: Predictions) -> list[str]:
     return [name for name, column in zip(NAMES, predictions.labels.T, strict=True) if np.isfinite(column).any()]
 
 
-def calibrations(evaluator: Evaluator, kind: SpectraKind, predictions: Predictions) -> list[Calibration]:
-    """Calibration of every label that has an uncertainty; the validation split corrects it. Every rank takes part."""
+def calibrations(evaluator: Evaluator, predictions: Predictions, held_out: Predictions | None) -> list[Calibration]:
+    """Calibration of every label that has an uncertainty. held_out: corrects it, see `Evaluator.predict_held_out`."""
     likelihood, index = evaluator.model.uncertainty, evaluator.release.index
-    rows = index.rows(kind, "validation")
-    if likelihood == "none" or not len(rows):
+    if likelihood == "none" or held_out is None:
         return []
-    held_out = evaluator.predict(rows, f"{evaluator.origin(kind)}, validation split")
 
     def of_label(name: str, said: Predictions) -> LabelPredictions:
         column, rows = NAMES.index(name), said.rows
@@ -106,7 +104,9 @@ def measured(predictions: Predictions, varied: np.ndarray, stars: np.ndarray, va
             means.append(Measured.of(COMPARABLE.name, comparable, stars, "masked zeros averaged in"))
         elif (varied != "").any():
             of_label = {label: varied == label for label in INTRINSIC}
-            means += [Measured.of(f"{name} {key}", values[rows], stars[rows]) for key, rows in of_label.items()]
+            means += [
+                Measured.of(label_measure(name, key), values[rows], stars[rows]) for key, rows in of_label.items()
+            ]
         elif not name.endswith("_sigma"):
             means.append(Measured.of(name, values, stars))
     return means

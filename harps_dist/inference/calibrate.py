@@ -114,7 +114,7 @@ class Trial:
             return None
         augment, valid = self.recipe.data.augment, release.grid.valid
         batches = EvaluationBatches(release, in_batches(rows, BATCH), augment, self.recipe.training.seed)
-        found, features, misfits, truth, order = [], [], [], [], []
+        predicted, features, misfits, truth, order = [], [], [], [], []
         what = f"{origin_of(kind, release)}, {split} split"
         self.progress(what, 0, len(batches))
         for number, raw in enumerate(load(batches, range(len(batches)), 0, exported.device)):
@@ -124,14 +124,14 @@ class Trial:
                 noise = torch.from_numpy(chunks).to(exported.device)
             said = exported.raw(batch.flux, noise)
             sigma = np.empty((len(batch.rows), 0)) if said.sigma is None else said.sigma.cpu().numpy()
-            found.append((said.labels.double().cpu().numpy(), sigma))
+            predicted.append((said.labels.double().cpu().numpy(), sigma))
             features.append(said.features)
             misfits.append(said.misfit)
             truth.append(batch.labels.cpu().numpy()[:, exported.model.columns])
             order.append(batch.rows.cpu().numpy())
             self.progress(what, number + 1, len(batches))
         rows = np.concatenate(order)
-        labels, sigma = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        labels, sigma = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
         measured = [part for part in misfits if part is not None]
         return SplitPredictions(
             kind=kind,

@@ -212,7 +212,7 @@ def _half_width(factor: float, scale: float, unit: str) -> str:
 
 
 def _coverage(description: Description, held: HeldOut, tried: SplitPredictions) -> str:
-    found = [
+    calibrations = [
         calibrate(
             label.name,
             tried.of_label(column, label.scale),
@@ -222,7 +222,7 @@ def _coverage(description: Description, held: HeldOut, tried: SplitPredictions) 
         for column, label in enumerate(description.labels)
         if np.isfinite(tried.truth[:, column]).any()
     ]
-    return calibration_tables(found) if found else "None of these spectra has a known label."
+    return calibration_tables(calibrations) if calibrations else "None of these spectra has a known label."
 
 
 def _anomalies(description: Description) -> str:

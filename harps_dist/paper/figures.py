@@ -145,7 +145,7 @@ def _figures(evaluations: Evaluations, index: Index, folder: Path) -> Iterator[P
     scores = _present({name: evaluations.column(name, "real", RVIS.name) for name in RECONSTRUCTING})
     if scores:
         path = folder / "fig7.png"
-        score_boxes(path, {RVIS.name: scores}, {RVIS.name: {name: values[0] for name, values in TABLE_8.items()}})
+        score_boxes(path, {RVIS.name: scores}, {RVIS.name: {name: RVIS.printed_for(name)[0] for name in TABLE_8}})
         yield PaperFigure("Fig. 7", f"RVIS on observed spectra. {_BOXES}", path)
     gis = {
         label: _present({name: _of_label(evaluations, name, GIS.name, label) for name in SUPERVISED})
@@ -154,8 +154,8 @@ def _figures(evaluations: Evaluations, index: Index, folder: Path) -> Iterator[P
     if any(gis.values()):
         path = folder / "fig8.png"
         printed = {
-            f"GIS, {LABEL[label].symbol}": {name: TABLE_8[name][1 + place] for name in SUPERVISED}
-            for place, label in enumerate(INTRINSIC)
+            f"{GIS.name}, {LABEL[label].symbol}": {name: GIS.printed_for(name, label)[0] for name in SUPERVISED}
+            for label in INTRINSIC
         }
         score_boxes(path, dict(zip(printed, gis.values(), strict=True)), printed)
         yield PaperFigure("Fig. 8", f"GIS on the test half of the generative set. {_BOXES}", path)
@@ -257,7 +257,7 @@ def bottleneck_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, flo
             axes.errorbar(
                 size, rvis, yerr=error, color=colour, linestyle=line, marker=marker, markersize=4, capsize=2, label=name
             )
-        axes.set(xlabel="nodes of the bottleneck", ylabel="RVIS (flux / median)")
+        axes.set(xlabel="nodes of the bottleneck", ylabel=f"{RVIS.name} ({RVIS.unit})")
         axes.locator_params(axis="x", integer=True)
         axes.legend()
 
@@ -280,7 +280,7 @@ def reconstruction_densities(path: Path, maes: Mapping[str, np.ndarray]) -> None
     with styled_figure(path, 6.0, 3.8) as figure:
         axes = figure.subplots()
         _densities(axes, maes)
-        axes.set(xlabel="MAE' (flux / median)", ylabel="density")
+        axes.set(xlabel=f"{MAE.name} ({MAE.unit})", ylabel="density")
         axes.legend()
 
 
@@ -381,7 +381,7 @@ def label_weight_curves(path: Path, points: Sequence[tuple[float, float, float, 
         right = axes.twinx()
         right.plot(weight, reconstruction, "^:", color=BLACK, markersize=4, label="reconstruction (right)")
         right.spines["right"].set_visible(True)
-        right.set_ylabel("MAE' (flux / median)")
+        right.set_ylabel(f"{MAE.name} ({MAE.unit})")
         axes.set_ylim(bottom=0)
         right.set_ylim(bottom=0)
         handles = [handle for side in (axes, right) for handle in side.get_legend_handles_labels()[0]]

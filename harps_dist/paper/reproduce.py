@@ -138,15 +138,15 @@ def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
 
 
 def _reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
-    found, manifest = Evaluations(runs, demo, release.digest), release.manifest
+    evaluations, manifest = Evaluations(runs, demo, release.digest), release.manifest
     speeds: list[InferenceSpeed] = [speed for path in sorted(runs.glob("speed*.json")) for speed in read_speeds(path)]
     origin = origin_words(origin_of("real", release), manifest.not_genuine)
     made = Reproduction(
         data=f"{origin}. {manifest.description}".strip(),
         genuine=manifest.genuine,
         digest=manifest.digest,
-        tables=paper_tables(found, speeds),
-        figures=draw_paper_figures(found, release.index, runs / FIGURES),
+        tables=paper_tables(evaluations, speeds),
+        figures=draw_paper_figures(evaluations, release.index, runs / FIGURES),
     )
     _write_tables(made, runs)
     with atomic_write(runs / PAGE) as aside:

@@ -12,7 +12,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from harps_dist.benchmarks.inference_speed import CONVENTION, InferenceSpeed
-from harps_dist.evaluation.measures import COMPARABLE, GIS, GIS_TRUE, RVIS, RVIS_TRUE
+from harps_dist.evaluation.measures import (
+    BERV_LEAKAGE,
+    BERV_RESPONSE,
+    COMPARABLE,
+    GIS,
+    GIS_TRUE,
+    RESPONSE,
+    RV_LEAKAGE,
+    RV_RESPONSE,
+    RV_SENSITIVITY,
+    RVIS,
+    RVIS_TRUE,
+    SENSITIVITY,
+    Measure,
+    SpectraKind,
+    label_measure,
+)
 from harps_dist.evaluation.printed import LABEL_TABLES, LEGENDS, PAPER_ROWS, TABLE_3, TABLE_7, TABLE_8, TABLE_9, Pair
 from harps_dist.evaluation.significance import compare, mean_by_star
 from harps_dist.paper.evaluations import Evaluations
@@ -21,8 +37,6 @@ from harps_dist.text import NAN, format_pair, markdown_table, number
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
-
-    from harps_dist.evaluation.measures import SpectraKind
 
 Outperforms = Literal["", "spectra", "stars"]
 MARKS = {"": "{}", "spectra": "**{}**", "stars": "**{}** ★"}
@@ -216,42 +230,38 @@ def _column_errors(evaluations: Evaluations, recipe: str) -> list[np.ndarray]:
 
 def _decoders(evaluations: Evaluations) -> PaperTable:
     rows = []
-    for recipe, printed in TABLE_7.items():
-        cell = _measured(evaluations, recipe, "simulated", COMPARABLE.name, printed)
+    for recipe in TABLE_7:
+        cell = _measured(evaluations, recipe, "simulated", COMPARABLE)
         rows.append(Row(LEGENDS[recipe], [cell], _step(evaluations, recipe, "simulated")))
     return PaperTable("Table 7: decoders on simulated spectra", [COMPARABLE.name], rows)
 
 
+MeasuredColumns = dict[str, tuple[SpectraKind, Measure, str]]  # title to spectra, measure, and label where it is of one
+
+
 def _generative(evaluations: Evaluations) -> list[PaperTable]:
-    def table(title: str, columns: dict[str, tuple[SpectraKind, str]], note: str, printed: bool) -> PaperTable:
+    def table(title: str, columns: MeasuredColumns, note: str) -> PaperTable:
         rows = []
-        for recipe, values in TABLE_8.items():
-            beside = values if printed else (NAN,) * len(columns)
-            cells = [
-                _measured(evaluations, recipe, kind, name, (value, NAN))
-                for (kind, name), value in zip(columns.values(), beside, strict=True)
-            ]
+        for recipe in TABLE_8:
+            cells = [_measured(evaluations, recipe, *column) for column in columns.values()]
             rows.append(Row(LEGENDS[recipe], cells, _step(evaluations, recipe, "real")))
-        return PaperTable(title, list(columns), rows, note, printed)
+        return PaperTable(title, list(columns), rows, note, any(measure.printed for _, measure, _ in columns.values()))
 
-    def of_labels(name: str) -> dict[str, tuple[SpectraKind, str]]:
-        return {f"{name} {TITLES[label]}": ("generative", f"{name} {label}") for label in INTRINSIC}
+    def of_labels(measure: Measure) -> MeasuredColumns:
+        return {f"{measure.name} {TITLES[label]}": ("generative", measure, label) for label in INTRINSIC}
 
-    as_printed: dict[str, tuple[SpectraKind, str]] = {RVIS.name: ("real", RVIS.name), **of_labels(GIS.name)}
-    against: dict[str, tuple[SpectraKind, str]] = {
-        RVIS_TRUE.name: ("simulated", RVIS_TRUE.name),
-        **of_labels(GIS_TRUE.name),
+    as_printed: MeasuredColumns = {RVIS.name: ("real", RVIS, ""), **of_labels(GIS)}
+    against: MeasuredColumns = {RVIS_TRUE.name: ("simulated", RVIS_TRUE, ""), **of_labels(GIS_TRUE)}
+    sensitivities: MeasuredColumns = {
+        "sensitivity rv": ("simulated", RV_SENSITIVITY, ""),
+        **of_labels(SENSITIVITY),
+        "leakage rv": ("simulated", RV_LEAKAGE, ""),
+        "leakage BERV": ("simulated", BERV_LEAKAGE, ""),
     }
-    sensitivities: dict[str, tuple[SpectraKind, str]] = {
-        "sensitivity rv": ("simulated", "RV sensitivity"),
-        **of_labels("sensitivity"),
-        "leakage rv": ("simulated", "do(rv) leakage"),
-        "leakage BERV": ("simulated", "do(berv) leakage"),
-    }
-    responses: dict[str, tuple[SpectraKind, str]] = {
-        "response rv": ("simulated", "do(rv) response"),
-        "response BERV": ("simulated", "do(berv) response"),
-        **of_labels("response"),
+    responses: MeasuredColumns = {
+        "response rv": ("simulated", RV_RESPONSE, ""),
+        "response BERV": ("simulated", BERV_RESPONSE, ""),
+        **of_labels(RESPONSE),
     }
     return [
         table(
@@ -259,13 +269,11 @@ def _generative(evaluations: Evaluations) -> list[PaperTable]:
             as_printed,
             "RVIS and GIS compare a model with itself, so that a decoder that ignores its input scores a perfect 0: "
             "read them with the next three tables. An unsupervised model has no node of its own for a label.",
-            printed=True,
         ),
         table(
             "Table 8, against the noise-free simulator",
             against,
             "The same interventions, but what is decoded is compared with what the simulator makes of the new value.",
-            printed=False,
         ),
         table(
             "Table 8, how much decoders change",
@@ -273,13 +281,11 @@ def _generative(evaluations: Evaluations) -> list[PaperTable]:
             "Sensitivity: mean |change| decoded over mean |change| due (1 faithful, 0 deaf), whatever it is that "
             "changes. Leakage: the share of the telluric change in an intervention on rv, and of the stellar one in an "
             "intervention on BERV (0 faithful).",
-            printed=False,
         ),
         table(
             "Table 8, how far decoders follow",
             responses,
             "Response: the share of the change due that is decoded (1 faithful, 0 deaf).",
-            printed=False,
         ),
     ]
 
@@ -305,8 +311,11 @@ def _speed(speeds: Sequence[InferenceSpeed]) -> PaperTable:
     return PaperTable("Table 9: time and memory of inference", columns, rows, note.strip(), of_runs=False)
 
 
-def _measured(evaluations: Evaluations, recipe: str, kind: SpectraKind, name: str, printed: Pair) -> Cell:
-    return _cell(evaluations.measure(recipe, kind, name), "value", "standard_error", printed)
+def _measured(evaluations: Evaluations, recipe: str, kind: SpectraKind, measure: Measure, label: str = "") -> Cell:
+    """A measure of a recipe's run beside what the paper prints of it. label: where it is of one."""
+    name = label_measure(measure.name, label) if label else measure.name
+    score = evaluations.measure(recipe, kind, name)
+    return _cell(score, "value", "standard_error", measure.printed_for(recipe, label))
 
 
 def _cell(score: dict[str, Any], value: str, error: str, printed: Pair) -> Cell:

@@ -37,7 +37,7 @@ def surprises(
     """
     from scipy.stats import mannwhitneyu
 
-    found = []
+    surprises_by_label = []
     for name in labels:
         off = []
         for table in (frozen, arrived):
@@ -46,7 +46,7 @@ def surprises(
             off.append(mean_by_star(error[known], table["star"][known].astype(str)))
         before, now = off
         if min(len(before), len(now)) >= FEWEST_STARS:
-            found.append(
+            surprises_by_label.append(
                 Surprise(
                     label=name,
                     unit=LABEL[name].unit,
@@ -57,4 +57,4 @@ def surprises(
                     stars_arrived=len(now),
                 )
             )
-    return found
+    return surprises_by_label

@@ -20,7 +20,7 @@ from harps_dist.data.split import SplitName
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.calibration import LabelPredictions, conformal_factor, half_width, inside
 from harps_dist.evaluation.evaluate import write_predictions
-from harps_dist.evaluation.measures import LEVELS, coverage_name
+from harps_dist.evaluation.measures import LEVELS, coverage_name, label_measure
 from harps_dist.evaluation.predicting import Evaluator, Predictions
 from harps_dist.evaluation.scoring import DOWNSTREAM_NOTE
 from harps_dist.frozen import Frozen
@@ -100,7 +100,7 @@ def _compare(
             spectra = _spectra(release, kind, split, known)
             errors = [model.errors(kind, spectra, table) for model, table in zip(tried, tables, strict=True)]
             entries += entries_of(kind, spectra, errors[0], errors[1] if len(runs) > 1 else None)
-    found = tried[1].surprises() if len(runs) > 1 else []
+    surprising = tried[1].surprises() if len(runs) > 1 else []
     world.check()
     made = None
     if world.is_main:
@@ -112,7 +112,7 @@ def _compare(
             split=split,
             conditions=conditions.model_dump(mode="json"),
             entries=tuple(entries),
-            surprises=tuple(found),
+            surprises=tuple(surprising),
             speed=speed_ratio(models[0], models[1] if len(runs) > 1 else None, release.grid, world.device),
             notes=tuple(_notes(tried, release)),
             git=git_revision(),
@@ -166,10 +166,10 @@ class ComparedModel:
         path = self.folder / f"{self.identity.id}-{digest}-{what}.parquet"
         kept = evaluator.world.of_main(lambda: find_sealed(path))
         if kept is None:
-            found = predict()
+            predictions = predict()
             if evaluator.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_predictions(path, release, found, sealed_write)
+                write_predictions(path, release, predictions, sealed_write)
             kept = evaluator.world.of_main(lambda: find_sealed(path))
         return (read_columns(kept) if kept else None) or {}
 
@@ -208,10 +208,12 @@ class ComparedModel:
             tried, held_out = (_of_label(name, table) for table in tables if table)
             known = held_out.known
             for level in LEVELS:
-                inside_interval[coverage_name(level, name)] = inside(tried, half_width(level, likelihood))
+                raw = label_measure(coverage_name(level), name)
+                inside_interval[raw] = inside(tried, half_width(level, likelihood))
                 factor = conformal_factor(known.deviations, known.stars, level)
                 if np.isfinite(factor):
-                    inside_interval[coverage_name(level, name, conformal=True)] = inside(tried, factor)
+                    corrected = label_measure(coverage_name(level, conformal=True), name)
+                    inside_interval[corrected] = inside(tried, factor)
         return inside_interval
 
 
@@ -226,12 +228,13 @@ def _finished(
 ) -> Comparison | None:
     """The comparison in `out`, where it is the one that is asked for; None where it is another or there is none."""
     try:
-        found = read_comparison(out)
+        finished = read_comparison(out)
     except ConfigError:
         return None
     asked = ([model.id for model in identities], release.digest, split, conditions.model_dump(mode="json"))
-    models = [model.id for model in (found.new, found.old) if model]
-    return found if (models, found.release.digest, found.split, found.conditions) == asked else None
+    models = [model.id for model in (finished.new, finished.old) if model]
+    made_of = (models, finished.release.digest, finished.split, finished.conditions)
+    return finished if made_of == asked else None
 
 
 def _check_split(run: Path, release: Release, split: Split) -> None:

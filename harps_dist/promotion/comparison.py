@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.measures import LEVELS, SpectraKind, coverage_name
-from harps_dist.evaluation.measures import MEASURES as ONE_A_SPECTRUM
+from harps_dist.evaluation import measures
+from harps_dist.evaluation.measures import SpectraKind, label_measure
 from harps_dist.files import atomic_write
 from harps_dist.frozen import Frozen, Number
 from harps_dist.ownership import home
@@ -61,14 +61,14 @@ def bin_names(by: str) -> tuple[str, ...]:
 
 
 # Distances from what a faithful decoder has; of the first there is one for each label.
-OF_LABELS = tuple(measure.error_name for measure in ONE_A_SPECTRUM if measure.of_label)
-OF_SPECTRA = tuple(measure.error_name for measure in ONE_A_SPECTRUM if not measure.of_label)
-COVERAGES = tuple(coverage_name(level, conformal=conformal) for conformal in (False, True) for level in LEVELS)
+OF_LABELS = tuple(measure.error_name for measure in measures.MEASURES if measure.of_label)
+OF_SPECTRA = tuple(measure.error_name for measure in measures.MEASURES if not measure.of_label)
+COVERAGES = tuple(measure.name for measure in measures.COVERAGES)
 MEASURES = (
     *NAMES,
     *OF_SPECTRA,
-    *(f"{score} {name}" for score in OF_LABELS for name in INTRINSIC),
-    *(f"{coverage} {name}" for coverage in COVERAGES for name in NAMES),
+    *(label_measure(score, name) for score in OF_LABELS for name in INTRINSIC),
+    *(label_measure(coverage, name) for coverage in COVERAGES for name in NAMES),
 )
 
 
@@ -164,10 +164,10 @@ def read_comparison(folder: Path) -> Comparison:
         raise ConfigError(f"{folder} is no comparison: it has no {COMPARISON}. {again}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}. {again}") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found not in FORMATS:
-        raise ConfigError(f"{path} has format {found}, this code knows {FORMAT}. {again}")
+    form = content.get("format") if isinstance(content, dict) else None
+    if form not in FORMATS:
+        raise ConfigError(f"{path} has format {form}, this code knows {FORMAT}. {again}")
     try:
-        return Comparison.model_validate(unsealed(content, required=found > 1))
+        return Comparison.model_validate(unsealed(content, required=form > 1))
     except ValueError as error:  # pydantic's is one
         raise ConfigError(f"{path} is damaged: {error}. {again}") from None

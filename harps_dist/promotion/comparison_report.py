@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harps_dist.evaluation.figures import BLACK, BLUE, GREY, VERMILLION, styled_figure
+from harps_dist.evaluation.measures import is_coverage
 from harps_dist.evaluation.report import Origin, origin_name, origin_words
 from harps_dist.files import atomic_write
 from harps_dist.promotion.comparison import (
@@ -173,7 +174,7 @@ def _signed(value: float, error: float) -> str:
 
 def _tendency(entry: Entry) -> str:
     """worse or better, where the interval says so."""
-    if "coverage" in entry.measure:
+    if is_coverage(entry.measure):
         return ""
     return "**worse**" if entry.low > 0 else "**better**" if entry.high < 0 else ""
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harps_dist.evaluation.measures import MEASURE
+from harps_dist.evaluation.measures import MEASURE, is_coverage, label_measure
 from harps_dist.evaluation.significance import mean_by_star
 from harps_dist.promotion.comparison import (
     BYS,
@@ -66,7 +66,7 @@ def errors_of(spectra: Spectra, labels: Sequence[str], predicted: Columns, insid
         known = np.isfinite(spectra.truth[name])
         if name in labels and known.any():
             errors[name] = Errors(np.abs(predicted[name] - spectra.truth[name]), known)
-        for coverage in (f"{coverage} {name}" for coverage in COVERAGES):
+        for coverage in (label_measure(coverage, name) for coverage in COVERAGES):
             if coverage in inside:
                 errors[coverage] = Errors(inside[coverage], known)
     everywhere = np.ones(len(spectra.stars), dtype=bool)
@@ -81,7 +81,7 @@ def errors_of(spectra: Spectra, labels: Sequence[str], predicted: Columns, insid
             continue
         for label in INTRINSIC:
             if (of_label := due & (spectra.varied == label)).any():
-                errors[f"{name} {label}"] = Errors(error, of_label)
+                errors[label_measure(name, label)] = Errors(error, of_label)
     return errors
 
 
@@ -119,7 +119,7 @@ def _parts(kind: SpectraKind, measure: str, spectra: Spectra) -> Iterator[tuple[
     """By what, name of the bin, and which spectra (n,) are in it."""
     everywhere = np.ones(len(spectra.stars), dtype=bool)
     yield "overall", "", everywhere
-    if kind == "generative" or "coverage" in measure:
+    if kind == "generative" or is_coverage(measure):
         return
     of = {"snr": spectra.snr, "era": spectra.mjd} | {name: spectra.truth[name] for name in INTRINSIC}
     for by in BYS[1:]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from harps_dist.errors import ConfigError
-from harps_dist.evaluation.measures import GIS_TRUE, MAE, RVIS_TRUE
+from harps_dist.evaluation.measures import GIS_TRUE, MAE, RVIS_TRUE, is_coverage, label_measure
 from harps_dist.frozen import Frozen, Number
 from harps_dist.intake import read_text
 from harps_dist.promotion.comparison import (
@@ -49,7 +49,7 @@ EACH = "each"  # bin
 BY_CHANCE = 0.01
 MAX_DEPTH = 20  # of a gate's YAML; a gate has 3
 FAMILIES = {LABELS: NAMES} | {
-    family: tuple(f"{family} {name}" for name in NAMES) for family in (*OF_LABELS, *COVERAGES)
+    family: tuple(label_measure(family, name) for name in NAMES) for family in (*OF_LABELS, *COVERAGES)
 }
 ENDS = {"lower": "lower end of its interval", "mean": "on average", "upper": "upper end of its interval"}
 Status = Literal["passed", "failed", "not judged"]
@@ -107,23 +107,23 @@ class Line(Frozen):
             )
         if self.relative is self.absolute is self.least is self.most is None:
             raise ValueError(f"the line of {self.measure} has no limit; give relative, absolute, least or most.")
-        if self.measure.startswith(COVERAGES) and (self.relative, self.absolute) != (None, None):
+        if is_coverage(self.measure) and (self.relative, self.absolute) != (None, None):
             raise ValueError(f"{self.measure} is not better for being smaller; give least and most.")
         return self
 
     def judge(self, comparison: Comparison) -> list[Judged]:
         """One verdict for each entry and limit; one that says why where there is no entry."""
         names = FAMILIES.get(self.measure, (self.measure,))
-        found = [
+        entries = [
             entry
             for entry in comparison.find(self.kind, self.population, self.by)
             if entry.measure in names and self.bin in (EACH, entry.bin)
         ]
-        if not found:
+        if not entries:
             where = f", {self.by} {self.bin}" if self.by != "overall" else ""
             place = f"{self.kind}, {self.population}{where}, {self.measure}"
             return [self._unjudged(place, "the comparison has no such figure", fails=not self.optional)]
-        return [judged for entry in found for judged in self._judge(entry, comparison.old is not None)]
+        return [judged for entry in entries for judged in self._judge(entry, comparison.old is not None)]
 
     def _judge(self, entry: Entry, compared: bool) -> list[Judged]:
         if entry.failed_new or math.isnan(entry.new):
@@ -224,7 +224,7 @@ class Gate(Frozen):
             ratio = comparison.speed.ratio if comparison.speed else NAN
             lines.append(_held("time of inference over the old model's", ratio, self.slower))
         if self.surprise is not None:
-            lines += [_unsurprising(found, self.surprise) for found in comparison.surprises]
+            lines += [_unsurprising(surprise, self.surprise) for surprise in comparison.surprises]
         return lines
 
 

@@ -126,17 +126,17 @@ class Registry:
                     f"`launch/compare.py {run}{f' {self.folder / CURRENT}' if current else ''}` "
                     f"and give its folder as --comparison."
                 )
-            found = read_comparison(comparison)
+            judged_by = read_comparison(comparison)
             sha256 = _sha256(comparison / COMPARISON)
-            stale = _stale(found, model, current, self.folder)
-            verdict = None if stale else gate.judge(found)
+            stale = _stale(judged_by, model, current, self.folder)
+            verdict = None if stale else gate.judge(judged_by)
             event = Event(
                 number=len(events) + 1,
                 event="promoted" if verdict and verdict.passed else "refused",
                 time=_now(),
                 model=model,
                 replaced=current.id if current else None,
-                release=found.release,
+                release=judged_by.release,
                 comparison_sha256=sha256,
                 verdict=verdict,
                 reason=stale,

@@ -88,7 +88,7 @@ def _known(run: Path, manifest: Manifest, digest: str) -> int:
     if digest not in manifest.ancestors:
         raise ConfigError(
             f"run {run} was trained on release {digest[:12]}, which the release {manifest.digest[:12]} did not grow "
-            f"from (its ancestors: {', '.join(found[:12] for found in manifest.ancestors) or 'none'}). Use --policy "
+            f"from (its ancestors: {', '.join(one[:12] for one in manifest.ancestors) or 'none'}). Use --policy "
             f"warm, or a release that did."
         )
     return manifest.ancestors.index(digest)
