@@ -53,7 +53,16 @@ def test_training_follows_that_on_the_cpu(train, precision, tolerance):
     np.testing.assert_allclose(train("gpu", *chosen), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("chosen", [("--compile",), ("--data.compile",), ("--data.resident", "device")])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("--compile",),
+        ("--data.compile",),
+        ("--data.resident", "device"),
+        ("--data.workers", 2),
+        ("--kernels", "triton"),
+    ],
+)
 def test_what_is_there_for_speed_learns_the_same(train, chosen):
     np.testing.assert_allclose(train("fast", *chosen), train("plain"), rtol=1e-3, atol=1e-4)
 
