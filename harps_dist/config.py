@@ -8,7 +8,7 @@ Tested in tests/unit/test_losses.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,20 +20,21 @@ from harps_dist.models.config import Loss, Model
 from harps_dist.sealed import digest_of
 from harps_dist.spectra.labels import LABEL
 
-if TYPE_CHECKING:
-    pass
+Auto = Literal["auto"]
 
 
 class Data(Frozen):
     """Which release, how it is mixed and augmented.
 
     release: path of a release, or "demo" for the embedded demo release, which is built on first use.
-    workers: threads of each rank that read ahead; 0 reads when a batch is asked for.
+    workers: threads of each rank that read ahead; 0 reads when a batch is asked for. "auto" for these and those below:
+    what suits the device, its memory and the release; the first line of a training says what was chosen.
     label_fraction: share of the real labels that training sees (Table 5: 0.01), drawn per spectrum and label as the
     paper does, which leaves much-observed stars labelled, or per star and label.
     cache: where blocks of a release that lies behind a URL are kept. resident: read the codes of all training samples
     once and keep them in the memory of the host or the device, each rank its share. compile: fuse what the device does
-    to a batch with torch.compile, which a GPU gains much by and small CPU runs lose time to.
+    to a batch with torch.compile, which a GPU gains much by and small CPU runs lose time to; a run that is gone on with
+    keeps what it was begun with.
     """
 
     release: str = "demo"
@@ -41,10 +42,10 @@ class Data(Frozen):
     augment: Augment = Augment()
     label_fraction: float = Field(1.0, gt=0, le=1)
     label_fraction_by: Literal["per_spectrum", "per_star"] = "per_spectrum"
-    workers: int = Field(0, ge=0)
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     cache: Cache = Cache()
-    resident: Literal["no", "host", "device"] = "no"
-    compile: bool = False
+    resident: Literal["no", "host", "device"] | Auto = "auto"
+    compile: bool | Auto = "auto"
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
@@ -57,7 +58,8 @@ class Training(Frozen):
     less memory is needed; loss and gradient are those of the whole batch. lr_scaling: how the learning rate, given for
     batches of `lr_batch_size`, grows with batch_size; with Adam the square root keeps the noise of an update the same.
     precision: of the convolutions; norm statistics, losses and output layers stay in fp32. fp16 scales the loss, tf32
-    is fp32 with the GPU's rounded multiplications, fp64 is for comparisons.
+    is fp32 with the GPU's rounded multiplications, fp64 is for comparisons. "auto" is bf16 where the GPU multiplies in
+    it, else fp32; a run that is gone on with keeps what it was begun with.
     label_scale: means and deviations that labels are normalised by: those of the release's training split, or those
     that the run was trained under which this one starts from. Either way the weights that are taken over predict what
     they predicted.
@@ -74,9 +76,16 @@ class Training(Frozen):
     warmup_steps: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = Field(None, gt=0)
-    precision: Precision = "fp32"
+    precision: Precision | Auto = "auto"
     label_scale: Literal["release", "kept"] = "release"
     seed: int = 0
+
+    @property
+    def known_precision(self) -> Precision:
+        """`precision`, once it is settled; raises ValueError while it is "auto"."""
+        if self.precision == "auto":
+            raise ValueError("precision is auto. Settle it for a device first, or name one.")
+        return self.precision
 
 
 class Log(Frozen):
@@ -102,7 +111,8 @@ class Engine(Frozen):
     the optimiser (1), gradients too (2), weights too (3). deepspeed_config: JSON that is merged over the configuration
     that is made for DeepSpeed. kernels: what computes convolutions, PyTorch, or kernels of our own in Triton, for which
     an NVIDIA GPU of compute capability 8.0 or newer is needed. compile: fuse the model with torch.compile; where that
-    fails, a message says so and the model runs as it is. resume: go on with the newest whole checkpoint, or refuse a
+    fails, a message says so and the model runs as it is. graph: launch a step of one GPU as one CUDA graph. "auto" for
+    these: what suits the device and the model. resume: go on with the newest whole checkpoint, or refuse a
     folder that holds one. max_minutes: save and stop after so long, to be continued. profile: write a trace of so many
     steps for chrome://tracing.
     """
@@ -110,8 +120,9 @@ class Engine(Frozen):
     strategy: Literal["ddp", "deepspeed"] = "ddp"
     zero: Literal[0, 1, 2, 3] = 1
     deepspeed_config: str | None = None
-    kernels: Literal["torch", "triton"] = "torch"
-    compile: bool = False
+    kernels: Literal["torch", "triton"] | Auto = "auto"
+    compile: bool | Auto = "auto"
+    graph: bool | Auto = "auto"
     resume: Literal["auto", "never"] = "auto"
     max_minutes: float | None = Field(None, gt=0)
     profile: int = Field(0, ge=0)

@@ -56,18 +56,12 @@ class ResidentCodes:
     ):
         self._in_step = in_step
         self._order, self._rank, self._world, self._exchange = order, rank, world, exchange
-        kind, rows = release.index["kind"], order.rows
-        parts = [rows[kind[rows] == "real"], rows[kind[rows] != "real"]]
-        self._check_memory(release, parts, memory)
+        parts = _kinds(release, order)
+        self._check_memory(release, memory)
         self._flux, self._sed = (self._read(release, part, memory, workers) for part in parts)
 
-    def _check_memory(self, release: Release, parts: list[np.ndarray], memory: torch.device) -> None:
-        needed = sum(
-            len(_members(release, rows)[1]) * sum(part.nbytes for part in release.coded(int(rows[0])))
-            for rows in parts
-            if len(rows)
-        ) / self._world  # fmt: skip
-        free = _free_bytes(memory)
+    def _check_memory(self, release: Release, memory: torch.device) -> None:
+        needed, free = resident_bytes(release, self._order, self._world), free_bytes(memory)
         if needed > _SHARE_OF_FREE_MEMORY * free:
             raise ConfigError(
                 f"a rank's share of the release takes {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB of its "
@@ -122,7 +116,22 @@ class ResidentCodes:
         return parts[0], parts[1]
 
 
-def _free_bytes(memory: torch.device) -> int:
+def resident_bytes(release: Release, order: Order, ranks: int) -> float:
+    """What a rank's share of the codes of all training samples takes."""
+    return sum(
+        len(_members(release, rows)[1]) * sum(part.nbytes for part in release.coded(int(rows[0]))) / ranks
+        for rows in _kinds(release, order)
+        if len(rows)
+    )
+
+
+def _kinds(release: Release, order: Order) -> list[np.ndarray]:
+    """The rows of real spectra and those of simulated ones."""
+    kind, rows = release.index["kind"], order.rows
+    return [rows[kind[rows] == "real"], rows[kind[rows] != "real"]]
+
+
+def free_bytes(memory: torch.device) -> int:
     """Free memory of a device, or this rank's part of what the host could give without swapping."""
     if memory.type == "cuda":
         return torch.cuda.mem_get_info(memory)[0]

@@ -13,13 +13,18 @@ from harps_dist.errors import ConfigError
 Kernels = Literal["torch", "triton"]
 
 
+def triton_installed() -> bool:
+    """Whether there is a Triton, which torch.compile too wants for a GPU."""
+    return find_spec("triton") is not None
+
+
 @cache
 def available() -> bool:
     """True where Triton is installed and the current CUDA device has tensor cores for bfloat16 (sm_80 or newer).
 
     Nothing in `harps_dist.kernels` imports Triton before the first kernel is launched, so asking is always safe.
     """
-    if find_spec("triton") is None or not torch.cuda.is_available():
+    if not triton_installed() or not torch.cuda.is_available():
         return False
     return torch.cuda.get_device_capability() >= (8, 0)
 

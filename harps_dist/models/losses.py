@@ -48,7 +48,7 @@ def loss_parts(
             error = negative_log_likelihood(residual, at_least_float32(output.log_scale), model.uncertainty) * present
         parts["label"] = Part(config.label, error.sum(), present.sum())
     if output.reconstruction is not None:
-        residual = at_least_float32(output.reconstruction)[:, valid] - batch.flux[:, valid]
+        residual = at_least_float32(output.reconstruction).index_select(1, valid) - batch.flux.index_select(1, valid)
         error = _error(residual, config.reconstruction_below)
         parts["reconstruction"] = Part(config.reconstruction, error.sum(), _count(residual))
     if output.nodes is not None and config.unknown_penalty and output.nodes.shape[1] > len(model.labels):
@@ -92,9 +92,9 @@ def part_names(model: Model, config: Loss) -> tuple[str, ...]:
 
 def part_terms(name: str, model: SpectrumModel, batch: Batch, valid: Tensor) -> Tensor:
     """How many terms a part of `loss_parts` has, before the model has seen the batch."""
-    spectra = torch.tensor(len(batch.flux), device=batch.flux.device)
+    spectra = _number(len(batch.flux), batch.flux.device)
     if name == "label":
-        return torch.isfinite(batch.labels[:, model.columns]).sum()
+        return torch.isfinite(model.own(batch.labels)).sum()
     if name == "reconstruction":
         return spectra * len(valid)
     return batch.simulated.sum() * (model.nodes - len(model.labels)) if name == "unknown" else spectra
@@ -127,7 +127,12 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _count(tensor: Tensor) -> Tensor:
-    return torch.tensor(tensor.numel(), device=tensor.device)
+    return _number(tensor.numel(), tensor.device)
+
+
+def _number(value: int, device: torch.device) -> Tensor:
+    """A number that the device writes down by itself; copied there, it would have to be waited for."""
+    return torch.full((), value, dtype=torch.int64, device=device)
 
 
 def _error(residual: Tensor, below: float) -> Tensor:

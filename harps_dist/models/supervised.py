@@ -71,6 +71,7 @@ class SpectrumModel(nn.Module):
 
     label_mean: Tensor
     label_std: Tensor
+    _column: Tensor
     uncertainty: Literal["none", "gaussian", "laplace"] = "none"
     nodes: int = 0
     variational: bool = False
@@ -81,6 +82,7 @@ class SpectrumModel(nn.Module):
         super().__init__()
         self.labels = labels
         self.columns = [NAMES.index(name) for name in labels]
+        self.register_buffer("_column", torch.tensor(self.columns, dtype=torch.int64), persistent=False)
         self.register_buffer("label_mean", torch.zeros(len(labels), dtype=torch.float64))
         self.register_buffer("label_std", torch.ones(len(labels), dtype=torch.float64))
 
@@ -110,10 +112,14 @@ class SpectrumModel(nn.Module):
         self.label_mean.copy_(torch.tensor([mean[name] for name in self.labels], dtype=torch.float64))
         self.label_std.copy_(torch.tensor([std[name] for name in self.labels], dtype=torch.float64))
 
+    def own(self, labels: Tensor) -> Tensor:
+        """(batch, len(NAMES)) labels to the (batch, K) that are the model's."""
+        return labels.index_select(1, self._column)
+
     def normalise(self, labels: Tensor) -> Tensor:
         """(batch, len(NAMES)) physical labels to (batch, K) normalised ones in the format of the weights; NaN stays NaN
         (Eq. 1)."""
-        normalised = (labels[:, self.columns].double() - self.label_mean) / self.label_std
+        normalised = (self.own(labels).double() - self.label_mean) / self.label_std
         return normalised.to(next(self.parameters()).dtype)
 
     def physical(self, normalised: Tensor) -> Tensor:

@@ -51,18 +51,15 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def stack_rows(self, rows: Tensor) -> Tensor:
-        """(batch, ...) rows of all ranks in their order, on every rank, without gradient; batches may differ by one."""
+    def stack_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """(batch, ...) rows of all ranks in their order, on every rank, without gradient. counts: rows of each rank."""
         if self.size == 1:
             return rows.detach()
-        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-        longest = int(max(counts))
-        padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
         padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
-        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send the first sent[0] of rows (n, ...) to rank 0, and so on; returns what came, by the rank it came from."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from harps_dist.config import Engine, Recipe
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.observer import Batch, Observer
+from harps_dist.data.order import rank_slice
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError, TrainingError
 from harps_dist.models.layers import at_least_float32
@@ -22,6 +24,7 @@ from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import initial_model
 from harps_dist.training.clock import StepClock
+from harps_dist.training.graph import CapturedStep, Step
 from harps_dist.training.precision import LossScale, activation_format, prepare, weight_format
 from harps_dist.training.strategies.choose import make_strategy
 from harps_dist.training.validation import totals
@@ -30,10 +33,11 @@ MOST_SKIPPED = 5  # steps in a row
 
 
 class Learner:
-    """Learns from one global batch after the other, in step with the other ranks.
+    """Learns from one global batch after the other, in step with the other ranks; no setting is "auto" any more.
 
     A step with a gradient that is not finite changes nothing but the count of those skipped. begin: what to do with the
-    new model before a strategy shares it out. say: told what a user should know.
+    new model before a strategy shares it out. say: told what a user should know. take: what a step does on the device
+    with standardised spectra.
     Raises ConfigError for settings that cannot work.
     """
 
@@ -50,50 +54,89 @@ class Learner:
         self._recipe, self._release, self._world = recipe, release, world
         training, augment = recipe.training, recipe.data.augment
         self.model = initial_model(recipe, release.manifest)
-        prepare(self.model, training.precision)
+        prepare(self.model, training.known_precision)
         if begin:
             begin(self.model)
         self.model.to(world.device)
         if engine.kernels == "triton":
             if engine.compile:
-                raise ConfigError("--kernels triton and --compile exclude each other. Choose one.")
-            self.model.use_kernels(activation_format(training.precision))
+                raise ConfigError("--kernels triton and --compile True exclude each other. Choose one.")
+            self.model.use_kernels(activation_format(training.known_precision))
         self.clock = StepClock(world.device)
         self.strategy = make_strategy(self.model, training, engine, world, self.clock, say)
         self.observer = Observer(
-            release.decoding, augment, world.device, recipe.data.compile, weight_format(training.precision)
+            release.decoding,
+            augment,
+            world.device,
+            recipe.data.compile is True,
+            weight_format(training.known_precision),
         )
         self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
         self.names = part_names(recipe.model, recipe.loss)
-        self.loss_scale = LossScale.first(recipe.training.precision)
-        self.skipped = self.skipped_in_a_row = 0
+        self.loss_scale = LossScale(training.known_precision, world.device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=world.device)  # skipped, skipped in a row
+        exact = torch.float64 if world.device.type == "cpu" else torch.float32
+        self._rate = torch.zeros((), dtype=exact, device=world.device)
+        self._asked = torch.zeros(1, dtype=torch.float64, device=world.device)
+        self._sizes = [
+            len(range(*rank_slice(training.batch_size, r, world.size).indices(training.batch_size)))
+            for r in range(world.size)
+        ]
+        self._last: _Taken | None = None
+        self.take: Step = self._step
+        if engine.graph is True:
+            self.take = CapturedStep(self._step, world.device, self.clock, self.model.zero_grad, say)
+
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradients were not finite; waits for the device."""
+        return int(self._counts[0])
 
     def state(self) -> dict[str, object]:
         """What a resumed run needs besides weights and moments."""
-        return {
-            "loss_scale": self.loss_scale.state(),
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-        }
+        skipped, in_a_row = self._counts.tolist()
+        return {"loss_scale": self.loss_scale.state(), "skipped": skipped, "skipped_in_a_row": in_a_row}
 
     def restore(self, state: dict) -> None:
-        self.loss_scale = LossScale(**state["loss_scale"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.loss_scale.restore(state["loss_scale"])
+        self._counts.copy_(torch.tensor([state["skipped"], state["skipped_in_a_row"]]))
 
     def learn(self, raw: RawBatch, learning_rate: float) -> Tensor:
         """Take one optimiser step; returns (2, part) totals and counts of the loss parts, of this rank alone.
 
-        Raises Interrupted on all ranks, before anything is changed, where one was asked to stop; TrainingError after a
-        few steps in a row without finite gradients.
+        Nothing waits for the device: what the step before found out is read now. Raises Interrupted on all ranks,
+        before anything is changed, where one was asked to stop before that step (alone: before this one); TrainingError
+        after a few steps in a row without finite gradients.
         """
-        clock, world = self.clock, self._world
-        with clock("augment"):
+        self._heed_stop()
+        self.settle()
+        with self.clock("augment"):
             batch = self.observer(raw)
+        self._rate.fill_(learning_rate)
+        self._asked.fill_(self._world.stop.reason is not None)
+        figures, report = self.take(batch)
+        self._last = _Taken(raw, figures, _Report(report))
+        return figures
+
+    def settle(self) -> None:
+        """Wait for what the last step found out; all ranks call it together.
+
+        Raises TrainingError where it was the last of a few in a row without finite gradients.
+        """
+        if self._last and self._last.report.read()[1] >= MOST_SKIPPED:
+            self._explain(self._last)
+
+    def _heed_stop(self) -> None:
+        """Raise Interrupted where a rank is known to have been asked to stop."""
+        alone = self._world.size == 1
+        if self._world.stop.reason is not None if alone else self._last and self._last.report.read()[0]:
+            self._world.interrupt()
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """All that a step does on the device: the figures, and (2,) how many were asked to stop, how many skipped."""
+        clock, world = self.clock, self._world
         terms = torch.stack([part_terms(name, self.model, batch, self.valid).double() for name in self.names])
-        asked = terms.new_tensor([world.stop.reason is not None])
-        terms, asked = world.sum(torch.cat([terms, asked])).split([len(terms), 1])
-        if asked:
-            world.interrupt()
+        terms, asked = world.sum(torch.cat([terms, self._asked])).split([len(terms), 1])
         fields = [part.tensor_split(self._recipe.training.accumulate) for part in batch]
         pieces = [Batch(*piece) for piece in zip(*fields, strict=True)]
         figures = torch.zeros(2, len(self.names), dtype=torch.float64, device=world.device)
@@ -109,11 +152,19 @@ class Learner:
                     figures += totals(parts)
                 with clock("backward"):  # a loss that is not finite may yet have a finite gradient
                     poison = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-                    self.strategy.backward(loss * poison, self.loss_scale.value)
+                    self.strategy.backward(loss * poison, self.loss_scale)
         with clock("optimizer"):
-            finite = self.strategy.update(learning_rate, self.loss_scale.value)
-        self._count(finite, raw, figures)
-        return figures
+            finite = self.strategy.update(self._rate, self.loss_scale)
+            self._count(finite)
+        return figures, torch.cat([asked, self._counts[1:].double()])
+
+    def _count(self, finite: Tensor) -> None:
+        """Note whether the gradients were finite; a step that a smaller loss scale may help is not one of the row."""
+        failed = ~finite
+        hopeless = failed & (self.loss_scale.value <= 1)
+        self.loss_scale.update(finite)
+        self._counts.add_(torch.stack([failed, hopeless]))
+        self._counts[1:].mul_(failed)
 
     @torch.no_grad()
     def _stacked(self, pieces: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -124,18 +175,12 @@ class Learner:
     def _stacked_rows(self, outputs: list[Output]) -> tuple[Tensor, Tensor]:
         nodes = torch.cat([output.nodes for output in outputs if output.nodes is not None])
         prior = torch.cat([output.prior for output in outputs if output.prior is not None])
-        return self._world.stack_rows(at_least_float32(nodes)), self._world.stack_rows(prior)
+        stacked = self._world.stack_rows(at_least_float32(nodes), self._sizes)
+        return stacked, self._world.stack_rows(prior, self._sizes)
 
-    def _count(self, finite: bool, raw: RawBatch, figures: Tensor) -> None:
-        could_scale_less = self.loss_scale.value > 1
-        self.loss_scale.update(finite, self._recipe.training.precision)
-        if finite:
-            self.skipped_in_a_row = 0
-            return
-        self.skipped += 1
-        self.skipped_in_a_row += not could_scale_less
-        if self.skipped_in_a_row < MOST_SKIPPED:
-            return
+    def _explain(self, last: _Taken) -> None:
+        """Raise TrainingError with what is known of the step that was one too many."""
+        raw, figures, _ = last
         sums, counts = self._world.sum(figures).tolist()
         losses = {name: total / max(n, 1) for name, total, n in zip(self.names, sums, counts, strict=True)}
         flux = self.observer(raw).flux
@@ -147,6 +192,29 @@ class Learner:
             f"Lower --training.learning-rate, set --training.clip-norm 1, or use --training.precision fp32; the run "
             f"goes on from its newest checkpoint."
         )
+
+
+class _Report:
+    """A few numbers on their way from the device to the host, which reads them when it wants to."""
+
+    def __init__(self, values: Tensor):
+        self._values = values.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._values.tolist()
+
+
+class _Taken(NamedTuple):
+    """A step that was taken: of which batch, its figures, what it found out."""
+
+    raw: RawBatch
+    figures: Tensor
+    report: _Report
 
 
 def check_batch_size(recipe: Recipe, ranks: int) -> None:

@@ -18,11 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from harps_dist.config import Engine, Recipe
 from harps_dist.console import console_for
-from harps_dist.data.batches import RawBatch, TrainingBatches, load, no_codes, read_codes
 from harps_dist.data.ledger import LedgerFile, read_ledger
 from harps_dist.data.order import Order, OrderState
 from harps_dist.data.reader import Release
-from harps_dist.data.resident import ResidentCodes
 from harps_dist.errors import Interrupted, ResumeError, TrainingError
 from harps_dist.files import remove_leftovers
 from harps_dist.models.cost import TRAINING, forward_cost
@@ -39,9 +37,11 @@ from harps_dist.runs.checkpoint import (
 )
 from harps_dist.runs.log import LOG, RunLog
 from harps_dist.runs.run import CHECKPOINTS, LEDGER, RECIPE, RUN, Run, save_recipe
+from harps_dist.training.automatic import settle_here
 from harps_dist.training.learner import Learner
 from harps_dist.training.peaks import measured_peaks
 from harps_dist.training.schedule import learning_rate
+from harps_dist.training.stream import training_stream
 from harps_dist.training.validation import validate
 
 
@@ -100,9 +100,12 @@ class Trainer:
         engine: Engine = Engine(),  # noqa: B008
     ):
         config = recipe.training
-        self.recipe, self.release, self.run, self.world, self.engine = recipe, release, run, world, engine
         self.console = console_for(quiet=not world.is_main)
         self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
+        begun = Run(run).recipe if any((run / CHECKPOINTS).glob("step-*")) else None
+        settings = settle_here(recipe, engine, release, self.order, world, begun)
+        recipe, engine, self._loading = settings.recipe, settings.engine, settings.loading
+        self.recipe, self.release, self.run, self.world, self.engine = recipe, release, run, world, engine
         self.steps = config.steps or math.ceil(config.epochs * self.order.epoch_length / config.batch_size)
         checkpoint = self._checkpoint()
 
@@ -120,6 +123,9 @@ class Trainer:
             self._resume(checkpoint)
         elif world.is_main:  # a resumed run keeps what it was begun with
             save_recipe(run, recipe, release, name, start_from)
+        if settings.chosen and (self.step < self.steps or self._unfinished):
+            where = torch.cuda.get_device_name() if world.device.type == "cuda" else "this CPU"
+            self.console.print(f"chosen for {where}: {settings.line}", soft_wrap=True)
         self._saved: tuple[int, bool] | None = (self.step, self._unfinished is None) if checkpoint else None
 
     def _checkpoint(self) -> Checkpoint | None:
@@ -228,7 +234,8 @@ class Trainer:
         self._restart_timing()
         with self._progress() as progress:
             bar = progress.add_task(self.run.name, total=self.steps, completed=self.step)
-            stream = self._stream() if self.step < self.steps else iter(())
+            left = range(self.step, self.steps)
+            stream = training_stream(self.recipe, self.release, self.order, self.world, left, self._loading)
             while self.step < self.steps:
                 with self.clock("data"):
                     raw = next(stream)
@@ -266,28 +273,6 @@ class Trainer:
         if self.step % config.save_every == 0 or last or improved:
             self.save(line.get("validation_loss"))
 
-    def _stream(self) -> Iterator[RawBatch]:
-        """This rank's raw batches on the device, from the current step to the last."""
-        config, world, steps = self.recipe, self.world, range(self.step, self.steps)
-        size, data = config.training.batch_size, config.data
-        batches = TrainingBatches(
-            self.release,
-            self.order,
-            data,
-            config.training.seed,
-            size,
-            world.rank,
-            world.size,
-            read_codes if data.resident == "no" else no_codes,
-        )
-        if data.resident == "no":
-            return load(batches, steps, data.workers, world.device)
-        memory = world.device if data.resident == "device" else torch.device("cpu")
-        codes = ResidentCodes(
-            self.release, self.order, world.rank, world.size, memory, data.workers, world.exchange, world.in_step
-        )
-        return codes.complete(load(batches, steps, data.workers, world.device), steps, size)
-
     def _open_ledger(self) -> LedgerFile | None:
         self._seen: list[tuple[int, list[int], list[int]]] = []
         wanted = self.recipe.log.ledger and self.world.is_main
@@ -317,6 +302,7 @@ class Trainer:
 
     def _line(self, figures: torch.Tensor) -> dict:
         """The figures of the current step, and where the time went since the last line. All ranks call it together."""
+        self.learner.settle()
         config, steps = self.recipe.training, self.step - self._since
         elapsed, seconds = time.perf_counter() - self._started, self.clock.drain()
         means = (figures[0] / figures[1].clamp(min=1)).tolist()
@@ -346,7 +332,7 @@ class Trainer:
             return {}
         if not hasattr(self, "_cost"):
             self._cost = forward_cost(self.recipe.model, self.release.grid)
-        peaks = measured_peaks(self.world.device, self.recipe.training.precision)
+        peaks = measured_peaks(self.world.device, self.recipe.training.known_precision)
         return {
             "flop_utilisation": TRAINING * self._cost.flops * spectra_per_s / peaks.flops,
             "traffic_over_bandwidth": TRAINING * self._cost.bytes * spectra_per_s / peaks.bytes,
@@ -357,6 +343,7 @@ class Trainer:
         content = (self.step, self._unfinished is None)
         if content == self._saved:
             return
+        self.learner.settle()
         self._saved = content
         self._write_ledger()
         snapshot = self.strategy.snapshot()

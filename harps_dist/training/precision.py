@@ -5,11 +5,11 @@ Tested in tests/unit/test_engine.py.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harps_dist.config import Precision
 from harps_dist.data.observer import Batch
@@ -17,6 +17,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.models.supervised import Output, SpectrumModel
 
 _FIRST_SCALE = 2.0**16
+_MOST_WORKSPACE_MIB = 1024
 _GROWS_AFTER = 2000  # finite steps, as torch.amp
 
 
@@ -28,7 +29,12 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def prepare(model: nn.Module, precision: Precision) -> None:
-    """Give the weights their format and allow TF32, or forbid it, for the whole process."""
+    """Give the weights their format and set up cuDNN for the whole process.
+
+    It tries which of its algorithms is fastest, but none that wants much memory besides; TF32 it has where asked for.
+    """
+    os.environ.setdefault("CUDNN_CONV_WSCAP_DBG", str(_MOST_WORKSPACE_MIB))
+    torch.backends.cudnn.benchmark = True
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     model.to(weight_format(precision))
@@ -46,32 +52,34 @@ def activation_format(precision: Precision) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
-@dataclass
 class LossScale:
     """What a loss is multiplied by before its gradient is taken: doubled now and then, halved where that was too much.
 
-    Stays 1 where precision is not fp16.
+    Stays 1 where precision is not fp16. value () float32, finite_steps () int64: on the device, which changes them by
+    itself.
     """
 
-    value: float = 1.0
-    finite_steps: int = 0
+    def __init__(self, precision: Precision, device: torch.device):
+        self.changes = precision == "fp16"
+        self.value = torch.full((), _FIRST_SCALE if self.changes else 1.0, device=device)
+        self.finite_steps = torch.zeros((), dtype=torch.int64, device=device)
 
-    @classmethod
-    def first(cls, precision: Precision) -> LossScale:
-        return cls(_FIRST_SCALE if precision == "fp16" else 1.0)
-
-    def update(self, finite: bool, precision: Precision) -> None:
-        """Take note whether the last step's gradients were finite."""
-        if precision != "fp16":
+    def update(self, finite: Tensor) -> None:
+        """Take note whether the last step's gradients were finite, () bool."""
+        if not self.changes:
             return
-        self.finite_steps = self.finite_steps + 1 if finite else 0
-        if not finite:
-            self.value = max(1.0, self.value / 2)
-        elif self.finite_steps % _GROWS_AFTER == 0:
-            self.value *= 2
+        self.finite_steps.add_(1).mul_(finite)
+        grows = finite & (self.finite_steps % _GROWS_AFTER == 0)
+        after = torch.where(finite, self.value * (1.0 + grows), (self.value / 2).clamp(min=1.0))
+        self.value.copy_(after)
 
     def state(self) -> dict[str, float]:
-        return asdict(self)
+        return {"value": float(self.value), "finite_steps": int(self.finite_steps)}
+
+    def restore(self, state: dict) -> None:
+        """Go on where `state` was taken."""
+        self.value.fill_(state["value"])
+        self.finite_steps.fill_(state["finite_steps"])
 
 
 class ForwardPass(nn.Module):

@@ -43,7 +43,7 @@ def validate(
             stream = load(batches, range(len(batches)), 0, world.device)
             for raw in world.in_step(stream, len(parts_of_ranks[0])):
                 batch = observer(raw)
-                with autocast(recipe.training.precision, world.device):
+                with autocast(recipe.training.known_precision, world.device):
                     output = model(batch)
                 parts = loss_parts(model, output, batch, valid, recipe.loss)
                 figures.append(totals(parts))

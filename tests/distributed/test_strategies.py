@@ -80,7 +80,7 @@ def stop_at(release: Path, folder: Path, step: int, ranks: int, *more: object) -
         folder,
         expect=75 if ranks == 1 else 1,
     )
-    assert f"at step {step} of 12" in printed
+    assert f"at step {step + (ranks > 1)} of 12" in printed  # several ranks hear of it a step later
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def tiny_trainer(release: Path, folder: Path, engine: Engine, **training: object
 
 def test_float16_halves_its_loss_scale_and_goes_on(tiny_release, tmp_path):
     trainer = tiny_trainer(tiny_release, tmp_path / "run", Engine(), precision="fp16")
-    trainer.learner.loss_scale.value = 2.0**120
+    trainer.learner.loss_scale.value.fill_(2.0**120)
     trainer.train()
     assert trainer.learner.skipped == 8  # in a row, but a smaller scale may help
     assert trainer.learner.loss_scale.value == 2.0**112

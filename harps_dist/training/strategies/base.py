@@ -7,6 +7,7 @@ Tested in tests/unit/test_checkpoint.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -18,6 +19,7 @@ from harps_dist.config import Training
 from harps_dist.data.observer import Batch
 from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.runs.checkpoint import Moments, Snapshot
+from harps_dist.training.precision import LossScale
 
 
 class Strategy(Protocol):
@@ -29,12 +31,15 @@ class Strategy(Protocol):
         """Around forward and backward of a part of a rank's batch; gradients are exchanged with the last."""
         ...
 
-    def backward(self, loss: Tensor, loss_scale: float) -> None:
+    def backward(self, loss: Tensor, loss_scale: LossScale) -> None:
         """Add the gradient of a loss, whose mean over ranks is the global one, multiplied by the scale."""
         ...
 
-    def update(self, learning_rate: float, loss_scale: float) -> bool:
-        """Clip and step; False where a gradient was not finite, and nothing but the gradients is changed."""
+    def update(self, learning_rate: Tensor, loss_scale: LossScale) -> Tensor:
+        """Clip and step; () bool, False where a gradient was not finite, and nothing but the gradients is changed.
+
+        learning_rate: () on the device.
+        """
         ...
 
     def snapshot(self) -> Snapshot | None:
@@ -55,6 +60,22 @@ def adam(model: nn.Module, training: Training) -> torch.optim.Adam:
     return torch.optim.Adam([p for _, p in trained_parameters(model)], lr=training.learning_rate, betas=training.betas)
 
 
+def fused_adam(model: nn.Module, training: Training, learning_rate: Tensor, captured: bool) -> torch.optim.Adam:
+    """`adam` in one pass over all parameters; where its `found_inf` is 1 it changes nothing.
+
+    learning_rate: () tensor on the device, which is read anew in every step. captured: whether steps will be part of a
+    CUDA graph, the first few excepted, of which PyTorch would warn.
+    """
+    warnings.filterwarnings("ignore", message=".*step\\(\\) is running without CUDA graph capture")
+    return torch.optim.Adam(
+        [p for _, p in trained_parameters(model)],
+        lr=learning_rate,
+        betas=training.betas,
+        fused=True,
+        capturable=captured,
+    )
+
+
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Names and parameters that are not frozen."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -65,16 +86,15 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def clip_if_finite(model: nn.Module, clip_norm: float | None, loss_scale: float) -> bool:
-    """Take the loss scale out of the gradients and clip them; False where one is not finite."""
+def clip(model: nn.Module, clip_norm: float | None, loss_scale: LossScale) -> Tensor:
+    """Take the loss scale out of the gradients and clip them; () bool, False where one is not finite."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients) / loss_scale
-    if not torch.isfinite(norm):
-        return False
-    factor = 1.0 if clip_norm is None else min(1.0, clip_norm / (float(norm) + 1e-6))
-    if factor / loss_scale != 1.0:
-        torch._foreach_mul_(gradients, factor / loss_scale)
-    return True
+    norm = torch.nn.utils.get_total_norm(gradients) / loss_scale.value
+    if clip_norm is not None:
+        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale.value)
+    elif loss_scale.changes:
+        torch._foreach_mul_(gradients, 1 / loss_scale.value)
+    return torch.isfinite(norm)
 
 
 def plain_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments:
@@ -84,9 +104,11 @@ def plain_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Moments
 
 def restore_plain(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Moments) -> None:
     """Put such copies back."""
+    fused = optimizer.defaults.get("fused")  # one that is not counts its steps on the host
     for name, parameter in trained_parameters(model):
         if name in moments:
+            where = parameter.device if fused else "cpu"
             optimizer.state[parameter] = {
-                key: value.clone() if value.ndim == 0 else value.to(parameter, copy=True)
+                key: value.to(where, copy=True) if value.ndim == 0 else value.to(parameter, copy=True)
                 for key, value in moments[name].items()
             }

@@ -20,8 +20,8 @@ from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.runs.checkpoint import Moments, Snapshot
 from harps_dist.training.clock import StepClock
-from harps_dist.training.precision import ForwardPass
-from harps_dist.training.strategies.base import adam, clip_if_finite, copied, plain_moments, restore_plain
+from harps_dist.training.precision import ForwardPass, LossScale
+from harps_dist.training.strategies.base import clip, copied, fused_adam, plain_moments, restore_plain
 
 
 class DataParallel:
@@ -37,25 +37,26 @@ class DataParallel:
         say: Callable[[str], None],
     ):
         self._model, self._world, self._clip_norm = model, world, training.clip_norm
-        self._optimizer = adam(model, training)
-        self.forward: Any = ForwardPass(model, training.precision, world.device, engine.compile, say)
+        on_cpu = world.device.type == "cpu"
+        self._rate = torch.zeros((), dtype=torch.float64 if on_cpu else torch.float32, device=world.device)
+        self._optimizer = fused_adam(model, training, self._rate, engine.graph is True)
+        self.forward: Any = ForwardPass(model, training.known_precision, world.device, engine.compile is True, say)
         if world.size > 1:
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
-            if world.device.type == "cpu":  # a GPU's stream is not seen from here
+            if on_cpu:  # a GPU's stream is not seen from here
                 self.forward.register_comm_hook(clock, _timed_average)
 
     def accumulating(self, last: bool) -> AbstractContextManager:
         return nullcontext() if last or self._world.size == 1 else self.forward.no_sync()
 
-    def backward(self, loss: Tensor, loss_scale: float) -> None:
-        (loss * loss_scale).backward()
+    def backward(self, loss: Tensor, loss_scale: LossScale) -> None:
+        (loss * loss_scale.value if loss_scale.changes else loss).backward()
 
-    def update(self, learning_rate: float, loss_scale: float) -> bool:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        finite = clip_if_finite(self._model, self._clip_norm, loss_scale)
-        if finite:
-            self._optimizer.step()
+    def update(self, learning_rate: Tensor, loss_scale: LossScale) -> Tensor:
+        self._rate.copy_(learning_rate)
+        finite = clip(self._model, self._clip_norm, loss_scale)
+        self._optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch.amp tells it
+        self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return finite
 

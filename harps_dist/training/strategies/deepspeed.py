@@ -30,10 +30,10 @@ from harps_dist.ranks.world import World
 from harps_dist.runs.checkpoint import Moments, Snapshot
 from harps_dist.spectra.quantities import number
 from harps_dist.text import printable
-from harps_dist.training.precision import ForwardPass
+from harps_dist.training.precision import ForwardPass, LossScale
 from harps_dist.training.strategies.base import (
     adam,
-    clip_if_finite,
+    clip,
     copied,
     plain_moments,
     restore_plain,
@@ -111,7 +111,7 @@ class DeepSpeed:
     def __init__(
         self, model: SpectrumModel, training: Training, engine: Engine, world: World, say: Callable[[str], None]
     ):
-        if training.precision == "fp64":
+        if training.known_precision == "fp64":
             raise ConfigError("DeepSpeed keeps weights in float32. Use --strategy ddp for --training.precision fp64.")
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         os.environ.setdefault("DS_ACCELERATOR", world.device.type)
@@ -128,7 +128,7 @@ class DeepSpeed:
         self._clip_norm = config["gradient_clipping"] or None
         if not self._zero:  # whole gradients are clipped here, where they are checked
             config["gradient_clipping"] = 0.0
-        wrapped = ForwardPass(model, training.precision, world.device, engine.compile, say)
+        wrapped = ForwardPass(model, training.known_precision, world.device, engine.compile is True, say)
         theirs = "optimizer" in config
         self._engine, *_ = deepspeed.initialize(
             model=wrapped,
@@ -143,21 +143,21 @@ class DeepSpeed:
         self._engine.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
-    def backward(self, loss: Tensor, loss_scale: float) -> None:
+    def backward(self, loss: Tensor, loss_scale: LossScale) -> None:
         if not self._zero:
-            loss = loss * loss_scale
-        elif loss_scale != self._engine.optimizer.loss_scale:
-            self._engine.optimizer.override_loss_scale(loss_scale)
+            loss = loss * loss_scale.value
+        elif loss_scale.changes:
+            self._engine.optimizer.override_loss_scale(float(loss_scale.value))
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, learning_rate: float, loss_scale: float) -> bool:
+    def update(self, learning_rate: Tensor, loss_scale: LossScale) -> Tensor:
         optimizer = self._engine.optimizer
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = float(learning_rate)
         if self._zero:  # clips, and finds out itself whether gradients are finite
             self._engine.step()
-            return not optimizer.overflow
-        finite = clip_if_finite(self._model, self._clip_norm, loss_scale)
+            return torch.tensor(not optimizer.overflow, device=self._world.device)
+        finite = clip(self._model, self._clip_norm, loss_scale)
         if finite:
             self._engine.step()
         self._engine.zero_grad()
