@@ -21,6 +21,7 @@ from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.ownership import json_file, write_json
 from harps_dist.ranks.world import World
+from harps_dist.training.automatic import settle_here
 from harps_dist.training.learner import Learner
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def rank_speed(
     order = Order(release.index, recipe.data.mix, recipe.training.seed, release.digest)
     seed, size = recipe.training.seed, spectra * world.size
     raw = TrainingBatches(release, order, recipe.data, seed, size, world.rank, world.size)[0].to(world.device)
-    alone = Learner(part, release, World(0, 1, world.device), Engine())
+    settings = settle_here(whole, engine.model_copy(update={"graph": False}), release, order, world)
+    whole, engine = settings.recipe, settings.engine
+    part = part.changed(training={"precision": whole.training.precision}, data={"compile": whole.data.compile})
+    alone = Learner(part, release, World(0, 1, world.device), engine.model_copy(update={"strategy": "ddp"}))
     together = Learner(whole, release, world, engine)
 
     def turn(learner: Learner, steps: int) -> float:

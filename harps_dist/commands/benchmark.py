@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from harps_dist.config import Engine, Precision
+from harps_dist.config import Auto, Engine, Precision
 from harps_dist.ownership import check
 
 
@@ -105,21 +105,42 @@ def data(
 
 def step(
     recipes: tyro.conf.Positional[tuple[str, ...]] = (),
-    grid: str = "harps",
-    device: Literal["cpu", "cuda"] = "cpu",
+    release: str = "demo",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     batches: tuple[int, ...] = (32,),
-    precisions: tuple[Precision, ...] = ("fp32", "bf16"),
-    compiled: tuple[bool, ...] = (False,),
+    precisions: tuple[Precision | Auto, ...] = ("auto",),
+    workers: int | Auto = "auto",
+    resident: Literal["no", "host", "device"] | Auto = "auto",
+    engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine(),  # noqa: B008
+    seconds: float = 5.0,
     json: Path | None = None,
 ) -> int:
-    """Forward, backward and full training step of recipes, one of each kind by default, beside the device's peaks."""
-    from harps_dist.benchmarks.step_speed import STEPS, step_speeds, step_table, write_steps
+    """How fast recipes train, as a training takes its steps, and their parts alone, beside what must be moved.
+
+    Args:
+        recipes: Names of recipes; default is one of each kind.
+        release: Release in a folder, or demo.
+        device: A GPU where there is one.
+        batches: Sizes of batches.
+        precisions: Precisions to try; auto is what training takes by itself.
+        workers: Threads that read ahead.
+        resident: Where all codes stay in memory.
+        seconds: How long each part is repeated.
+        json: File to write every figure to.
+    """
+    from harps_dist.benchmarks.step_speed import STEPS, step_speeds, step_table, wanted_device, write_steps
+    from harps_dist.commands.releases import open_release
     from harps_dist.console import console_for
+    from harps_dist.ranks.world import World
 
     check(json, STEPS)
-    found = step_speeds(grid, recipes, device, batches, precisions, compiled)
-    console_for().print(step_table(found, device))
-    write_steps(found, device, json)
+    world = World.alone(wanted_device(device))
+    opened = open_release(world, release)
+    found = step_speeds(
+        opened, recipes, world, engine, batches, precisions, seconds, workers=workers, resident=resident
+    )
+    console_for().print(step_table(found, world.device))
+    write_steps(found, world.device, json)
     return 0
 
 

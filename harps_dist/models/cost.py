@@ -23,21 +23,25 @@ class ForwardCost(NamedTuple):
     """What one spectrum's forward pass in float32 costs.
 
     flops: a multiply-add is two; norms and activations not counted.
-    bytes: read and written when no operations are fused; weights count once a batch and are left out."""
+    bytes: read and written when no operations are fused; weights count once a batch and are left out.
+    outputs: numbers that convolutions write, which is all that must pass through memory when the rest is fused."""
 
     flops: float
     bytes: float
+    outputs: float
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the bytes of what operations read and write; views cost nothing."""
+    """Adds up the bytes of what operations read and write, and what convolutions write; views cost nothing."""
 
     def __init__(self, weights: set[int]):
         super().__init__()
-        self.bytes, self._weights = 0, weights
+        self.bytes, self.outputs, self._weights = 0, 0, weights
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution.default:
+            self.outputs += made.numel()
         if not function.is_view:
             tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, Tensor)]
             self.bytes += sum(leaf.nbytes for leaf in tensors if id(leaf) not in self._weights)
@@ -56,7 +60,7 @@ def forward_cost(config: Model, grid: Grid) -> ForwardCost:
         flops = forward_flops(network, inputs)
         with _Traffic({id(parameter) for parameter in network.parameters()}) as traffic:
             network(inputs)
-    return ForwardCost(flops, traffic.bytes)
+    return ForwardCost(flops, traffic.bytes, traffic.outputs)
 
 
 def forward_flops(network: nn.Module, inputs: Tensor) -> float:

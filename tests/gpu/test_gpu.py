@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -10,14 +11,22 @@ import torch
 from safetensors.numpy import load_file
 
 from harps_dist.benchmarks.step_speed import step_speeds
+from harps_dist.config import Engine
 from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
+from harps_dist.kernels.availability import available
+from harps_dist.ranks.world import World
 from harps_dist.runs.log import read_log
+from harps_dist.runs.run import Run
 from tests.commands import TINY, command, kill_when, run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+PLAIN = (
+    "--training.precision", "fp32", "--data.compile", False, "--data.resident", "no", "--data.workers", 0,
+    "--kernels", "torch", "--compile", False, "--graph", False,
+)  # fmt: skip
 LOSSES = ("loss_label", "loss_reconstruction", "loss_unknown")
 
 
@@ -25,7 +34,18 @@ LOSSES = ("loss_label", "loss_reconstruction", "loss_unknown")
 def train(tiny_release, tmp_path):
     def train(out: str, *more: object, ranks: int = 1, gpu: bool = True) -> np.ndarray:
         """(step, part) losses of a new or resumed run."""
-        arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", out, "--training.steps", 8, *TINY, *more)
+        arguments = (
+            "demo-ae-mix",
+            "--data.release",
+            tiny_release,
+            "--out",
+            out,
+            "--training.steps",
+            8,
+            *TINY,
+            *PLAIN,
+            *more,
+        )
         run(command("launch/train.py", *arguments, ranks=ranks), tmp_path, gpu=gpu)
         return np.array([[line[name] for name in LOSSES] for line in read_log(tmp_path / out)])
 
@@ -56,15 +76,36 @@ def test_training_follows_that_on_the_cpu(train, precision, tolerance):
 @pytest.mark.parametrize(
     "chosen",
     [
-        ("--compile",),
-        ("--data.compile",),
+        ("--compile", True),
+        ("--data.compile", True),
         ("--data.resident", "device"),
         ("--data.workers", 2),
         ("--kernels", "triton"),
+        ("--graph", True),
+        ("--graph", True, "--kernels", "triton", "--data.workers", 2),
+        ("--graph", True, "--training.accumulate", 2, "--training.clip-norm", 1),
     ],
 )
 def test_what_is_there_for_speed_learns_the_same(train, chosen):
-    np.testing.assert_allclose(train("fast", *chosen), train("plain"), rtol=1e-3, atol=1e-4)
+    plain = chosen[2:] if "--training.accumulate" in chosen else ()
+    np.testing.assert_allclose(train("fast", *chosen), train("plain", *plain), rtol=1e-3, atol=1e-4)
+
+
+def test_the_step_is_one_graph_where_that_is_asked_for(tiny_release, tmp_path):
+    arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", "run", "--training.steps", 8, *TINY, *PLAIN)
+    printed = run(command("launch/train.py", *arguments, "--graph", True), tmp_path, gpu=True)
+    assert "cannot be one CUDA graph" not in printed
+    lines = read_log(tmp_path / "run")
+    assert lines[-1]["ms_step"] > 0
+    assert lines[-1]["ms_forward"] == 0
+
+
+def test_settings_that_are_left_alone_learn_the_same_to_their_precision(tiny_release, train, tmp_path):
+    arguments = ("demo-ae-mix", "--data.release", tiny_release, "--out", "auto", "--training.steps", 8, *TINY)
+    printed = run(command("launch/train.py", *arguments), tmp_path, gpu=True)
+    assert f"chosen for {torch.cuda.get_device_name()}: precision bf16" in printed
+    found = np.array([[line[name] for name in LOSSES] for line in read_log(tmp_path / "auto")])
+    np.testing.assert_allclose(found, train("plain"), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -90,16 +131,40 @@ def test_all_gpus_of_a_machine_learn_what_one_learns(train):
     np.testing.assert_allclose(train("many", ranks=ranks), train("one"), rtol=1e-3, atol=1e-4)
 
 
-def test_a_step_is_timed_in_parts_and_measured_beside_its_floors(train, tmp_path):
+def test_a_step_is_timed_in_parts_and_measured_beside_its_floors(tiny_release, train, tmp_path):
     train("run", "--training.precision", "bf16")
     line = read_log(tmp_path / "run")[-1]
     for part in ("augment", "forward", "backward", "optimizer"):
         assert line[f"ms_{part}"] > 0
     assert 0 < line["flop_utilisation"] < 1
-    for one in step_speeds("tiny", ["demo-cnn-mix", "demo-resnet-etc"], "cuda", (4,), ("fp32", "bf16"), (False, True)):
-        assert one.step_ms > 0
-        assert one.peak_memory_mib > 0
-    printed = run(command("launch/benchmark.py", "step", "demo-cnn-mix", "--grid", "tiny", "--device", "cuda",
+    world = World.alone("cuda")
+    for graph in (False, True):
+        found = step_speeds(
+            Release(tiny_release), ["demo-cnn-mix", "demo-resnet-etc"], world, Engine(graph=graph, compile=False), (4,),
+            ("fp32", "bf16"), 0.1,
+        )  # fmt: skip
+        assert all(one.ms > 0 for one in found)
+        assert all(one.peak_memory_mib > 0 for one in found if one.part == "training")
+    printed = run(command("launch/benchmark.py", "step", "demo-cnn-mix", "--release", tiny_release, "--seconds", 0.1,
                           "--json", "f"), tmp_path, gpu=True)  # fmt: skip
     assert torch.cuda.get_device_name() in printed
     assert json.loads((tmp_path / "f").read_text())["device"] == torch.cuda.get_device_name()
+
+
+@pytest.mark.skipif(not available(), reason="needs Triton and a GPU of compute capability 8.0")
+def test_labels_by_kernels_in_bf16_are_as_near_to_fp64_as_those_of_pytorch(tiny_release, train, tmp_path):
+    """Root mean square over the test spectra, in standard deviations of the labels."""
+    train("run", "--training.precision", "bf16", "--kernels", "triton", "--graph", True)
+    release, loaded, gpu = Release(tiny_release), Run(tmp_path / "run"), torch.device("cuda")
+    rows = np.concatenate([release.index.rows(kind, "test") for kind in ("real", "simulated")])
+    raw = EvaluationBatches(release, [rows], Augment(), 0)[0].to(gpu)
+    flux = Observer(release.decoding, Augment(), gpu)(raw).flux
+    model = loaded.model(on=release.manifest).to(gpu).eval()
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double().read(flux.double()).labels
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            eager = model.read(flux).labels.double()
+        model.use_kernels(torch.bfloat16)
+        ours = model.read(flux).labels.double()
+    apart = [float((found - exact).square().mean().sqrt()) for found in (ours, eager)]
+    assert apart[0] < 1.5 * apart[1] + 1e-4
