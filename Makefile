@@ -1,6 +1,7 @@
 # make demo: from nothing to a trained, evaluated model.   make test: the test suite.   make test-slow: what takes longer.
 # make test-processors: tests on made-up releases as a lesser processor computes, by OpenBLAS's kernels; `make test` ran
-# them by this one's.   make lint: ruff and mypy.
+# them by this one's.   make lint: ruff and mypy.   make gpu: all that a machine with a GPU can tell, with the Python and
+# torch that it has (PYTHON=…), other packages from wheels in a folder (WHEELS=…), into one JSON file or a folder (OUT=…).
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -8,7 +9,10 @@ INSTALLED := $(VENV)/.installed
 RUNS := demo/runs
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node=2
 
-.PHONY: demo test test-slow test-processors lint clean
+SITE := .gpu-site
+OUT ?= launch/results
+
+.PHONY: demo test test-slow test-processors lint gpu clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,5 +39,9 @@ test-processors: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy harps_dist preprocessing launch
 
+gpu:
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(SITE) $(WHEELS)/*.whl)
+	PYTHONUNBUFFERED=1 PYTHONPATH=$(abspath $(SITE)):$(CURDIR) $(PYTHON) -m tests.gpu.measure --out $(OUT)
+
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) $(SITE) demo runs
