@@ -6,6 +6,7 @@ Tested in tests/distributed/test_strategies.py.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,7 +83,9 @@ class Learner:
             len(range(*rank_slice(training.batch_size, r, world.size).indices(training.batch_size)))
             for r in range(world.size)
         ]
-        self._last: _Taken | None = None
+        self._taken: deque[_Taken] = deque()
+        self._behind = int(world.device.type == "cuda")  # steps that a GPU still has to take when the next is launched
+        self._told_to_stop = False
         self.take: Step = self._step
         if engine.graph is True:
             self.take = CapturedStep(self._step, world.device, self.clock, self.model.zero_grad, say)
@@ -104,33 +107,36 @@ class Learner:
     def learn(self, raw: RawBatch, learning_rate: float) -> Tensor:
         """Take one optimiser step; returns (2, part) totals and counts of the loss parts, of this rank alone.
 
-        Nothing waits for the device: what the step before found out is read now. Raises Interrupted on all ranks,
-        before anything is changed, where one was asked to stop before that step (alone: before this one); TrainingError
-        after a few steps in a row without finite gradients.
+        Nothing waits for the device: what a step found out is read while the next one runs. Raises Interrupted on all
+        ranks, before anything is changed, where one was known to be asked to stop; TrainingError after a few steps in a
+        row without finite gradients.
         """
-        self._heed_stop()
-        self.settle()
+        self._read_reports(self._behind)
+        if self._told_to_stop or (self._world.size == 1 and self._world.stop.reason is not None):
+            self._world.interrupt()
         with self.clock("augment"):
             batch = self.observer(raw)
         self._rate.fill_(learning_rate)
         self._asked.fill_(self._world.stop.reason is not None)
         figures, report = self.take(batch)
-        self._last = _Taken(raw, figures, _Report(report))
+        self._taken.append(_Taken(raw, figures, _Report(report)))
         return figures
 
     def settle(self) -> None:
-        """Wait for what the last step found out; all ranks call it together.
+        """Wait for what all steps so far found out; all ranks call it together.
 
-        Raises TrainingError where it was the last of a few in a row without finite gradients.
+        Raises TrainingError where a few in a row had no finite gradients.
         """
-        if self._last and self._last.report.read()[1] >= MOST_SKIPPED:
-            self._explain(self._last)
+        self._read_reports(0)
 
-    def _heed_stop(self) -> None:
-        """Raise Interrupted where a rank is known to have been asked to stop."""
-        alone = self._world.size == 1
-        if self._world.stop.reason is not None if alone else self._last and self._last.report.read()[0]:
-            self._world.interrupt()
+    def _read_reports(self, but: int) -> None:
+        """Read what all steps but the last few found out."""
+        while len(self._taken) > but:
+            taken = self._taken.popleft()
+            asked, skipped_in_a_row = taken.report.read()
+            self._told_to_stop |= asked > 0
+            if skipped_in_a_row >= MOST_SKIPPED:
+                self._explain(taken)
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """All that a step does on the device: the figures, and (2,) how many were asked to stop, how many skipped."""
@@ -178,9 +184,9 @@ class Learner:
         stacked = self._world.stack_rows(at_least_float32(nodes), self._sizes)
         return stacked, self._world.stack_rows(prior, self._sizes)
 
-    def _explain(self, last: _Taken) -> None:
+    def _explain(self, taken: _Taken) -> None:
         """Raise TrainingError with what is known of the step that was one too many."""
-        raw, figures, _ = last
+        raw, figures, _ = taken
         sums, counts = self._world.sum(figures).tolist()
         losses = {name: total / max(n, 1) for name, total, n in zip(self.names, sums, counts, strict=True)}
         flux = self.observer(raw).flux

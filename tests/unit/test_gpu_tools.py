@@ -33,6 +33,7 @@ def test_everything_that_make_gpu_runs_runs(tmp_path):
     name = RECIPES[0]
     assert found[f"step {name}"]["steps"][0]["part"] == "training"
     assert found[f"training {name}"]["chosen"]
+    assert found[f"training {name}"]["spectra_per_s"] > 0
     assert found["profile"]["top"][0]["ms"] > 0
     assert found["data"]
     assert found["inference"]
