@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 WIDTH_OF_A_FILE = 160
 PROGRESS = "HARPS_DIST_PROGRESS"  # environment variable: a file to write how far an interrupted command is
+EXTRAS = {
+    "deepspeed": "train",
+    "wandb": "train",
+    "jinja2": "train",
+    "webdataset": "train",
+    "obstore": "remote",
+    "stamina": "remote",
+    "specutils": "specutils",
+    "xarray": "xarray",
+}  # packages that only some commands need, and what installs them
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start the same command again
 EXIT_SIGINT = 130  # 128 + SIGINT, as shells have it
 
@@ -71,6 +81,8 @@ def sentence_of(error: Exception) -> str | None:
     """What a user reads of an error: what, where and what to do; None for one that is the program's."""
     if isinstance(error, HarpsDistError):
         return f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"this needs {error.name}, which is not installed: pip install 'harps_dist[{EXTRAS[error.name]}]'."
     named = _file_of(error)
     if is_full_disk(error):
         where = f" to write {named}" if named else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,7 @@ def _say(report, archive: Path) -> int:
 def main() -> int:
     return tyro.extras.subcommand_cli_from_dict(
         {made.__name__: made for made in (ingest, merge, etc, generative, withdraw, pack, verify, diff, demo)},
-        prog="python -m preprocessing",
+        prog="python -m preprocessing" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name,
         description=__doc__,
     )
 

@@ -266,4 +266,4 @@ def main() -> int:
     commands: dict[str, Callable[..., int]] = {
         made.__name__: made for made in (models, speed, data, step, ranks, batches, growth, predict, ridge, curves)
     }
-    return tyro.extras.subcommand_cli_from_dict(commands, prog="benchmark.py", description=__doc__)
+    return tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

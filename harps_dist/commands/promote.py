@@ -68,4 +68,4 @@ def history(registry: Path = Path("models")) -> int:
 
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {"promote": promote, "rollback": rollback, "list": history}
-    return tyro.extras.subcommand_cli_from_dict(commands, prog="promote.py", description=__doc__)
+    return tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

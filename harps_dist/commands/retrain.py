@@ -47,7 +47,7 @@ def main() -> int:
         """Folder of the new run."""
         engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine()  # noqa: RUF009
 
-    parsed = tyro.cli(Arguments, args=[*rest, *helped], prog="retrain.py", config=(tyro.conf.AvoidSubcommands,))
+    parsed = tyro.cli(Arguments, args=[*rest, *helped], config=(tyro.conf.AvoidSubcommands,))
     start_from = None if what.retraining.policy == "scratch" else what.run
     with join_world(parsed.engine.max_minutes) as world:
         train_run(parsed.recipe, name, release, parsed.out, world, start_from, parsed.engine)

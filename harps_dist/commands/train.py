@@ -39,7 +39,7 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine,
     parsed = tyro.cli(
         Arguments,
         args=arguments[named:],
-        prog=f"train.py [{name}]",
+        prog=f"{Path(sys.argv[0]).name} [{name}]",
         description=f"{__doc__}\nRecipes: {', '.join(RECIPES)}.",
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -71,7 +71,6 @@ class SpectrumModel(nn.Module):
 
     label_mean: Tensor
     label_std: Tensor
-    _column: Tensor
     uncertainty: Literal["none", "gaussian", "laplace"] = "none"
     nodes: int = 0
     variational: bool = False
@@ -82,7 +81,6 @@ class SpectrumModel(nn.Module):
         super().__init__()
         self.labels = labels
         self.columns = [NAMES.index(name) for name in labels]
-        self.register_buffer("_column", torch.tensor(self.columns, dtype=torch.int64), persistent=False)
         self.register_buffer("label_mean", torch.zeros(len(labels), dtype=torch.float64))
         self.register_buffer("label_std", torch.ones(len(labels), dtype=torch.float64))
 
@@ -114,7 +112,7 @@ class SpectrumModel(nn.Module):
 
     def own(self, labels: Tensor) -> Tensor:
         """(batch, len(NAMES)) labels to the (batch, K) that are the model's."""
-        return labels.index_select(1, self._column)
+        return torch.stack([labels[:, column] for column in self.columns], dim=1) if self.columns else labels[:, :0]
 
     def normalise(self, labels: Tensor) -> Tensor:
         """(batch, len(NAMES)) physical labels to (batch, K) normalised ones in the format of the weights; NaN stays NaN
