@@ -17,6 +17,7 @@ import torch
 from harps_dist.benchmarks.speed_ratio import SpeedRatio
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.printed import LEGENDS, TABLE_9
+from harps_dist.inference.precision import EAGER, Computing, Precision, compute_by, computing
 from harps_dist.models.build import build_model
 from harps_dist.ownership import KEY, json_file, write_json
 from harps_dist.recipes import find_recipe
@@ -42,7 +43,11 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class InferenceSpeed:
-    """What one model takes. ms, ms_q25, ms_q75: milliseconds a spectrum, median and quartiles over the repeats."""
+    """What one model takes. ms, ms_q25, ms_q75: milliseconds a spectrum, median and quartiles over the repeats.
+
+    precision, convolutions: of its encoder, see `inference.precision.Computing`; fp32 and torch is how the paper's
+    code computes.
+    """
 
     recipe: str
     legend: str
@@ -58,14 +63,23 @@ class InferenceSpeed:
     ms_q75: float
     repeats: int
     peak_memory_mib: float
+    precision: str = "fp32"
+    convolutions: str = "torch"
 
 
 def inference_speeds(
-    grid: str, recipes: Sequence[str] = (), device: Device = "cpu", batch: int = 32, seconds: float = SECONDS
+    grid: str,
+    recipes: Sequence[str] = (),
+    device: Device = "cpu",
+    batch: int = 32,
+    seconds: float = SECONDS,
+    precisions: Sequence[Precision] = ("auto",),
 ) -> list[InferenceSpeed]:
     """Measure recipes, those of Table 9 where none are named, each for `seconds` and at least three times.
 
-    Raises ConfigError for an unknown recipe or grid, or where there is no GPU.
+    Every one by PyTorch's layers in fp32, which is what Table 9 compares; one that reads spectra then as `predict`
+    computes, in each of the precisions.
+    Raises ConfigError for an unknown recipe or grid, where there is no GPU, or where it lacks a precision.
     """
     names = tuple(recipes) or tuple(TABLE_9)
     for name in names:
@@ -73,19 +87,24 @@ def inference_speeds(
     named_grid(grid)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("there is no GPU that torch can use. Measure with --device cpu, or on a machine with one.")
+    used = dict.fromkeys([EAGER, *(computing(precision, torch.device(device)) for precision in precisions)])
     found = []
     for name in names:
-        with get_context("spawn").Pool(1) as process:
-            found.append(process.apply(_measure, (name, grid, device, batch, seconds)))
+        for how in used if find_recipe(name).model.reads else [EAGER]:
+            with get_context("spawn").Pool(1) as process:
+                found.append(process.apply(_measure, (name, grid, device, batch, seconds, how)))
     return found
 
 
-def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float) -> InferenceSpeed:
+def _measure(
+    recipe: str, grid: str, device: Device, batch: int, seconds: float, how: Computing = EAGER
+) -> InferenceSpeed:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     before = _resident_mib()
     model = build_model(find_recipe(recipe).model, named_grid(grid)).to(device).eval()
+    compute_by(model, how)
     infer = _inference(model, named_grid(grid), batch, torch.device(device))
     with torch.inference_mode():
         infer()
@@ -109,6 +128,8 @@ def _measure(recipe: str, grid: str, device: Device, batch: int, seconds: float)
         ms_q75=q75,
         repeats=len(times),
         peak_memory_mib=peak,
+        precision=how.precision,
+        convolutions=how.convolutions,
     )
 
 
@@ -144,15 +165,14 @@ def speed_ratio(
 
 
 def _inference(model: SpectrumModel, grid: Grid, batch: int, device: torch.device) -> Callable[[], object]:
-    """What the model is for, on one batch of random input."""
+    """What the model is for, on one batch of random input; it reads spectra as `Exported.raw` does."""
     if not model.reads:
         labels = torch.randn(batch, len(model.labels), device=device)
         return lambda: model.decode(labels)
     flux = 1 + 0.1 * torch.randn(batch, grid.length, device=device)
     if model.draws:
-        return lambda: model.decode(model.encode(flux).mean)
-    network = model.get_submodule("network")
-    return lambda: network(flux)
+        return lambda: model.decode(model.read(flux).nodes)
+    return lambda: model.read(flux)
 
 
 def _timed(infer: Callable[[], object], device: Device, seconds: float) -> list[float]:
@@ -221,12 +241,13 @@ def speed_table(speeds: Sequence[InferenceSpeed]) -> Table:
     title = f"{first.device_name}, batch {first.batch}, grid {first.grid}, torch {first.torch}"
     table = Table(title=title, caption=CONVENTION)
     for place, header in enumerate(
-        ("model", "parameters", "ms/spectrum", "quartiles", f"× {first.legend}", "peak MiB")
+        ("model", "encoder", "parameters", "ms/spectrum", "quartiles", f"× {first.legend}", "peak MiB")
     ):
-        table.add_column(header, justify="right" if place else "left")
+        table.add_column(header, justify="right" if place > 1 else "left")
     for speed in speeds:
         table.add_row(
             speed.legend,
+            f"{speed.precision}, {speed.convolutions}",
             f"{speed.parameters:,}",
             f"{speed.ms:.3g}",
             f"{speed.ms_q25:.3g}-{speed.ms_q75:.3g}",

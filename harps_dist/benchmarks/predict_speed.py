@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PredictSpeed:
     """Milliseconds a file, the least of some repeats: reading (decompression, checks, regridding, standardising), the
-    whole prediction from flux (labels, calibrated intervals, anomaly), and the network's forward pass alone."""
+    whole prediction from flux (labels, calibrated intervals, anomaly), and the network's forward pass alone.
+
+    precision, convolutions: of the encoder, see `inference.precision.Computing`.
+    """
 
     model: str
     grid: str
@@ -37,6 +40,8 @@ class PredictSpeed:
     read_ms: float
     predict_ms: float
     network_ms: float
+    precision: str
+    convolutions: str
 
     @property
     def files_per_s(self) -> float:
@@ -71,6 +76,8 @@ def predict_speed(exported: Exported, inputs: Sequence[str], batch: int = 16, re
         1e3 * read_s / len(read),
         1e3 * predict_s / len(good),
         1e3 * network_s / len(good),
+        exported.computing.precision,
+        exported.computing.convolutions,
     )
 
 
@@ -84,7 +91,8 @@ def _least(work: Callable[[], object], repeats: int) -> tuple[float, list]:
     return min(seconds), found
 
 
-SPEED = json_file("speed of predictions", "--json", {"files_per_s", *(field.name for field in fields(PredictSpeed))})
+_FIELDS = {field.name for field in fields(PredictSpeed)} - {"precision", "convolutions"}  # which older files lack
+SPEED = json_file("speed of predictions", "--json", {"files_per_s", *_FIELDS})
 
 
 def write_speed(speed: PredictSpeed, path: Path | None) -> None:
@@ -95,7 +103,8 @@ def speed_table(speed: PredictSpeed) -> Table:
     """Speeds as a table for the console; ratios to the network's forward pass."""
     from rich.table import Table
 
-    table = Table("", "ms a file", "over the network's", title=f"{speed.model}, {speed.files} files, one core")
+    title = f"{speed.model}, {speed.files} files, one core, encoder in {speed.precision}, {speed.convolutions}"
+    table = Table("", "ms a file", "over the network's", title=title)
     for what, value in (("read", speed.read_ms), ("predict", speed.predict_ms), ("network alone", speed.network_ms)):
         table.add_row(what, f"{value:.1f}", f"{value / speed.network_ms:.2f}")
     table.caption = f"{speed.files_per_s:.1f} files a second and core"

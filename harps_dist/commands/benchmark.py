@@ -44,6 +44,7 @@ def speed(
     device: Literal["cpu", "cuda"] = "cpu",
     batch: int = 32,
     seconds: float = 5.0,
+    precisions: tuple[Literal["auto", "fp32", "bf16"], ...] = ("auto",),
     json: Path | None = None,
 ) -> int:
     """Time and memory of inference (Table 9): one thread of the CPU, or the GPU.
@@ -54,13 +55,14 @@ def speed(
         device: cpu or cuda.
         batch: Spectra at a time.
         seconds: How long each model is repeated, three times at least.
+        precisions: As predict.py takes them, each measured beside PyTorch's layers in fp32.
         json: File to write the numbers to; RUNS/speed-cpu.json goes into the tables of reproduce.py.
     """
     from harps_dist.benchmarks.inference_speed import SPEEDS, inference_speeds, speed_table, write_speeds
     from harps_dist.console import console_for
 
     check(json, SPEEDS)
-    found = inference_speeds(grid, recipes, device, batch, seconds)
+    found = inference_speeds(grid, recipes, device, batch, seconds, precisions)
     console_for().print(speed_table(found))
     write_speeds(found, json)
     return 0
@@ -203,7 +205,10 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
 
 
 def predict(
-    model: tyro.conf.Positional[Path], inputs: tyro.conf.Positional[tuple[str, ...]], json: Path | None = None
+    model: tyro.conf.Positional[Path],
+    inputs: tyro.conf.Positional[tuple[str, ...]],
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    json: Path | None = None,
 ) -> int:
     """From files to labels on one core, files a second, beside what the network of an export takes alone."""
     import harps_dist
@@ -211,7 +216,7 @@ def predict(
     from harps_dist.console import console_for
 
     check(json, SPEED)
-    found = predict_speed(harps_dist.load(model), inputs)
+    found = predict_speed(harps_dist.load(model, precision=precision), inputs)
     console_for().print(speed_table(found))
     write_speed(found, json)
     return 0

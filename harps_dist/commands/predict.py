@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 @dataclass
 class Arguments:
     """model: folder that export.py wrote, or a run, which is exported to RUN/export first. latents: also the latent
-    vectors. batch_size: spectra that are predicted at once. workers: processes that read files, of each rank.
-    checkpoint, release: of a run that is exported. max_minutes: stop after so long, to be continued."""
+    vectors. precision: of the encoder; auto is bf16 where kernels of our own run, on a GPU, else fp32. batch_size:
+    spectra that are predicted at once. workers: processes that read files, of each rank. checkpoint, release: of a run
+    that is exported. max_minutes: stop after so long, to be continued."""
 
     model: Annotated[Path, tyro.conf.Positional]
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     latents: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     batch_size: int = 16
     workers: int = 0
     checkpoint: Literal["newest", "best"] = "best"
@@ -49,7 +51,7 @@ def main() -> int:
         def calibrating() -> Release:  # on the main rank alone
             return release_for(Run(arguments.model), arguments.release, World.alone(world.device))
 
-        exported = open_model(arguments.model, calibrating, world, arguments.checkpoint, progress)
+        exported = open_model(arguments.model, calibrating, world, arguments.checkpoint, progress, arguments.precision)
         report = predict_files(
             exported,
             arguments.inputs,
@@ -61,7 +63,8 @@ def main() -> int:
             progress,
         )
     console = console_for(quiet=not world.is_main)
-    console.print(f"{report.predicted} spectra predicted, {report.already} before: {report.table}", soft_wrap=True)
+    done = f"{report.predicted} spectra predicted, {report.already} before, in {exported.computing.precision}"
+    console.print(f"{done}: {report.table}", soft_wrap=True)
     if report.failed:
         console.print(f"{len(report.failed)} could not be: {report.failed_path} says why", soft_wrap=True)
     return 1 if report.failed else 0

@@ -37,6 +37,7 @@ from harps_dist.inference.description import (
     to_json,
 )
 from harps_dist.inference.model import Exported, load, read_description
+from harps_dist.inference.precision import Precision
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
@@ -128,6 +129,7 @@ def exported_run(
     which: Which = "best",
     progress: Progress = silent,
     device: torch.device | str = "cpu",
+    precision: Precision = "auto",
 ) -> Exported:
     """The export of a run, RUN/export, made where it is missing or of another checkpoint.
 
@@ -138,7 +140,7 @@ def exported_run(
         with claimed(folder, EXPORTED):
             if not _is_of(folder, checkpoint):
                 _export(run, folder, release, which, progress=progress, device=device)
-    return load(folder, device)
+    return load(folder, device, precision)
 
 
 def is_exported(run: Run, which: Which = "best") -> bool:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from harps_dist.errors import ConfigError, ExportError, HarpsDistError
 from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
+from harps_dist.inference.precision import Precision, compute_by, computing
 from harps_dist.inference.predicted import Predicted
 from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
@@ -91,7 +92,7 @@ class Exported:
 
     model: the network, in evaluation mode. labels: names in the order of its outputs. nodes: of the bottleneck, the
     labels first; 0 where there is none. id: sha256 of the weights. digest: sha256 of config.json, which changes with
-    the calibration too.
+    the calibration too. computing: what `precision` came to; see `precision.computing`.
     """
 
     def __init__(
@@ -101,10 +102,13 @@ class Exported:
         reference: Reference | None = None,
         digest: str = "",
         device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
     ):
         self.device = torch.device(device)
+        self.computing = computing(precision, self.device)
         self.description, self.digest = description, digest
         self.model = model.to(self.device).eval().requires_grad_(False)
+        compute_by(self.model, self.computing)
         self.reference = reference.to(self.device) if reference else None
         self.grid = description.grid.grid()
         self.labels, self.nodes = model.labels, model.nodes
@@ -119,6 +123,11 @@ class Exported:
     def reconstructs(self) -> bool:
         """Whether it gives a spectrum for a spectrum."""
         return self.model.reads and self.model.draws
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What holds for every table of its predictions."""
+        return metadata_of(self.description, self.digest) | {"precision": self.computing.precision}
 
     def check_reads(self) -> None:
         """Raises ConfigError for a model that reads no spectra."""
@@ -255,13 +264,15 @@ class Exported:
         flux, coverage, broken = on_grid(spectrum, flux, medium, self.grid)
         found = self.predict_flux(flux, batch_size=batch_size)
         columns = columns_of(self.description, found, coverage, flux, latents, broken)
-        return to_table(columns, fields_of(self.description), metadata_of(self.description, self.digest))
+        return to_table(columns, fields_of(self.description), self.metadata)
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
+def load(folder: str | Path, device: torch.device | str = "cpu", precision: Precision = "auto") -> Exported:
     """Open a folder that `launch/export.py` wrote, every byte checked; nothing in it is executed.
 
-    Raises ExportError where it is missing, damaged, tampered with, or made for another version.
+    precision: of the encoder, fp32, bf16, or auto; see `precision.computing`.
+    Raises ExportError where it is missing, damaged, tampered with, or made for another version; ConfigError for a
+    precision that the device does not have.
     """
     folder = Path(folder)
     content = _content(folder / CONFIG)
@@ -273,7 +284,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Exported:
         tensors = _checked_tensors(folder, REFERENCE, description)
         size = model.encoder.channels
         reference = Reference.of(tensors, size, len(description.anomaly.orders), str(folder / REFERENCE))
-    exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device)
+    exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device, precision)
     if (
         description.anomaly is not None
         and exported.reconstructs

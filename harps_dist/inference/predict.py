@@ -26,6 +26,7 @@ from harps_dist.files import atomic_write, remove
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.model import BATCH, Exported, load
+from harps_dist.inference.precision import Precision, computing
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, read_items
 from harps_dist.inference.table import (
     NOTES,
@@ -98,11 +99,14 @@ def open_model(
     world: World,
     which: Which = "best",
     progress: Progress = silent,
+    precision: Precision = "auto",
 ) -> Exported:
     """The model of an export, or of a run, whose export is made by the main rank where it is missing or old.
 
-    release: opens what calibrates a run's export. Raises ConfigError where the path is neither.
+    release: opens what calibrates a run's export. precision: of `model.load`; auto is what the main rank's device makes
+    of it. Raises ConfigError where the path is neither.
     """
+    precision = world.of_main(lambda: computing(precision, world.device).precision)
     if (path / RECIPE).is_file():
         run = Run(path)
 
@@ -111,10 +115,10 @@ def open_model(
                 exported_run(run, release(), which, progress, world.device)
 
         world.of_main(make)
-        return exported_run(run, None, which, device=world.device)
+        return exported_run(run, None, which, device=world.device, precision=precision)
     if not (path / CONFIG).is_file():
         raise ConfigError(f"{path} is neither a run nor an export. Give a folder that train.py or export.py wrote.")
-    return load(path, world.device)
+    return load(path, world.device, precision)
 
 
 def predict_files(
@@ -166,8 +170,8 @@ def predict_files(
 
 
 def parts_key(exported: Exported) -> str:
-    """The folder of a model's parts: its weights, its calibration and this software made them."""
-    made_by = f"{exported.digest} {version('harps_dist')} {PARTS_FORMAT}"
+    """The folder of a model's parts: its weights, its calibration, its precision and this software made them."""
+    made_by = f"{exported.digest} {exported.computing.precision} {version('harps_dist')} {PARTS_FORMAT}"
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
@@ -237,7 +241,7 @@ def _finish(
         if "latent" in kept:
             kept["latent"] = np.stack(list(kept["latent"]))
         fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        write_table(table, {name: kept[name] for name in fields}, exported.description, exported.digest)
+        write_table(table, {name: kept[name] for name in fields}, exported.description, exported.metadata)
     write_failed(failed_path(table), [*failed, *duplicates])
     return duplicates
 

@@ -75,7 +75,7 @@ class Simulator:
 
         folder = Path(folder)
         if (folder / CONFIG).is_file():
-            exported = load(folder, device)
+            exported = load(folder, device, "fp32")
             ranges = {fact.name: (fact.low, fact.high) for fact in exported.description.labels}
             return cls(exported.model, exported.grid, exported.description.name, exported.id, ranges)
         run = Run(folder)

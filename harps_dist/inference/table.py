@@ -220,15 +220,15 @@ def notes_path(table: Path) -> Path:
     return table.with_name(f"{table.name}.json")
 
 
-def write_table(path: Path, columns: Columns, description: Description, digest: str) -> None:
-    """Write the table in the format of its ending, whole or not at all.
+def write_table(path: Path, columns: Columns, description: Description, metadata: Mapping[str, str]) -> None:
+    """Write the table in the format of its ending, whole or not at all. metadata: `Exported.metadata`.
 
     CSV has no room for units: they and the metadata go into a file beside it that ends in .csv.json, and vectors become
     a column an element. FITS has no letters beyond ASCII: they are written as backslash escapes. Raises OutputError
     where something else is there.
     """
     check(path, PREDICTIONS)
-    ending, metadata = path.suffix.lower(), metadata_of(description, digest)
+    ending = path.suffix.lower()
     fields = {name: field for name, field in fields_of(description).items() if name in columns}
     if ending == ".csv":
         columns, fields = _flat(columns, fields)

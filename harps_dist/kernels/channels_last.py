@@ -1,4 +1,4 @@
-"""cuDNN's convolutions in channels-last memory, for layers of many channels and few pixels.
+"""PyTorch's convolutions in channels-last memory: cuDNN's for layers of many channels and few pixels, oneDNN's.
 
 Tested in tests/unit/test_encoder.py.
 """
@@ -14,17 +14,18 @@ from harps_dist.kernels.taps import Convolution
 def conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor, convolution: Convolution) -> Tensor:
     """convolution(x) + bias, (batch, pixel, channel) to (batch, pixel, channel), in the dtype of x.
 
-    weight, bias: as PyTorch stores them. A transposed convolution is one convolution whose outputs are all pixels of a
-    row, read as pixels afterwards without a copy.
+    weight, bias: as PyTorch stores them. A transposed convolution, or one that groups pixels, is one convolution over
+    rows (`taps`), read as pixels afterwards without a copy.
     """
     bias = bias.to(x.dtype)
-    if not convolution.transposed:
+    if not convolution.transposed and convolution.group == 1:
         return _conv2d(x, weight.to(x.dtype), bias, convolution.stride, convolution.kernel // 2)
-    rows = convolution.rows(*weight.shape[:2])
+    rows = convolution.rows(x.shape[2], bias.numel())
     kernel = convolution.matrices(weight, x.dtype).permute(2, 1, 0)  # (row_out, row_in, tap)
     reach = max(-rows.first, rows.first + rows.taps - 1)
     kernel = F.pad(kernel, (reach + rows.first, reach + 1 - rows.first - rows.taps))
-    y = _conv2d(x, kernel, bias.repeat(convolution.stride), 1, reach)
+    x = x.reshape(x.shape[0], -1, rows.row_in)
+    y = _conv2d(x, kernel, bias.repeat(convolution.pixels_out), 1, reach)
     return y.reshape(x.shape[0], -1, bias.numel())
 
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from harps_dist.errors import ConfigError
 from harps_dist.kernels.encoder import encode
+from harps_dist.kernels.on_cpu import encode_on_cpu
 from harps_dist.models.layers import (
     FULL_STAGES,
     LEAKY_SLOPE,
     MEAN_SQUARE_LEAKY,
     Float32Linear,
     Init,
+    at_least_float32,
     check_init,
     scale_fan_in_,
     scaled_channels,
@@ -37,7 +39,8 @@ class ConvEncoder(nn.Module):
     init: "paper" is PyTorch's default; "on_scale" is Kaiming-normal, fan-in, for this LeakyReLU.
 
     Attributes: `length`, `channels` of the last layer, `features`, the size of the output (10,240 at 327,680 px and
-    width 1), and `kernel_format`, see `SpectrumModel.use_kernels`.
+    width 1), `kernel_format`, see `SpectrumModel.use_kernels`, and `cpu_format`, the number format of activations
+    where a CPU computes by `kernels.on_cpu`, None: by PyTorch's layers.
     Raises ConfigError for a length that cannot be halved often enough or an unknown init.
     """
 
@@ -54,6 +57,7 @@ class ConvEncoder(nn.Module):
         stages = stride_two_stages(length)
         self.length = length
         self.kernel_format: torch.dtype | None = None
+        self.cpu_format: torch.dtype | None = None
         self.input_centre = input_centre
         self.input_scale = input_scale
         channels = [1, *(scaled_channels(c, width) for c in CHANNELS)]
@@ -69,8 +73,8 @@ class ConvEncoder(nn.Module):
         self.features = self.channels * (length >> stages)
 
     def pooled(self, features: Tensor) -> Tensor:
-        """(batch, features) -> (batch, channels): the output averaged along the spectrum."""
-        return features.unflatten(1, (self.channels, -1)).mean(dim=2)
+        """(batch, features) -> (batch, channels): the output averaged along the spectrum, in float32 at least."""
+        return at_least_float32(features).unflatten(1, (self.channels, -1)).mean(dim=2)
 
     def forward(self, flux: Tensor) -> Tensor:
         """(batch, length) standardised flux -> (batch, features).
@@ -86,6 +90,8 @@ class ConvEncoder(nn.Module):
         x = (flux - self.input_centre) * self.input_scale
         if self.kernel_format is not None:
             return encode(self.layers, x, self.kernel_format)
+        if self.cpu_format is not None:
+            return encode_on_cpu(self.layers, x, self.cpu_format)
         return self.layers(x.unsqueeze(1)).flatten(1)
 
 

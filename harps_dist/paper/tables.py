@@ -291,7 +291,9 @@ def _generative(evaluations: Evaluations) -> list[PaperTable]:
 
 
 def _speed(speeds: Sequence[InferenceSpeed]) -> PaperTable:
-    """Table 9 from measurements on a CPU and on a GPU, whichever there are."""
+    """Table 9 from measurements on a CPU and on a GPU, whichever there are, of what the paper measured: PyTorch's
+    layers in fp32."""
+    speeds = [speed for speed in speeds if (speed.precision, speed.convolutions) == ("fp32", "torch")]
     columns = ["GPU [ms]", "CPU [ms]", "parameters [M]", "CPU peak [MiB]", "GPU peak [MiB]"]
     rows = []
     for recipe, (gpu_ms, cpu_ms, millions) in TABLE_9.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from harps_dist.evaluation.measures import LEVELS
 from harps_dist.evaluation.predicting import Evaluator
 from harps_dist.inference.description import CONFIG, WEIGHTS
 from harps_dist.inference.export import EXPORT, export_run, exported_run, is_exported
+from harps_dist.inference.precision import EAGER, compute_by
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import Run
 from harps_dist.spectra.labels import NAMES
@@ -31,6 +33,7 @@ from tests.commands import environment
 from tests.integration.conftest import STEPS
 
 CNN, AE, VAE, DECODER = STEPS
+PRECISIONS = ("fp32", "bf16")
 
 
 def spectra(release: Path, count: int = 3) -> np.ndarray:
@@ -74,6 +77,39 @@ def test_the_spread_of_a_variational_model_is_that_of_its_label_nodes(tiny_expor
     log_variance = exported.model.encode(torch.from_numpy(flux)).log_variance
     expected = torch.exp(log_variance[:, :7] / 2).double() * exported.model.label_std
     np.testing.assert_allclose(exported.predict_flux(flux).sigma, expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [CNN, AE, VAE])
+def test_labels_in_any_precision_are_those_of_float64_far_within_their_uncertainty(name, tiny_exports, tiny_release):
+    """Labels, and whether a spectrum is strange, as float32 calibrated them."""
+    plain, flux = harps_dist.load(tiny_exports / name, precision="fp32"), spectra(tiny_release, 16)
+    compute_by(plain.model, EAGER)
+    labels, _, _, features = copy.deepcopy(plain.model).double().read(torch.from_numpy(flux).double())
+    exact = plain.model.physical(labels).numpy()
+    distance = plain.reference.gaussian.distance(features).numpy()
+    sigma = plain.predict_flux(flux).sigma
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = plain.predict_flux(flux)
+
+    def off(labels: np.ndarray) -> float:
+        """Root mean square error in standard deviations."""
+        return float(np.sqrt(np.mean(((labels - exact) / sigma) ** 2)))
+
+    float32, bfloat16 = (harps_dist.load(tiny_exports / name, precision=key).predict_flux(flux) for key in PRECISIONS)
+    assert off(float32.labels) < 1e-4
+    np.testing.assert_allclose(float32.distance, distance, rtol=1e-3)
+    assert 1e-4 < off(bfloat16.labels) < min(0.1, 1.5 * off(eager.labels))
+    np.testing.assert_allclose(bfloat16.sigma, sigma, rtol=0.05)
+    np.testing.assert_allclose(bfloat16.distance, distance, rtol=0.05)
+
+
+def test_a_table_says_its_precision_and_auto_is_what_calibrates_on_a_cpu(tiny_exports, tiny_release):
+    flux = spectra(tiny_release, 1)
+    said = {
+        key: harps_dist.load(tiny_exports / CNN, precision=key).predict(flux).meta["precision"] for key in PRECISIONS
+    }
+    assert said == {"fp32": "fp32", "bf16": "bf16"}
+    assert harps_dist.load(tiny_exports / CNN).computing.precision == "fp32"
 
 
 def test_loading_computes_no_weights_and_imports_no_compiler(tiny_exports):

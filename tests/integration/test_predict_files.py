@@ -140,6 +140,14 @@ def test_parts_of_another_model_are_not_taken_for_its_own(folder, cnn, tiny_expo
     assert set(rows(table)["model_id"]) == {cnn.id}
 
 
+def test_parts_in_another_precision_are_not_taken_either(folder, cnn, tiny_exports, tmp_path):
+    table = tmp_path / "labels.parquet"
+    predict_files(cnn, [folder], table)
+    assert predict_files(harps_dist.load(tiny_exports / CNN, precision="bf16"), [folder], table).predicted == 10
+    assert pq.read_schema(table).metadata[b"precision"] == b"bf16"
+    assert predict_files(harps_dist.load(tiny_exports / CNN, precision="fp32"), [folder], table).already == 10
+
+
 def test_a_damaged_part_is_made_again(folder, cnn, tmp_path):
     table = tmp_path / "labels.parquet"
     predict_files(cnn, [folder], table)
