@@ -6,6 +6,7 @@ Nothing here depends on ranks, workers or timing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.data.augment import Augment
-from harps_dist.data.keyed import key_of, uniforms
+from harps_dist.data.keyed import keys_of, uniforms_of_keys
 from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
@@ -64,12 +65,10 @@ class Codes(NamedTuple):
     sed_scale: Tensor
 
 
-def read_codes(release: Release, rows: np.ndarray) -> Codes:
-    """Read the codes of rows (batch,) of the index, real ones first."""
+def read_codes(release: Release, rows: np.ndarray, pinned: bool = False) -> Codes:
+    """Read the codes of rows (batch,) of the index, real ones first; pinned: into memory that a GPU reads by itself."""
     real = int((release.index["kind"][rows] == "real").sum())
-    flux, flux_scale = _stacked(release, rows[:real])
-    sed, sed_scale = _stacked(release, rows[real:])
-    return Codes(flux, flux_scale, sed, sed_scale)
+    return Codes(*stacked_codes(release, rows[:real], pinned), *stacked_codes(release, rows[real:], pinned))
 
 
 def no_codes(release: Release, rows: np.ndarray) -> Codes:
@@ -78,12 +77,23 @@ def no_codes(release: Release, rows: np.ndarray) -> Codes:
     return Codes(nothing, nothing, nothing, nothing)
 
 
-def _stacked(release: Release, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def stacked_codes(release: Release, rows: np.ndarray, pinned: bool = False) -> tuple[Tensor, Tensor]:
+    """Codes (row, ...) and scales (row, ...) of rows of one kind, each copied to its place as soon as it is read."""
     if not len(rows):
         return torch.empty(0, 0, dtype=torch.int16), torch.empty(0, 0)
-    coded = [release.coded(int(row)) for row in rows]
-    codes = torch.from_numpy(np.stack([part.codes for part in coded]))
-    return codes, torch.from_numpy(np.stack([part.scale for part in coded]))
+    coded = map(release.coded, rows.tolist())
+    first = next(coded)
+    codes, scale = (empty_like(part, len(rows), pin_memory=pinned) for part in first)
+    into_codes, into_scale = codes.numpy(), scale.numpy()
+    for number, part in enumerate(chain([first], coded)):
+        into_codes[number], into_scale[number] = part
+    return codes, scale
+
+
+def empty_like(part: np.ndarray, count: int, device: torch.device | None = None, pin_memory: bool = False) -> Tensor:
+    """(count, ...) tensor for so many arrays like this one."""
+    dtype = torch.from_numpy(np.empty(0, part.dtype)).dtype
+    return torch.empty((count, *part.shape), dtype=dtype, device=device, pin_memory=pin_memory)
 
 
 def assemble(
@@ -100,36 +110,28 @@ def assemble(
     What is drawn for simulated spectra is keyed by their star: its own, but for those of a generative core, which share
     velocities and noise, so that they differ in one label alone. codes_of: where the codes of the rows come from.
     """
-    index = release.index
-    real_first = np.argsort(index["kind"][rows] != "real", kind="stable")
-    rows, epochs = rows[real_first], epochs[real_first]
-    real = int((index["kind"][rows] == "real").sum())
-    identity = [*index["key"][rows[:real]], *(_identity(release, row) for row in rows[real:])]
-    names = [(seed, int(epoch), name) for name, epoch in zip(identity, epochs, strict=True)]
-    velocity = np.array([2 * uniforms(2, "velocity", *name) - 1 for name in names[real:]]).reshape(-1, 2)
+    simulated = release.index["kind"][rows] != "real"
+    real_first = np.argsort(simulated, kind="stable")
+    rows, epochs, real = rows[real_first], epochs[real_first], len(rows) - int(simulated.sum())
+    names = [f"{seed}\0{epoch}\0{name}" for epoch, name in zip(epochs.tolist(), release.drawn_by[rows], strict=True)]
+    velocity = 2 * uniforms_of_keys(2, keys_of("velocity", names[real:])) - 1
     rv_kms, berv_kms = velocity[:, 0] * augment.rv_kms, velocity[:, 1] * augment.berv_kms
     labels = labels[rows]
     labels[real:, RV] = rv_kms
     labels[real:, BERV] = berv_kms if augment.berv_kms else np.nan
-    missed = [(k, part) for k, row in enumerate(rows[real:]) if (part := release.residual_of(row)) is not None]
-    response = [release.coefficients(row) for row in rows[real:]]
+    residual_of, residual = release.residuals(rows[real:])
     return RawBatch(
         *codes_of(release, rows),
-        response=torch.from_numpy(np.stack(response)) if response else torch.empty(0, 0),
-        residual=torch.from_numpy(np.stack([part for _, part in missed])) if missed else torch.empty(0, 3, 0),
-        residual_of=torch.tensor([k for k, _ in missed], dtype=torch.int64),
+        response=torch.from_numpy(release.coefficients(rows[real:])),
+        residual=torch.from_numpy(residual),
+        residual_of=torch.from_numpy(residual_of),
         rv_kms=torch.from_numpy(rv_kms),
         berv_kms=torch.from_numpy(berv_kms),
-        key=torch.tensor([key_of("device", *name) >> 1 for name in names], dtype=torch.int64),
+        key=torch.from_numpy((keys_of("device", names) >> np.uint64(1)).astype(np.int64)),
         labels=torch.from_numpy(labels),
         rows=torch.from_numpy(rows),
         epochs=torch.from_numpy(epochs),
     )
-
-
-def _identity(release: Release, row: int) -> str:
-    """What the draws of a simulated sample are keyed by."""
-    return release.index["star" if release.index["kind"][row] == "generative" else "key"][row]
 
 
 class Batches(Protocol):

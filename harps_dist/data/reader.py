@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from google_crc32c import value as crc32c
 
+from harps_dist.data.checksum import crc32c
 from harps_dist.data.codec import Coded, FluxCodec, codec_of, npy_array
-from harps_dist.data.manifest import Index, Manifest, read_index, read_manifest
+from harps_dist.data.manifest import INDEX, Index, Manifest, read_index, read_manifest
 from harps_dist.data.stores import Cache, Span, open_store
 from harps_dist.errors import ReleaseError
 from harps_dist.spectra.doppler import spline_samples
@@ -38,6 +38,15 @@ class Decoding(NamedTuple):
     terms: tuple[int, int, int]
 
 
+class _Responses(NamedTuple):
+    """rows: (response,) of the index; seen_through: (row of the index,) number of its response, -1 for none;
+    coefficients: (response, vector) float32."""
+
+    rows: np.ndarray
+    seen_through: np.ndarray
+    coefficients: np.ndarray
+
+
 class Release:
     """A release opened for reading. Cheap to pickle: what is needed is opened where it is first read.
 
@@ -52,7 +61,6 @@ class Release:
         self.grid = self.manifest.grid.grid()
         self.source_grid = self.grid.widened(self.manifest.source_margin)
         self.codec: FluxCodec = codec_of(self.manifest.codec.real, self.manifest.codec.step)
-        self._response_row = {self.index["key"][row]: int(row) for row in self.index.rows("response")}
         self._blocks = self._spans()
         self.residual = lru_cache(_CACHED_RESIDUALS)(self._residual)
 
@@ -80,14 +88,39 @@ class Release:
             return self.codec.decode(content)
         return Coded(npy_array(content), np.array([index["scale"][row], index["zero"][row]], np.float32))
 
-    def coefficients(self, row: int) -> np.ndarray:
-        """(vector,) float32 coefficients of the response that a simulated sample is seen through."""
-        return self.index["coefficients"][self._response_row[self.index["response"][row]]]
+    @cached_property
+    def drawn_by(self) -> np.ndarray:
+        """(row,) texts that draws are keyed by: keys of samples, but stars where a generative core shares its draws."""
+        index = self.index
+        return np.where(index["kind"] == "generative", index["star"], index["key"])
 
-    def residual_of(self, row: int) -> np.ndarray | None:
-        """(3, source pixel) float16 of what the basis misses of a simulated sample's response, None for nothing."""
-        response = self._response_row[self.index["response"][row]]
-        return self.residual(response) if self.index["bytes"][response] else None
+    @cached_property
+    def _responses(self) -> _Responses:
+        index, rows = self.index, self.index.rows("response")
+        numbers = {key: number for number, key in enumerate(index["key"][rows])}
+        seen_through = np.array([numbers.get(key, -1) for key in index["response"]], np.int64)
+        lost = np.flatnonzero(np.isin(index["kind"], ("simulated", "generative")) & (seen_through < 0))
+        if len(lost):
+            raise ReleaseError(
+                f"{INDEX} says that sample {index['key'][lost[0]]!r} is seen through {index['response'][lost[0]]!r}, "
+                f"which is no response of the release. Pack the release again."
+            )
+        coefficients = np.stack(index["coefficients"][rows]) if len(rows) else np.empty((0, 0), np.float32)
+        return _Responses(rows, seen_through, coefficients)
+
+    def coefficients(self, rows: np.ndarray) -> np.ndarray:
+        """(sample, vector) float32 coefficients of the responses that simulated samples (sample,) are seen through."""
+        return self._responses.coefficients[self._responses.seen_through[rows]]
+
+    def residuals(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the basis misses of the responses of simulated samples (sample,), where it misses anything.
+
+        Returns which samples (some,) these are, and (some, 3, source pixel) float16.
+        """
+        response = self._responses.rows[self._responses.seen_through[rows]]
+        some = np.flatnonzero(self.index["bytes"][response])
+        found = [self.residual(row) for row in response[some].tolist()]
+        return some, np.stack(found) if found else np.empty((0, 3, 0), np.float16)
 
     def array(self, row: int) -> np.ndarray:
         """What a sample stands for, float32: (pixel,) standardised flux, (source pixel,) SED, or (3, source pixel)
