@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -278,7 +279,7 @@ class Trainer:
             size,
             world.rank,
             world.size,
-            read_codes if data.resident == "no" else no_codes,
+            partial(read_codes, pinned=world.device.type == "cuda") if data.resident == "no" else no_codes,
         )
         if data.resident == "no":
             return load(batches, steps, data.workers, world.device)
