@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harps_dist.data.augment import Augment
 from harps_dist.data.keyed import keys_of, uniforms_of_keys
-from harps_dist.data.order import Order, rank_slice
+from harps_dist.data.order import GlobalBatch, rank_slice
 from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.data.scarcity import scarce_labels
@@ -52,7 +52,7 @@ class RawBatch(NamedTuple):
         return RawBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def pinned(self) -> RawBatch:
-        """This batch in memory that a GPU reads by itself."""
+        """This batch in memory that a GPU reads by itself; what is there already stays."""
         return RawBatch(*(tensor.pin_memory() for tensor in self))
 
 
@@ -153,13 +153,19 @@ class TrainingData(Protocol):
     def label_fraction_by(self) -> Literal["per_spectrum", "per_star"]: ...
 
 
+class Ordered(Protocol):
+    """What says which samples a training sees: `Order`, or a shorter sequence where speed is measured."""
+
+    def batch(self, step: int, size: int) -> GlobalBatch: ...
+
+
 class TrainingBatches:
     """This rank's part of every global batch; item s belongs to step s."""
 
     def __init__(
         self,
         release: Release,
-        order: Order,
+        order: Ordered,
         data: TrainingData,
         seed: int,
         size: int,
