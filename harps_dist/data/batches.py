@@ -6,7 +6,6 @@ Nothing here depends on ranks, workers or timing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.data.augment import Augment
+from harps_dist.data.codec import Coded
 from harps_dist.data.keyed import keys_of, uniforms_of_keys
 from harps_dist.data.order import GlobalBatch, rank_slice
 from harps_dist.data.read_ahead import read_ahead
@@ -78,15 +78,15 @@ def no_codes(release: Release, rows: np.ndarray) -> Codes:
 
 
 def stacked_codes(release: Release, rows: np.ndarray, pinned: bool = False) -> tuple[Tensor, Tensor]:
-    """Codes (row, ...) and scales (row, ...) of rows of one kind, each copied to its place as soon as it is read."""
+    """Codes (row, ...) and scales (row, ...) of rows of one kind, each read to its place."""
     if not len(rows):
         return torch.empty(0, 0, dtype=torch.int16), torch.empty(0, 0)
-    coded = map(release.coded, rows.tolist())
-    first = next(coded)
+    first = release.coded(int(rows[0]))
     codes, scale = (empty_like(part, len(rows), pin_memory=pinned) for part in first)
-    into_codes, into_scale = codes.numpy(), scale.numpy()
-    for number, part in enumerate(chain([first], coded)):
-        into_codes[number], into_scale[number] = part
+    places = list(map(Coded, codes.numpy(), scale.numpy()))
+    places[0].codes[...], places[0].scale[...] = first
+    for row, place in zip(rows[1:].tolist(), places[1:], strict=True):
+        release.coded_into(row, place)
     return codes, scale
 
 

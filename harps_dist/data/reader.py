@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from harps_dist.data.checksum import crc32c
-from harps_dist.data.codec import Coded, FluxCodec, codec_of, npy_array
+from harps_dist.data.codec import Coded, FluxCodec, codec_of, npy_array, npy_header
 from harps_dist.data.manifest import INDEX, Index, Manifest, read_index, read_manifest
 from harps_dist.data.stores import Cache, Span, open_store
 from harps_dist.errors import ReleaseError
@@ -108,6 +108,24 @@ class Release:
         coefficients = np.stack(index["coefficients"][rows]) if len(rows) else np.empty((0, 0), np.float32)
         return _Responses(rows, seen_through, coefficients)
 
+    def coded_into(self, row: int, into: Coded) -> None:
+        """Read what `coded` returns into contiguous arrays of its shapes; an SED goes there without a copy.
+
+        Raises ReleaseError as `coded` does, and where an SED is of another shape.
+        """
+        index = self.index
+        if index["kind"][row] == "real":
+            into.codes[...], into.scale[...] = self.codec.decode(self.content(row))
+            return
+        header = np.empty(max(0, int(index["bytes"][row]) - into.codes.nbytes), np.uint8)
+        self._read(row, [header, into.codes])
+        if npy_header(header.tobytes()) != (into.codes.shape, into.codes.dtype):
+            raise ReleaseError(
+                f"sample {index['key'][row]} in shard {self.location}/{index['shard'][row]} has another length than "
+                f"the samples before it. Pack the release again."
+            )
+        into.scale[...] = index["scale"][row], index["zero"][row]
+
     def coefficients(self, rows: np.ndarray) -> np.ndarray:
         """(sample, vector) float32 coefficients of the responses that simulated samples (sample,) are seen through."""
         return self._responses.coefficients[self._responses.seen_through[rows]]
@@ -146,34 +164,39 @@ class Release:
     def _residual(self, row: int) -> np.ndarray:
         return npy_array(self.content(row))
 
-    def content(self, row: int) -> bytes:
-        """The bytes of a row's member; a damaged copy in the cache is dropped, told of, and fetched again once.
-
-        Raises ReleaseError where they are missing or not those that were packed.
-        """
-        index = self.index
-        shard, size, block = index["shard"][row], int(index["bytes"][row]), self._blocks[index["block"][row]]
-        span = Span(int(index["offset"][row]), size)
-        content = self.store.read(shard, span, block)
-        damage = self._damage(row, content)
-        if damage and self.store.forget(shard, block):
-            warnings.warn(f"{damage} in the cache; it is fetched again.", stacklevel=2)
-            content = self.store.read(shard, span, block)
-            damage = self._damage(row, content)
-        if damage:
-            raise ReleaseError(f"{damage}. Copy the shard anew, or pack the release again.")
+    def content(self, row: int) -> np.ndarray:
+        """(byte,) uint8 of a row's member. Raises ReleaseError where they are missing or not those that were packed."""
+        content = np.empty(int(self.index["bytes"][row]), np.uint8)
+        self._read(row, [content])
         return content
 
-    def _damage(self, row: int, content: bytes) -> str | None:
-        """What is wrong with the bytes of a row's member, None where nothing is."""
-        index, found = self.index, crc32c(content)
-        if len(content) == index["bytes"][row] and found == index["crc32c"][row]:
+    def _read(self, row: int, into: list[np.ndarray]) -> None:
+        """Fill arrays, as large as a row's member together, with it.
+
+        A damaged copy in the cache is dropped, told of, and fetched again once.
+        """
+        index = self.index
+        shard, start, block = index["shard"][row], int(index["offset"][row]), self._blocks[index["block"][row]]
+        memory = [part.data for part in into]
+        damage = self._damage(row, into, self.store.read(shard, start, memory, block))
+        if damage and self.store.forget(shard, block):
+            warnings.warn(f"{damage} in the cache; it is fetched again.", stacklevel=2)
+            damage = self._damage(row, into, self.store.read(shard, start, memory, block))
+        if damage:
+            raise ReleaseError(f"{damage}. Copy the shard anew, or pack the release again.")
+
+    def _damage(self, row: int, parts: list[np.ndarray], got: int) -> str | None:
+        """What is wrong with a row's member, of which so many bytes were got, None where nothing is."""
+        index, expected = self.index, int(self.index["bytes"][row])
+        if got < expected:
+            parts = [np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])[:got]]
+        found = crc32c(*parts)
+        if got == expected and found == index["crc32c"][row]:
             return None
-        cut = ": the shard is truncated" if len(content) < index["bytes"][row] else ""
+        cut = ": the shard is truncated" if got < expected else ""
         return (
             f"sample {index['key'][row]} in shard {self.location}/{index['shard'][row]} is damaged{cut}: expected "
-            f"{index['bytes'][row]} bytes with crc32c {index['crc32c'][row]:08x}, got {len(content)} with "
-            f"{found:08x}"
+            f"{expected} bytes with crc32c {index['crc32c'][row]:08x}, got {got} with {found:08x}"
         )
 
     def _spans(self) -> list[Span]:

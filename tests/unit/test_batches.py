@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import tarfile
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from harps_dist.config import Data
 from harps_dist.data.augment import Augment, Nuisance
-from harps_dist.data.batches import BERV, RV, EvaluationBatches, RawBatch, TrainingBatches, assemble
-from harps_dist.data.codec import NoiseCodec, quantised
+from harps_dist.data.batches import BERV, RV, EvaluationBatches, RawBatch, TrainingBatches, assemble, read_codes
+from harps_dist.data.codec import Coded, NoiseCodec, quantised
 from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import SCHEMA
 from harps_dist.data.observer import Observer
@@ -319,6 +320,29 @@ def test_one_flipped_bit_names_shard_and_sample(tiny_release, tmp_path):
         release.array(row)
     assert shard in str(error.value)
     assert release.index["key"][row] in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["real", "simulated"])
+@pytest.mark.parametrize("how", ["first byte", "last byte", "cut"])
+def test_a_damaged_sample_within_a_batch_is_named(tiny_release, tmp_path, kind, how):
+    shutil.copytree(tiny_release, tmp_path / "release")
+    release = Release(tmp_path / "release")
+    index, rows = release.index, release.index.rows(kind)[:4]
+    read_codes(release, rows)
+    shard, start, size = (index[name][rows[2]] for name in ("shard", "offset", "bytes"))
+    if how == "cut":
+        os.truncate(tmp_path / "release" / shard, start + size // 2)
+    else:
+        flip_byte(tmp_path / "release" / shard, int(start + (size - 1 if how == "last byte" else 0)))
+    with pytest.raises(ReleaseError, match=rf"{index['key'][rows[2]]} in .*{shard} is damaged"):
+        read_codes(release, rows)
+
+
+def test_an_sed_of_another_length_is_refused(release):
+    row = int(release.index.rows("simulated")[0])
+    codes, scale = release.coded(row)
+    with pytest.raises(ReleaseError, match="has another length than the samples before it"):
+        release.coded_into(row, Coded(np.empty((2, len(codes) // 2), codes.dtype), np.empty_like(scale)))
 
 
 @pytest.mark.parametrize(
