@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from harps_dist.commands.door import COMMANDS, names
+from harps_dist.commands.listed import COMMANDS, names
 from harps_dist.console import EXTRAS
 from tests.commands import ROOT, command, environment, run
 

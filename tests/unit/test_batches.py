@@ -296,7 +296,7 @@ def test_what_does_not_fit_in_memory_is_refused(release, monkeypatch):
         (needed, 2, True),
         (0.6 * needed, 2, False),
     ):
-        monkeypatch.setattr("harps_dist.data.resident._free_bytes", lambda memory, free=free: free)
+        monkeypatch.setattr("harps_dist.data.resident.free_bytes", lambda memory, free=free: free)
         if fits:
             ResidentCodes(release, order, 0, world, CPU, 0, lambda *_: torch.empty(0))
         else:

@@ -39,7 +39,7 @@ WAY = (
     *("evaluation", "inference"),
     *("preprocessing.simulator", "preprocessing"),
     *("benchmarks", "paper", "promotion"),
-    *("cluster", "commands", "launch"),
+    *("cluster", "commands", "launch", "__main__"),
 )
 LARGEST_ROOM, LONGEST_FILE = 0.2, 400
 LEANING = re.compile(r"(The same|As|Of|Those|Likewise|Also|Undoes)\b")
