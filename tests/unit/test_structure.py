@@ -33,7 +33,7 @@ WAY = (
         "console",
     ),
     "spectra",
-    *("formats", "data", "kernels", "models"),
+    *("formats", "kernels", "data", "models"),
     *("config", "recipes", "ranks", "runs"),
     "training",
     *("evaluation", "inference"),
