@@ -26,10 +26,17 @@ def broaden(flux: Tensor, grid: Grid, sigma_kms: Tensor) -> Tensor:
     sigma = (sigma_kms / C_KMS * middle_aa / grid.step_aa).to(flux.dtype)[:, None]
     pad = min(256, flux.shape[-1] - 1)
     padded = F.pad(flux[:, None], (pad, pad), mode="reflect")[:, 0]
-    frequency = torch.fft.rfftfreq(padded.shape[-1], device=flux.device, dtype=flux.dtype)
+    length = _fast_length(padded.shape[-1])  # zeros behind the mirrored end are as far off
+    frequency = torch.fft.rfftfreq(length, device=flux.device, dtype=flux.dtype)
     transfer = torch.exp(-2 * (torch.pi * sigma * frequency) ** 2)
-    blurred = torch.fft.irfft(torch.fft.rfft(padded) * transfer, n=padded.shape[-1])
-    return blurred[:, pad:-pad]
+    blurred = torch.fft.irfft(torch.fft.rfft(padded, n=length).mul_(transfer), n=length)
+    return blurred[:, pad : pad + flux.shape[-1]]
+
+
+def _fast_length(length: int) -> int:
+    """The next even length that is a product of 2, 3 and 5, for which Fourier transforms are fast."""
+    odd = (3**i * 5**j for i in range(12) for j in range(8))
+    return min(part << max(1, (-(-length // part) - 1).bit_length()) for part in odd)
 
 
 def pseudo_continuum(flux: Tensor, block: int = 100, reach: int = 4) -> Tensor:
