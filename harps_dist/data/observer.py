@@ -20,6 +20,7 @@ from harps_dist.data.augment import Augment
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.reader import Decoding
 from harps_dist.kernels.availability import Kernels, check_kernels
+from harps_dist.kernels.nuisances import disturbed, prefiltered
 from harps_dist.kernels.spectra import SpectrumKernels
 from harps_dist.spectra import nuisance as disturbances
 from harps_dist.spectra.doppler import (
@@ -38,6 +39,7 @@ from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halve
 from harps_dist.spectra.observation import observe
 
 NOISE, LINES, BROADENING, CONTINUUM = range(4)  # purposes of what the device draws
+IN_KERNELS = ("line_error", "broadening_kms", "continuum")  # nuisances; with others PyTorch does them all
 
 
 class Batch(NamedTuple):
@@ -98,12 +100,14 @@ class Observer:
 
         self._observe_spline, self._observe, self._noise = fused(_observe_spline), fused(_observe), fused(_noise)
         self._spline, self._restore = fused(spline_values), fused(decoding.codec.restore)
-        self._kernels = None
+        self._kernels, self._disturbs_by_kernels = None, False
         if kernels == "triton" and dtype == torch.float32:
             cubic, noise = augment.shift == "cubic", NOISE if augment.noise else None
             self._kernels = SpectrumKernels(
                 self.grid, self.source_grid, decoding.basis, decoding.terms, cubic, self._shifts_response, noise, device
             )
+            others = augment.nuisance.model_copy(update=dict.fromkeys(IN_KERNELS, 0.0))
+            self._disturbs_by_kernels = not others.any
 
     def __call__(self, raw: RawBatch) -> Batch:
         raw, real = self._in_format(raw), len(raw.flux)
@@ -123,16 +127,15 @@ class Observer:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""
         raw = self._in_format(raw)
         key = raw.key[len(raw.flux) :]
-        cubic, disturbed = self.augment.shift == "cubic", self.augment.nuisance.any
+        cubic, drawn = self.augment.shift == "cubic", self.augment.nuisance.any
         sed, scale = raw.sed, raw.sed_scale
-        if disturbed or not (cubic or self._kernels):
-            sed = self._disturb(self._samples(raw), key)
-            sed = bspline_coefficients(sed) if cubic else sed
+        if drawn or not (cubic or self._kernels):
+            sed = self._disturbed(raw, key)
             scale = torch.tensor([[1.0, 0.0]], device=sed.device, dtype=sed.dtype).expand(len(sed), 2)
         if self._kernels:
             return self._kernels.counts(
                 sed, scale, raw.rv_kms, raw.berv_kms, raw.response, raw.residual, raw.residual_of, key,
-                samples=disturbed and not cubic,
+                samples=drawn and not cubic,
             )  # fmt: skip
         terms = self._terms(raw)
         noise = self._noise(key, terms[0].shape[1]) if self.augment.noise else None
@@ -202,16 +205,40 @@ class Observer:
     def _disturb(self, sed: Tensor, key: Tensor) -> Tensor:
         nuisance, pixels = self.augment.nuisance, sed.shape[-1]
         if nuisance.line_error:
-            knots = 2 + round(pixels * self.grid.step_aa / nuisance.line_scale_aa)
-            error = keyed_normals(key, knots, LINES).to(sed.dtype) * nuisance.line_error
-            sed = disturbances.scale_lines(sed, disturbances.smooth_noise(error, pixels))
+            sed = disturbances.scale_lines(sed, disturbances.smooth_noise(self._line_errors(key), pixels))
         if nuisance.broadening_kms:
-            sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
-            sed = disturbances.broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
+            sed = self._broaden(sed, key)
         if nuisance.continuum:
-            drawn = keyed_normals(key, nuisance.continuum_knots, CONTINUUM).to(sed.dtype) * nuisance.continuum
-            sed = sed * (1 + disturbances.smooth_noise(drawn, pixels))
+            sed = sed * (1 + disturbances.smooth_noise(self._ripples(key), pixels))
         return sed
+
+    def _line_errors(self, key: Tensor) -> Tensor:
+        nuisance = self.augment.nuisance
+        knots = 2 + round(self.source_grid.length * self.grid.step_aa / nuisance.line_scale_aa)
+        return keyed_normals(key, knots, LINES).to(self._dtype) * nuisance.line_error
+
+    def _broaden(self, sed: Tensor, key: Tensor) -> Tensor:
+        sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
+        return disturbances.broaden(sed, self.source_grid, sigma * self.augment.nuisance.broadening_kms)
+
+    def _ripples(self, key: Tensor) -> Tensor:
+        nuisance = self.augment.nuisance
+        return keyed_normals(key, nuisance.continuum_knots, CONTINUUM).to(self._dtype) * nuisance.continuum
+
+    def _disturbed(self, raw: RawBatch, key: Tensor) -> Tensor:
+        """(simulated, source pixel) disturbed SEDs in the form that they are shifted in."""
+        nuisance, cubic = self.augment.nuisance, self.augment.shift == "cubic"
+        if not self._disturbs_by_kernels:
+            sed = self._disturb(self._samples(raw), key)
+            return bspline_coefficients(sed) if cubic else sed
+        sed = disturbed(
+            raw.sed,
+            raw.sed_scale,
+            self._line_errors(key) if nuisance.line_error else None,
+            (lambda sed: self._broaden(sed, key)) if nuisance.broadening_kms else None,
+            self._ripples(key) if nuisance.continuum else None,
+        )
+        return prefiltered(sed) if cubic else sed
 
 
 def _observe_spline(

@@ -20,8 +20,8 @@ Method = Literal["linear", "cubic"]
 
 BLOCK = 128  # pixels that share the whole part of their offset
 MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
-_POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
-_DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
+POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
+DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
 
 
 def bspline_coefficients(flux: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ def bspline_coefficients(flux: Tensor) -> Tensor:
     response sqrt(3) z^|k| decays by 0.27 a pixel; either half of it is a product of factors 1 + z^n (shift by n) over
     n = 1, 2, 4, …, so a few shifted additions are exact to rounding.
     """
-    doublings = [2**n for n in range(_DOUBLINGS[flux.dtype])]
+    doublings = [2**n for n in range(DOUBLINGS[flux.dtype])]
     reach = min(sum(doublings), flux.shape[-1] - 1)
     mirrored = F.pad(flux[:, None], (reach, reach), mode="reflect")[:, 0]
     behind = ahead = mirrored
     for pixels in doublings:
         before, after = behind, ahead
         behind, ahead = behind.clone(), ahead.clone()
-        behind[:, pixels:].add_(before[:, :-pixels], alpha=_POLE**pixels)
-        ahead[:, :-pixels].add_(after[:, pixels:], alpha=_POLE**pixels)
+        behind[:, pixels:].add_(before[:, :-pixels], alpha=POLE**pixels)
+        ahead[:, :-pixels].add_(after[:, pixels:], alpha=POLE**pixels)
     inner = slice(reach, reach + flux.shape[-1])
     return (behind[:, inner] + ahead[:, inner]).sub_(flux).mul_(3.0**0.5)
 
