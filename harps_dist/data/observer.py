@@ -131,7 +131,7 @@ class Observer:
         sed, scale = raw.sed, raw.sed_scale
         if drawn or not (cubic or self._kernels):
             sed = self._disturbed(raw, key)
-            scale = torch.tensor([[1.0, 0.0]], device=sed.device, dtype=sed.dtype).expand(len(sed), 2)
+            scale = torch.eye(1, 2, device=sed.device, dtype=sed.dtype).expand(len(sed), 2)
         if self._kernels:
             return self._kernels.counts(
                 sed, scale, raw.rv_kms, raw.berv_kms, raw.response, raw.residual, raw.residual_of, key,

@@ -33,7 +33,7 @@ def disturbed(
     blurred = broaden(_disturbed(sed, sed_scale, line_error, None, samples=False))
     if ripple is None:
         return blurred.contiguous()
-    plain = torch.tensor([1.0, 0.0], device=sed.device).expand(len(sed), 2).contiguous()
+    plain = torch.eye(1, 2, device=sed.device).expand(len(sed), 2).contiguous()
     return _disturbed(blurred.contiguous(), plain, None, ripple, samples=True)
 
 

@@ -113,6 +113,21 @@ def test_where_the_kernels_cannot_run_a_sentence_says_so():
             Observer(decoding, Augment(), CPU, kernels="triton")
 
 
+def test_what_the_kernels_do_not_know_pytorch_does(monkeypatch):
+    """In float64 all of it, and every nuisance where there is one more."""
+
+    class More(Nuisance):
+        veiling: float = 0.0
+
+    monkeypatch.setattr(observer, "check_kernels", lambda kernels: None)
+    decoding, raw = made_up(GRIDS[0], 0, 1, residuals=False)
+    exactly = Observer(decoding, Augment(), CPU, dtype=torch.float64, kernels="triton")
+    torch.testing.assert_close(exactly(raw).flux, Observer(decoding, Augment(), CPU, dtype=torch.float64)(raw).flux)
+    for nuisance, known in ((NUISANCES, True), (More(veiling=0.1), False), (More(line_error=0.1), True)):
+        augment = Augment(nuisance=nuisance)
+        assert Observer(decoding, augment, CPU, kernels="triton")._disturbs_by_kernels == known
+
+
 @pytest.mark.parametrize("architecture", SHARED_BYTES)
 @pytest.mark.parametrize(
     ("shift", "berv_kms", "noise", "nuisance"),
@@ -126,6 +141,8 @@ def test_where_the_kernels_cannot_run_a_sentence_says_so():
 def test_compiles_without_spills(monkeypatch, architecture, shift, berv_kms, noise, nuisance):
     monkeypatch.setattr(observer, "check_kernels", lambda kernels: None)
     of_median = compiled_launches(monkeypatch, architecture, "triton_median", "count_digit", "write_medians")
+    kernels = ("block_maxima", "disturb_samples", "prefilter")
+    compiled_launches(monkeypatch, architecture, "triton_nuisances", *kernels)
     launches = compiled_launches(monkeypatch, architecture, "triton_spectra", "simulate_counts", "divide_and_fill")
     augment = Augment(shift=shift, berv_kms=berv_kms, noise=noise, nuisance=nuisance)
     for residuals in (False, True):
