@@ -33,7 +33,7 @@ def drawn(kind: str, shape: tuple[int, int], random: np.random.Generator) -> np.
 
 
 @interpreted
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     batch=st.integers(1, 3),
