@@ -109,8 +109,9 @@ class Engine(Frozen):
 
     strategy: who exchanges gradients and holds the optimiser. zero: what DeepSpeed shares out among the ranks: nothing,
     the optimiser (1), gradients too (2), weights too (3). deepspeed_config: JSON that is merged over the configuration
-    that is made for DeepSpeed. kernels: what computes convolutions, PyTorch, or kernels of our own in Triton, for which
-    an NVIDIA GPU of compute capability 8.0 or newer is needed. compile: fuse the model with torch.compile; where that
+    that is made for DeepSpeed. kernels: what computes convolutions and makes
+    spectra, PyTorch, or kernels of our own in Triton, for which an NVIDIA GPU of compute capability 8.0 or newer is
+    needed. compile: fuse the model with torch.compile; where that
     fails, a message says so and the model runs as it is. graph: launch a step of one GPU as one CUDA graph. "auto" for
     these: what suits the device and the model. resume: go on with the newest whole checkpoint, or refuse a
     folder that holds one. max_minutes: save and stop after so long, to be continued. profile: write a trace of so many

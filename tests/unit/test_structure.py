@@ -33,7 +33,7 @@ WAY = (
         "console",
     ),
     "spectra",
-    *("formats", "data", "kernels", "models"),
+    *("formats", "kernels", "data", "models"),
     *("config", "recipes", "ranks", "runs"),
     "training",
     *("evaluation", "inference"),
@@ -155,7 +155,7 @@ def test_configuration_imports_nothing_heavy(module):
 def test_commands_hold_no_logic():
     for path in (ROOT / "harps_dist/commands").glob("*.py"):
         commands = path.read_text().count("import console_for")  # each command of a script prints
-        assert len(path.read_text().splitlines()) <= 80 + 20 * max(0, commands - 1), path
+        assert len(path.read_text().splitlines()) <= 80 + 25 * max(0, commands - 1), path
     for path in (ROOT / "launch").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 10, path
 
