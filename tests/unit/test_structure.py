@@ -161,7 +161,8 @@ def test_commands_hold_no_logic():
 
 
 def test_the_readme_names_things_that_exist():
-    text = (ROOT / "README.md").read_text()
+    pages = (ROOT / "README.md", *ROOT.glob("*/README.md"), ROOT / "launch/results/README.md", ROOT / "CONTRIBUTING.md")
+    text = "\n".join(page.read_text() for page in pages)
     for name in re.findall(r"launch/\w+\.py|harps_dist/[\w/]+\.py", text):
         assert (ROOT / name).exists(), name
     named = set(re.findall(r"`((?:demo-)?(?:cnn|ae|resnet|infovae|beta-vae|fig2|figd1)-[\w.-]+)`", text))
