@@ -41,6 +41,7 @@ from harps_dist.spectra.grid_spec import GridSpec
 
 if TYPE_CHECKING:
     import zarr
+    from specutils import Spectrum
 
 SCHEMA = 4
 OLDEST = 3  # schema that is still read
@@ -284,6 +285,34 @@ class Archive:
             raise ArchiveError(
                 f"row {row} of {group} in {self.path} cannot be read ({error}). Restore its shard from a copy."
             ) from error
+
+    def __getitem__(self, key: str) -> Spectrum:
+        """The spectrum of a data product id as a specutils Spectrum, flux as delivered; `meta` has its columns.
+
+        Raises KeyError for an id that is not there.
+        """
+        from astropy import units
+        from specutils import Spectrum
+
+        (found,) = np.nonzero(self.column("real", "key") == key)
+        if not len(found):
+            raise KeyError(f"{self.path} holds no spectrum {key!r}. Its ids are Archive(…).keys().")
+        row = int(found[-1])
+        flux, meta = self.data("real", row), {name: self.column("real", name)[row] for name in SCHEMAS["real"]}
+        return Spectrum(
+            flux=flux * units.dimensionless_unscaled,
+            spectral_axis=self.grid.wave_aa * units.AA,
+            mask=~np.isfinite(flux),
+            meta=meta | {"medium": "air", "frame": "barycentric"},
+        )
+
+    def keys(self) -> list[str]:
+        """The ids of all spectra, in the order in which they came."""
+        return list(self.column("real", "key"))
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.count(group):,} {group}" for group in SCHEMAS if self.count(group))
+        return f"<archive {self.path}: grid {self.grid.name}; {counts or 'empty'}>"
 
     def contents(self, group: str, rows: np.ndarray) -> np.ndarray:
         """(n,) `content_of` the arrays of the given rows, from column `content`, or from the arrays where it has none.

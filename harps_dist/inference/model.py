@@ -34,8 +34,10 @@ from harps_dist.spectra.noise import NOISE_FLOOR, photon_noise
 
 if TYPE_CHECKING:
     from astropy.table import QTable
+    from specutils import Spectrum
 
 BATCH = 16
+LARGEST_NODE = 50.0  # standard deviations of a label; labels in their units are larger
 UNIT_DEVIATION = {"gaussian": 1.0, "laplace": 2.0**0.5}  # standard deviation of a likelihood of unit scale
 LATENT_COMPONENTS = 16  # of pooled features that are given as a latent vector, where there is no bottleneck
 
@@ -157,6 +159,11 @@ class Exported:
         nodes = np.atleast_2d(nodes)
         if not self.model.draws:
             raise ConfigError(f"{self.description.name} has no decoder: it only reads labels. Take an autoencoder.")
+        if len(nodes) and np.abs(nodes[:, : len(self.labels)]).max(initial=0) > LARGEST_NODE:
+            raise ConfigError(
+                f"{self.description.name} decodes normalised labels, none of them beyond {LARGEST_NODE:g}, and was "
+                f"given {np.abs(nodes).max():g}. Normalise them (`normalise`), or take simulate(teff=…)."
+            )
         if nodes.shape[1] != inputs:
             raise ConfigError(f"{self.description.name} decodes {inputs} nodes a spectrum and was given {nodes.shape}.")
         parts = torch.from_numpy(np.asarray(nodes, np.float32)).split(batch_size)
@@ -254,8 +261,9 @@ class Exported:
     ) -> QTable:
         """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
 
-        spectrum: a specutils Spectrum; or barycentric wavelengths (sample,) [Å] with `flux` (sample,) or (n, sample) in
-        any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or (n, pixel) on the model's grid.
+        spectrum: a specutils Spectrum; the path of a Phase 3 or s1d file; or barycentric wavelengths (sample,) [Å] with
+        `flux` (sample,) or (n, sample) in any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or
+        (n, pixel) on the model's grid.
         medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium
         is given; then it is brought to air. latents: with the latent vectors.
         Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be
@@ -265,6 +273,21 @@ class Exported:
         found = self.predict_flux(flux, batch_size=batch_size)
         columns = columns_of(self.description, found, coverage, flux, latents, broken)
         return to_table(columns, fields_of(self.description), self.metadata)
+
+    def simulate(self, snr: Any = None, seed: Any = 0, **labels: Any) -> Spectrum:
+        """A specutils Spectrum of labels in their units, such as simulate(teff=5800, rv=20); (n, pixel) for n values.
+
+        Labels not given are the training mean. snr: of the noise to be added, none without. seed: of its draws.
+        Raises ConfigError for a model that draws no spectra, labels that it does not have, or values beyond its range.
+        """
+        from harps_dist.inference.simulator import Simulator
+
+        return Simulator.of(self).simulate(labels, snr=snr, seed=seed).as_spectrum()
+
+    def __repr__(self) -> str:
+        does = [word for word, can in (("reads", self.model.reads), ("draws from", self.model.draws)) if can]
+        pixels = f"{self.grid.length:,} pixels, {self.grid.wave_aa[0]:.0f}-{self.grid.wave_aa[-1]:.0f} Å"
+        return f"<{self.description.name}: {' and '.join(does)} {', '.join(self.labels)}; {pixels}>"
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu", precision: Precision = "auto") -> Exported:

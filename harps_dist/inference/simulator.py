@@ -26,6 +26,7 @@ from harps_dist.spectra.noise import keyed_normals
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range_each
 
 if TYPE_CHECKING:
+    from harps_dist.inference.model import Exported
     from harps_dist.runs.run import Which
 
 PRIOR, NOISE = 0x7072696F72, 0x6E6F697365  # purposes of what is drawn for a spectrum
@@ -75,12 +76,16 @@ class Simulator:
 
         folder = Path(folder)
         if (folder / CONFIG).is_file():
-            exported = load(folder, device, "fp32")
-            ranges = {fact.name: (fact.low, fact.high) for fact in exported.description.labels}
-            return cls(exported.model, exported.grid, exported.description.name, exported.id, ranges)
+            return cls.of(load(folder, device, "fp32"))
         run = Run(folder)
         model, sha256 = run.model(which).to(device).requires_grad_(False), run.checkpoint(which).state["sha256"]
         return cls(model, run.saved.grid.grid(), run.name, sha256[MODEL], run.saved.label_ranges)
+
+    @classmethod
+    def of(cls, exported: Exported) -> Simulator:
+        """The simulator of an export; raises ConfigError where its model draws no spectra."""
+        ranges = {fact.name: (fact.low, fact.high) for fact in exported.description.labels}
+        return cls(exported.model, exported.grid, exported.description.name, exported.id, ranges)
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Tested in tests/integration/test_exports.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,10 +37,10 @@ class OnGrid(NamedTuple):
 def on_grid(spectrum: Any, flux: np.ndarray | None, medium: Medium | None, grid: Grid) -> OnGrid:
     """Bring spectra in memory onto a grid of air wavelengths and standardise them.
 
-    spectrum: a specutils Spectrum; or barycentric wavelengths (sample,) [Å] with `flux` (sample,) or (n, sample) in any
-    unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or (n, pixel) on the grid.
-    medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium is
-    given; then it is brought to air.
+    spectrum: a specutils Spectrum; the path of a Phase 3 or s1d file; or barycentric wavelengths (sample,) [Å] with
+    `flux` (sample,) or (n, sample) in any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or
+    (n, pixel) on the grid. medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is
+    refused until the medium is given; then it is brought to air.
     Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be standardised.
     """
     wave_aa, values = _arrays(spectrum, flux, medium)
@@ -74,6 +75,8 @@ def _arrays(spectrum: Any, flux: np.ndarray | None, medium: Medium | None) -> tu
     if medium not in (None, "air", "vacuum"):
         raise ConfigError(f"unknown medium {medium!r}; wavelengths are in air or in vacuum.")
     wave_aa = None
+    if isinstance(spectrum, str | Path):
+        spectrum, flux = _of_file(Path(spectrum))
     if flux is None and isinstance(spectrum, tuple) and len(spectrum) == 2:
         spectrum, flux = spectrum
     if hasattr(spectrum, "spectral_axis") and hasattr(spectrum, "flux"):
@@ -108,6 +111,17 @@ def _arrays(spectrum: Any, flux: np.ndarray | None, medium: Medium | None) -> tu
     if not (np.isfinite(wave_aa).all() and (np.diff(wave_aa) > 0).all()):
         raise ConfigError("expected finite wavelengths that increase or decrease throughout. Sort the samples.")
     return vacuum_to_air(wave_aa) if medium == "vacuum" else wave_aa, values
+
+
+def _of_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Air wavelengths [Å] and flux of a Phase 3 or s1d file; SpectrumError says why there are none."""
+    from harps_dist.formats.readers import read_spectrum
+    from harps_dist.formats.records import Refusal
+
+    record = read_spectrum(path)
+    if isinstance(record, Refusal):
+        raise SpectrumError(str(record))
+    return record.wave_aa, record.flux
 
 
 def _vacuum_note(meta: Any) -> str | None:
