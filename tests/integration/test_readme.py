@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = ("--training.steps", "3")
 MORE = {  # what makes a command small, by its first words
     "ingest --spectra spectra": ("--grid", "tiny"),
-    "pack --archive A.zarr --release R1": ("--split", "0.6", "0.2", "0.2"),
+    "pack --archive A.zarr --release R1": ("--split", "0.5", "0.2", "0.3"),
     "train": (*STEPS, *TINY),
     "retrain": (*STEPS, "--training.batch-size", "12"),
     "reproduce": ("--train", "none", "--scale", "demo"),  # tests/integration/test_reproduce.py trains
@@ -59,7 +59,7 @@ def as_run_here(line: str) -> list[str]:
 
 
 def test_every_command_does_what_the_page_says(tmp_path, monkeypatch):
-    size = DemoSize(stars=40, visits=1.5, seds=40, etc_runs=4, cores=4, grid="tiny", split=(0.6, 0.2, 0.2), seed=3)
+    size = DemoSize(stars=60, visits=1.5, seds=80, etc_runs=4, cores=4, grid="tiny", split=(0.5, 0.2, 0.3), seed=3)
     build_demo(tmp_path / "d", size, silent)
     delivery = build_delivery(tmp_path / "d", size, 1, silent)
     files = tmp_path / "d/files"
