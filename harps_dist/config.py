@@ -137,7 +137,7 @@ class Engine(Frozen):
     deepspeed_config: str | None = None
     """JSON that is merged over the configuration that is made for DeepSpeed."""
     kernels: Literal["torch", "triton"] | Auto = "auto"
-    """What computes convolutions: PyTorch, or kernels of our own in Triton.
+    """What computes convolutions and makes spectra: PyTorch, or kernels of our own in Triton.
     Those need an NVIDIA GPU of compute capability 8.0 or newer.
     """
     compile: bool | Auto = "auto"

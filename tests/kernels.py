@@ -20,7 +20,16 @@ from tests.commands import ROOT
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+NAMES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+}
 
 
 def interpreted(test: Callable) -> Callable:

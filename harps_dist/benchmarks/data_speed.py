@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from harps_dist.benchmarks.inference_speed import cpu_name
 from harps_dist.benchmarks.nine_arrays import nine_arrays
 from harps_dist.benchmarks.other_ways import KINDS, NINE, Stored, StoredKind, Streamed, WebDataset, write_other_ways
+from harps_dist.config import Data
 from harps_dist.data.augment import Augment
-from harps_dist.data.batches import EvaluationBatches, in_batches
+from harps_dist.data.batches import EvaluationBatches, TrainingBatches, in_batches, load, read_codes
 from harps_dist.data.manifest import Index
 from harps_dist.data.observer import Observer
-from harps_dist.data.order import Mix, Order
+from harps_dist.data.order import GlobalBatch, Mix, Order
 from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
@@ -34,7 +35,10 @@ from harps_dist.ownership import json_file, write_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-BATCH = 8  # spectra at a time, which a core's cache holds
+BATCH = 8  # spectra made at a time, which a core's cache holds
+LOADED = 32  # spectra of a batch that is loaded
+BATCHES_A_THREAD = 4  # of a pass, at least
+COPIED = 2**26  # bytes a thread, to measure how fast bytes move
 OURS = "harps_dist"
 What = Literal["load", "whole"]
 WHATS: tuple[What, ...] = get_args(What)
@@ -46,7 +50,9 @@ class Loading:
 
     workers: threads that load, of ours; processes that do the whole, of the others; 0 for this process alone. cold:
     files were dropped from the page cache before. mb: bytes a spectrum takes on disk, 1e6. ratio: spectra per second
-    over those of the nine arrays, same what, workers and cold; ours with workers over their whole.
+    over those of the nine arrays, same what, workers and cold; ours with workers over their whole. floor_per_s: of ours
+    in memory, spectra per second if as many threads did nothing but read their bytes and write their codes, as fast as
+    they copy.
     """
 
     way: str
@@ -57,6 +63,7 @@ class Loading:
     spectra_per_s: float
     mb: float
     ratio: float | None = None
+    floor_per_s: float | None = None
 
     @property
     def mb_per_s(self) -> float:
@@ -115,6 +122,12 @@ def _of_kind(
         rate = _rate(run, len(rows), seconds, files if cold else None)
         found.append(Loading(way, kind, what, count, cold, rate, mb))
 
+    def loaded(count: int, cold: bool) -> None:
+        run, samples = _load_as_training(release, rows, count, observer.device)
+        rate = _rate(run, samples, seconds, shards if cold else None)
+        floor = _copied_per_s(count) / (1e6 * mb + moved)
+        found.append(Loading(OURS, kind, "load", count, cold, rate, mb, floor_per_s=floor))
+
     def finished() -> None:
         _consume(observer(ours[n].to(observer.device)) for n in range(len(ours)))
         if observer.device.type == "cuda":
@@ -122,11 +135,12 @@ def _of_kind(
 
     finished()  # compile, and fill the page cache
     mb = sum(members.values()) / len(rows) / 1e6
+    moved = sum(part.nbytes for part in release.coded(int(rows[0])))
     for cold in (False, True):
-        measured(OURS, "load", 0, cold, mb, shards, lambda: _consume(ours))
+        loaded(0, cold)
         measured(OURS, "whole", 0, cold, mb, shards, finished)
     for count in filter(None, workers):
-        measured(OURS, "load", count, False, mb, shards, partial(_read_ahead, ours, count))
+        loaded(count, False)
 
     arrays = [nine_arrays(release, int(row)) if kind == "simulated" else release.array(int(row)) for row in rows]
     mb = arrays[0].nbytes / 1e6
@@ -141,9 +155,45 @@ def _of_kind(
     return found
 
 
-def _read_ahead(batches: EvaluationBatches, threads: int) -> None:
-    """A pass over our batches as training reads them."""
-    _consume(read_ahead(batches.__getitem__, range(len(batches)), threads))
+class _InTurn:
+    """An order that takes the same rows again and again, as the other ways do."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+
+    def batch(self, step: int, size: int) -> GlobalBatch:
+        epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), len(self._rows))
+        return GlobalBatch(self._rows[places], epochs)
+
+
+def _load_as_training(
+    release: Release, rows: np.ndarray, threads: int, device: torch.device
+) -> tuple[Callable[[], None], int]:
+    """A pass over the rows, or several, by the code that training loads with; and how many samples it takes."""
+    size = min(LOADED, len(rows))
+    steps = range(max(len(rows) // size, BATCHES_A_THREAD * threads))
+    codes_of = partial(read_codes, pinned=device.type == "cuda")
+    batches = TrainingBatches(release, _InTurn(rows), Data(), 0, size, codes_of=codes_of)
+
+    def run() -> None:
+        _consume(load(batches, steps, threads, device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run, len(steps) * size
+
+
+@cache
+def _copied_per_s(threads: int) -> float:
+    """Bytes that so many threads (0: this one) read and write per second when they copy what no cache holds."""
+    sources = [np.ones(COPIED, np.uint8) for _ in range(max(1, threads))]
+    targets = [np.zeros_like(source) for source in sources]
+
+    def copy(number: int) -> None:
+        np.copyto(targets[number], sources[number])
+
+    seconds = min(_seconds(lambda: _consume(read_ahead(copy, range(len(sources)), threads))) for _ in range(5))
+    return 2 * COPIED * len(sources) / seconds
 
 
 def _with_workers(data: Dataset, count: int) -> Callable[[], Any]:
@@ -171,10 +221,14 @@ def _rate(run: Callable[[], Any], samples: int, seconds: float, drop: list[Path]
     while len(passes) < 3 or sum(passes) < seconds:
         for path in drop or []:
             _drop_from_page_cache(path)
-        started = time.perf_counter()
-        run()
-        passes.append(time.perf_counter() - started)
+        passes.append(_seconds(run))
     return samples / float(np.median(passes))
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def _drop_from_page_cache(path: Path) -> None:
@@ -252,7 +306,7 @@ def loading_table(loadings: list[Loading]) -> Table:
     table = Table(title=f"Reading samples on {cpu_name()}, one thread a process")
     for header in ("spectra", "way", "until", "workers", "files"):
         table.add_column(header)
-    for header in ("spectra/s", "ms", "MB each", "MB/s", "× nine arrays"):
+    for header in ("spectra/s", "floor/s", "ms", "MB each", "MB/s", "× nine arrays"):
         table.add_column(header, justify="right")
     for one in loadings:
         table.add_row(
@@ -262,6 +316,7 @@ def loading_table(loadings: list[Loading]) -> Table:
             str(one.workers),
             "cold" if one.cold else "warm",
             f"{one.spectra_per_s:,.0f}",
+            f"{one.floor_per_s:,.0f}" if one.floor_per_s else "–",
             f"{1e3 / one.spectra_per_s:.2f}",
             f"{one.mb:.3f}",
             f"{one.mb_per_s:,.0f}",

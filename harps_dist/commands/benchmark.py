@@ -5,6 +5,7 @@ Example: `harps-dist benchmark models cnn-mix`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,8 @@ import tyro
 
 from harps_dist.config import Auto, Engine, Precision
 from harps_dist.ownership import check
+
+LOADERS = tuple(count for count in (1, 2, 4, 8) if count <= (os.cpu_count() or 1))
 
 
 def models(
@@ -78,7 +81,7 @@ def speed(
 def data(
     release: str = "demo",
     samples: int = 64,
-    workers: tuple[int, ...] = (1, 2),
+    workers: tuple[int, ...] = LOADERS,
     seconds: float = 3.0,
     compile: bool = True,
     device: Literal["cpu", "cuda"] = "cpu",
@@ -92,7 +95,7 @@ def data(
     Args:
         release: Release in a folder, or demo.
         samples: Samples of each kind.
-        workers: Numbers of loader processes to try besides none.
+        workers: Numbers of threads that load ours, and of processes that load the others, to try besides none.
         seconds: How long each measurement is repeated, three times at least.
         compile: Whether ours is compiled with torch.compile; wants a C++ compiler.
         device: Where ours become spectra; the other ways use the CPU.

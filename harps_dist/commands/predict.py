@@ -32,7 +32,7 @@ class Arguments:
     latents: bool = False
     """Write the latent vectors too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the encoder; auto is bf16 where kernels of our own run, on a GPU, else fp32."""
+    """Precision of the encoder; auto is fp32, so that labels do not depend on where they were predicted."""
     batch_size: int = 16
     """Spectra that are predicted at once."""
     workers: int = 0

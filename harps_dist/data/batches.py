@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from harps_dist.data.augment import Augment
-from harps_dist.data.keyed import key_of, uniforms
-from harps_dist.data.order import Order, rank_slice
+from harps_dist.data.codec import Coded
+from harps_dist.data.keyed import keys_of, uniforms_of_keys
+from harps_dist.data.order import GlobalBatch, rank_slice
 from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.data.scarcity import scarce_labels
@@ -51,7 +52,7 @@ class RawBatch(NamedTuple):
         return RawBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def pinned(self) -> RawBatch:
-        """This batch in memory that a GPU reads by itself."""
+        """This batch in memory that a GPU reads by itself; what is there already stays."""
         return RawBatch(*(tensor.pin_memory() for tensor in self))
 
 
@@ -64,12 +65,10 @@ class Codes(NamedTuple):
     sed_scale: Tensor
 
 
-def read_codes(release: Release, rows: np.ndarray) -> Codes:
-    """Read the codes of rows (batch,) of the index, real ones first."""
+def read_codes(release: Release, rows: np.ndarray, pinned: bool = False) -> Codes:
+    """Read the codes of rows (batch,) of the index, real ones first; pinned: into memory that a GPU reads by itself."""
     real = int((release.index["kind"][rows] == "real").sum())
-    flux, flux_scale = _stacked(release, rows[:real])
-    sed, sed_scale = _stacked(release, rows[real:])
-    return Codes(flux, flux_scale, sed, sed_scale)
+    return Codes(*stacked_codes(release, rows[:real], pinned), *stacked_codes(release, rows[real:], pinned))
 
 
 def no_codes(release: Release, rows: np.ndarray) -> Codes:
@@ -78,12 +77,23 @@ def no_codes(release: Release, rows: np.ndarray) -> Codes:
     return Codes(nothing, nothing, nothing, nothing)
 
 
-def _stacked(release: Release, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def stacked_codes(release: Release, rows: np.ndarray, pinned: bool = False) -> tuple[Tensor, Tensor]:
+    """Codes (row, ...) and scales (row, ...) of rows of one kind, each read to its place."""
     if not len(rows):
         return torch.empty(0, 0, dtype=torch.int16), torch.empty(0, 0)
-    coded = [release.coded(int(row)) for row in rows]
-    codes = torch.from_numpy(np.stack([part.codes for part in coded]))
-    return codes, torch.from_numpy(np.stack([part.scale for part in coded]))
+    first = release.coded(int(rows[0]))
+    codes, scale = (empty_like(part, len(rows), pin_memory=pinned) for part in first)
+    places = list(map(Coded, codes.numpy(), scale.numpy()))
+    places[0].codes[...], places[0].scale[...] = first
+    for row, place in zip(rows[1:].tolist(), places[1:], strict=True):
+        release.coded_into(row, place)
+    return codes, scale
+
+
+def empty_like(part: np.ndarray, count: int, device: torch.device | None = None, pin_memory: bool = False) -> Tensor:
+    """(count, ...) tensor for so many arrays like this one."""
+    dtype = torch.from_numpy(np.empty(0, part.dtype)).dtype
+    return torch.empty((count, *part.shape), dtype=dtype, device=device, pin_memory=pin_memory)
 
 
 def assemble(
@@ -100,36 +110,28 @@ def assemble(
     What is drawn for simulated spectra is keyed by their star: its own, but for those of a generative core, which share
     velocities and noise, so that they differ in one label alone. codes_of: where the codes of the rows come from.
     """
-    index = release.index
-    real_first = np.argsort(index["kind"][rows] != "real", kind="stable")
-    rows, epochs = rows[real_first], epochs[real_first]
-    real = int((index["kind"][rows] == "real").sum())
-    identity = [*index["key"][rows[:real]], *(_identity(release, row) for row in rows[real:])]
-    names = [(seed, int(epoch), name) for name, epoch in zip(identity, epochs, strict=True)]
-    velocity = np.array([2 * uniforms(2, "velocity", *name) - 1 for name in names[real:]]).reshape(-1, 2)
+    simulated = release.index["kind"][rows] != "real"
+    real_first = np.argsort(simulated, kind="stable")
+    rows, epochs, real = rows[real_first], epochs[real_first], len(rows) - int(simulated.sum())
+    names = [f"{seed}\0{epoch}\0{name}" for epoch, name in zip(epochs.tolist(), release.drawn_by[rows], strict=True)]
+    velocity = 2 * uniforms_of_keys(2, keys_of("velocity", names[real:])) - 1
     rv_kms, berv_kms = velocity[:, 0] * augment.rv_kms, velocity[:, 1] * augment.berv_kms
     labels = labels[rows]
     labels[real:, RV] = rv_kms
     labels[real:, BERV] = berv_kms if augment.berv_kms else np.nan
-    missed = [(k, part) for k, row in enumerate(rows[real:]) if (part := release.residual_of(row)) is not None]
-    response = [release.coefficients(row) for row in rows[real:]]
+    residual_of, residual = release.residuals(rows[real:])
     return RawBatch(
         *codes_of(release, rows),
-        response=torch.from_numpy(np.stack(response)) if response else torch.empty(0, 0),
-        residual=torch.from_numpy(np.stack([part for _, part in missed])) if missed else torch.empty(0, 3, 0),
-        residual_of=torch.tensor([k for k, _ in missed], dtype=torch.int64),
+        response=torch.from_numpy(release.coefficients(rows[real:])),
+        residual=torch.from_numpy(residual),
+        residual_of=torch.from_numpy(residual_of),
         rv_kms=torch.from_numpy(rv_kms),
         berv_kms=torch.from_numpy(berv_kms),
-        key=torch.tensor([key_of("device", *name) >> 1 for name in names], dtype=torch.int64),
+        key=torch.from_numpy((keys_of("device", names) >> np.uint64(1)).astype(np.int64)),
         labels=torch.from_numpy(labels),
         rows=torch.from_numpy(rows),
         epochs=torch.from_numpy(epochs),
     )
-
-
-def _identity(release: Release, row: int) -> str:
-    """What the draws of a simulated sample are keyed by."""
-    return release.index["star" if release.index["kind"][row] == "generative" else "key"][row]
 
 
 class Batches(Protocol):
@@ -151,13 +153,19 @@ class TrainingData(Protocol):
     def label_fraction_by(self) -> Literal["per_spectrum", "per_star"]: ...
 
 
+class Ordered(Protocol):
+    """What says which samples a training sees: `Order`, or a shorter sequence where speed is measured."""
+
+    def batch(self, step: int, size: int) -> GlobalBatch: ...
+
+
 class TrainingBatches:
     """This rank's part of every global batch; item s belongs to step s."""
 
     def __init__(
         self,
         release: Release,
-        order: Order,
+        order: Ordered,
         data: TrainingData,
         seed: int,
         size: int,

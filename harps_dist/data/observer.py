@@ -19,6 +19,9 @@ from torch import Tensor
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.reader import Decoding
+from harps_dist.kernels.availability import Kernels, check_kernels
+from harps_dist.kernels.nuisances import disturbed, prefiltered
+from harps_dist.kernels.spectra import SpectrumKernels
 from harps_dist.spectra import nuisance as disturbances
 from harps_dist.spectra.doppler import (
     BLOCK,
@@ -36,6 +39,7 @@ from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halve
 from harps_dist.spectra.observation import observe
 
 NOISE, LINES, BROADENING, CONTINUUM = range(4)  # purposes of what the device draws
+IN_KERNELS = ("line_error", "broadening_kms", "continuum")  # nuisances; with others PyTorch does them all
 
 
 class Batch(NamedTuple):
@@ -56,6 +60,8 @@ class Observer:
 
     compile: fuse the arithmetic with torch.compile, which wants a compiler (on a GPU Triton) and a minute at first.
     dtype: of spectra and arithmetic, float32, or float64 for comparisons; what is drawn has the 24 bits of float32.
+    kernels: "triton" makes float32 spectra that are simulated in fewer passes over memory: the same draws, values to
+    rounding. Raises ConfigError where Triton or a GPU is missing.
     """
 
     def __init__(
@@ -65,7 +71,9 @@ class Observer:
         device: torch.device,
         compile: bool = False,
         dtype: torch.dtype = torch.float32,
+        kernels: Kernels = "torch",
     ):
+        check_kernels(kernels)
         self.grid, self.source_grid, self.augment = decoding.grid, decoding.source_grid, augment
         self.device, self._dtype = device, dtype
         self._window = self.grid.within(self.source_grid)
@@ -92,60 +100,76 @@ class Observer:
 
         self._observe_spline, self._observe, self._noise = fused(_observe_spline), fused(_observe), fused(_noise)
         self._spline, self._restore = fused(spline_values), fused(decoding.codec.restore)
+        self._kernels, self._disturbs_by_kernels = None, False
+        if kernels == "triton" and dtype == torch.float32:
+            cubic, noise = augment.shift == "cubic", NOISE if augment.noise else None
+            self._kernels = SpectrumKernels(
+                self.grid, self.source_grid, decoding.basis, decoding.terms, cubic, self._shifts_response, noise, device
+            )
+            others = augment.nuisance.model_copy(update=dict.fromkeys(IN_KERNELS, 0.0))
+            self._disturbs_by_kernels = not others.any
 
     def __call__(self, raw: RawBatch) -> Batch:
-        raw, parts = self._in_format(raw), []
-        if len(raw.flux):
-            valid = self._restore(raw.flux, raw.flux_scale, self._pixels)
-            flux, first = valid.new_empty(len(valid), self.grid.length), 0
+        raw, real = self._in_format(raw), len(raw.flux)
+        flux = torch.empty(len(raw.key), self.grid.length, dtype=self._dtype, device=raw.key.device)
+        if real:
+            valid, first = self._restore(raw.flux, raw.flux_scale, self._pixels), 0
             for run in self._runs:
-                flux[:, run] = valid[:, first : first + run.stop - run.start]
+                flux[:real, run] = valid[:, first : first + run.stop - run.start]
                 first += run.stop - run.start
-            parts.append(self._filled(flux))
+            self._fill_invalid(flux[:real])
         if len(raw.sed):
-            parts.append(self.standardise(self.simulate(raw)))
-        flux = torch.cat(parts) if len(parts) > 1 else parts[0]
-        simulated = torch.arange(len(flux), device=flux.device) >= len(raw.flux)
+            self.standardise(self.simulate(raw), flux[real:])
+        simulated = torch.arange(len(flux), device=flux.device) >= real
         return Batch(flux, raw.labels, simulated, raw.rows, raw.key)
 
     def simulate(self, raw: RawBatch) -> Tensor:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""
         raw = self._in_format(raw)
         key = raw.key[len(raw.flux) :]
+        cubic, drawn = self.augment.shift == "cubic", self.augment.nuisance.any
+        sed, scale = raw.sed, raw.sed_scale
+        if drawn or not (cubic or self._kernels):
+            sed = self._disturbed(raw, key)
+            scale = torch.eye(1, 2, device=sed.device, dtype=sed.dtype).expand(len(sed), 2)
+        if self._kernels:
+            return self._kernels.counts(
+                sed, scale, raw.rv_kms, raw.berv_kms, raw.response, raw.residual, raw.residual_of, key,
+                samples=drawn and not cubic,
+            )  # fmt: skip
         terms = self._terms(raw)
         noise = self._noise(key, terms[0].shape[1]) if self.augment.noise else None
         counts = torch.empty_like(terms[0])
-        if self.augment.shift == "linear":
-            sed = self._disturb(self._samples(raw), key)
-            sed = doppler_shift(sed, raw.rv_kms, self.source_grid, self.grid, "linear")
-            self._observe(_in_blocks(sed), terms, noise, counts)
-        else:
-            sed, scale = raw.sed, raw.sed_scale
-            if self.augment.nuisance.any:
-                sed = bspline_coefficients(self._disturb(self._samples(raw), key))
-                scale = torch.tensor([[1.0, 0.0]], device=sed.device, dtype=sed.dtype)
+        if cubic:
             windows = spline_windows(sed, raw.rv_kms, self.source_grid, self.grid)
             windows = windows._replace(values=windows.values.to(self._dtype))  # fused code is slow on int16
             dilution = (1 + raw.rv_kms / C_KMS).to(self._dtype)[:, None]
             self._observe_spline(windows, scale / dilution, terms, noise, counts)
+        else:
+            sed = doppler_shift(sed, raw.rv_kms, self.source_grid, self.grid, "linear")
+            self._observe(_in_blocks(sed), terms, noise, counts)
         return counts.flatten(1)[:, : self.grid.length]
 
-    def standardise(self, flux: Tensor) -> Tensor:
-        """Divide by the median of the valid pixels (Eq. 2) and fill the others; (batch, pixel), changed in place."""
-        valid = torch.cat([flux[:, run] for run in self._runs], dim=1) if self._runs[1:] else flux[:, self._runs[0]]
-        if flux.device.type == "cpu":  # ten times as fast there, the same value
-            kept = (self._pixels - 1) // 2
-            median = torch.from_numpy(np.partition(valid.numpy(), kept, axis=1)[:, kept : kept + 1])
+    def standardise(self, counts: Tensor, flux: Tensor) -> None:
+        """Write counts (batch, pixel) by the median of their valid pixels (Eq. 2) into flux, and fill the others."""
+        if self._kernels:
+            self._kernels.standardise(counts, flux)
+            return
+        valid = torch.cat([counts[:, run] for run in self._runs], dim=1)
+        if counts.device.type == "cpu":  # ten times as fast there, the same value
+            kept, values = (self._pixels - 1) // 2, valid.numpy()
+            values.partition(kept, axis=1)
+            median = valid[:, kept : kept + 1]
         else:
             median = valid.median(dim=1, keepdim=True).values
-        return self._filled(flux.div_(median))
+        torch.div(counts, median, out=flux)
+        self._fill_invalid(flux)
 
-    def _filled(self, flux: Tensor) -> Tensor:
+    def _fill_invalid(self, flux: Tensor) -> None:
         invalid, left, right, weight = self._fill
         if len(invalid):
             bridged = torch.lerp(flux.index_select(1, left), flux.index_select(1, right), weight)
             flux.index_copy_(1, invalid, bridged)
-        return flux
 
     def _in_format(self, raw: RawBatch) -> RawBatch:
         """The batch with numbers that arithmetic in float64 begins with; codes stay as they are for float32."""
@@ -181,16 +205,40 @@ class Observer:
     def _disturb(self, sed: Tensor, key: Tensor) -> Tensor:
         nuisance, pixels = self.augment.nuisance, sed.shape[-1]
         if nuisance.line_error:
-            knots = 2 + round(pixels * self.grid.step_aa / nuisance.line_scale_aa)
-            error = keyed_normals(key, knots, LINES).to(sed.dtype) * nuisance.line_error
-            sed = disturbances.scale_lines(sed, disturbances.smooth_noise(error, pixels))
+            sed = disturbances.scale_lines(sed, disturbances.smooth_noise(self._line_errors(key), pixels))
         if nuisance.broadening_kms:
-            sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
-            sed = disturbances.broaden(sed, self.source_grid, sigma * nuisance.broadening_kms)
+            sed = self._broaden(sed, key)
         if nuisance.continuum:
-            drawn = keyed_normals(key, nuisance.continuum_knots, CONTINUUM).to(sed.dtype) * nuisance.continuum
-            sed = sed * (1 + disturbances.smooth_noise(drawn, pixels))
+            sed = sed * (1 + disturbances.smooth_noise(self._ripples(key), pixels))
         return sed
+
+    def _line_errors(self, key: Tensor) -> Tensor:
+        nuisance = self.augment.nuisance
+        knots = 2 + round(self.source_grid.length * self.grid.step_aa / nuisance.line_scale_aa)
+        return keyed_normals(key, knots, LINES).to(self._dtype) * nuisance.line_error
+
+    def _broaden(self, sed: Tensor, key: Tensor) -> Tensor:
+        sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
+        return disturbances.broaden(sed, self.source_grid, sigma * self.augment.nuisance.broadening_kms)
+
+    def _ripples(self, key: Tensor) -> Tensor:
+        nuisance = self.augment.nuisance
+        return keyed_normals(key, nuisance.continuum_knots, CONTINUUM).to(self._dtype) * nuisance.continuum
+
+    def _disturbed(self, raw: RawBatch, key: Tensor) -> Tensor:
+        """(simulated, source pixel) disturbed SEDs in the form that they are shifted in."""
+        nuisance, cubic = self.augment.nuisance, self.augment.shift == "cubic"
+        if not self._disturbs_by_kernels:
+            sed = self._disturb(self._samples(raw), key)
+            return bspline_coefficients(sed) if cubic else sed
+        sed = disturbed(
+            raw.sed,
+            raw.sed_scale,
+            self._line_errors(key) if nuisance.line_error else None,
+            (lambda sed: self._broaden(sed, key)) if nuisance.broadening_kms else None,
+            self._ripples(key) if nuisance.continuum else None,
+        )
+        return prefiltered(sed) if cubic else sed
 
 
 def _observe_spline(

@@ -1,7 +1,8 @@
 """Items read ahead by threads, in order.
 
-Reading, checksums, decompression and NumPy release Python's lock, so that threads read side by side; and what they read
-is in the memory of the process that wants it, where processes would copy it.
+Reading, checksums (`data/checksum.py`), decompression and NumPy's work on large arrays release Python's lock, so that
+threads read side by side; and what they read is in the memory of the process that wants it, where processes would copy
+it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harps_dist.data.batches import Codes, RawBatch
+from harps_dist.data.batches import Codes, RawBatch, empty_like, stacked_codes
 from harps_dist.data.order import Order, rank_slice
 from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
@@ -75,10 +75,7 @@ class ResidentCodes:
         member, first_rows = _members(release, rows)
         mine = first_rows[self._rank :: self._world]
         example = release.coded(int(rows[0]))
-        codes, scale = (
-            torch.empty((len(mine), *part.shape), dtype=torch.from_numpy(part[:0].copy()).dtype, device=memory)
-            for part in example
-        )
+        codes, scale = (empty_like(part, len(mine), memory) for part in example)
         pieces = _Pieces(release, mine)
         stream = read_ahead(pieces.__getitem__, range(len(pieces)), workers)
         longest = -(-len(first_rows[:: self._world]) // _READ_TOGETHER)  # pieces that a rank has to read
@@ -103,7 +100,7 @@ class ResidentCodes:
         own = wanted[self._rank]
         if self._world == 1:
             number = torch.from_numpy(own).to(held.codes.device)
-            return held.codes[number].to(device), held.scale[number].to(device)
+            return held.codes.index_select(0, number).to(device), held.scale.index_select(0, number).to(device)
         sent = [members[members % self._world == self._rank] // self._world for members in wanted]
         received = [int((own % self._world == rank).sum()) for rank in range(self._world)]
         number = torch.from_numpy(np.concatenate(sent)).to(held.codes.device)
@@ -111,7 +108,7 @@ class ResidentCodes:
         place = torch.from_numpy(np.argsort(own % self._world, kind="stable")).to(device)
         parts = []
         for part in (held.codes, held.scale):
-            arrived = self._exchange(part[number].to(device), counts, received)
+            arrived = self._exchange(part.index_select(0, number).to(device), counts, received)
             parts.append(torch.empty_like(arrived).index_copy_(0, place, arrived))
         return parts[0], parts[1]
 
@@ -152,10 +149,7 @@ class _Pieces:
         return -(-len(self._rows) // _READ_TOGETHER)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rows = self._rows[number * _READ_TOGETHER : (number + 1) * _READ_TOGETHER]
-        coded = [self._release.coded(int(row)) for row in rows]
-        codes, scale = (np.stack([getattr(part, name) for part in coded]) for name in ("codes", "scale"))
-        return torch.from_numpy(codes), torch.from_numpy(scale)
+        return stacked_codes(self._release, self._rows[number * _READ_TOGETHER : (number + 1) * _READ_TOGETHER])
 
 
 def _members(release: Release, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,10 +158,9 @@ def _members(release: Release, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Simulated samples of one SED share a member.
     """
     index = release.index
-    where = [
-        f"{shard} {offset:015d}" for shard, offset in zip(index["shard"][rows], index["offset"][rows], strict=True)
-    ]
-    _, first, number = np.unique(where, return_index=True, return_inverse=True)
+    _, shard = np.unique(index["shard"][rows], return_inverse=True)
+    offset = index["offset"][rows]
+    _, first, number = np.unique(shard * (offset.max() + 1) + offset, return_index=True, return_inverse=True)
     member = np.full(len(index), -1)
     member[rows] = number
     return member, rows[first]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from harps_dist.data.keyed import uniforms
+from harps_dist.data.keyed import keys_of, uniforms_of_keys
 from harps_dist.data.manifest import Index
 from harps_dist.spectra.labels import NAMES
 
@@ -23,6 +23,7 @@ def scarce_labels(index: Index, fraction: float, by: Literal["per_spectrum", "pe
     labels = index.labels.copy()
     if fraction < 1:
         names = index["key"] if by == "per_spectrum" else index["star"]
-        for row in index.rows("real"):
-            labels[row, uniforms(len(NAMES), "labels", seed, names[row]) >= fraction] = np.nan
+        rows = index.rows("real")
+        keys = keys_of("labels", [f"{seed}\0{name}" for name in names[rows]])
+        labels[rows] = np.where(uniforms_of_keys(len(NAMES), keys) < fraction, labels[rows], np.nan)
     return labels

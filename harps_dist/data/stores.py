@@ -12,6 +12,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
@@ -51,8 +52,11 @@ class Store(Protocol):
         """All bytes of a file; `missing` says what to do where there is none."""
         ...
 
-    def read(self, name: str, span: Span, block: Span) -> bytes:
-        """Bytes of a file, fewer where it ends before; `block`, around them, will be read soon."""
+    def read(self, name: str, start: int, into: list[memoryview], block: Span) -> int:
+        """Fill memory, one piece after another, with bytes of a file from `start` on, and say how many there were.
+
+        These are fewer where the file ends before. `block`, around them, will be read soon.
+        """
         ...
 
     def forget(self, name: str, block: Span) -> bool:
@@ -82,7 +86,7 @@ class LocalStore:
         except FileNotFoundError:
             raise ReleaseError(f"{self.folder / name} is missing. {missing}") from None
 
-    def read(self, name: str, span: Span, block: Span) -> bytes:
+    def read(self, name: str, start: int, into: list[memoryview], block: Span) -> int:
         file = self._file(name)
         if (name, block) not in self._announced:
             if len(self._announced) >= _ANNOUNCED:  # by then the first ones may have left the page cache
@@ -90,7 +94,7 @@ class LocalStore:
             self._announced.add((name, block))
             with contextlib.suppress(OSError, AttributeError):  # not every system and file system knows it
                 os.posix_fadvise(file, *block, os.POSIX_FADV_WILLNEED)
-        return os.pread(file, span.size, span.start)
+        return os.preadv(file, into, start)
 
     def forget(self, name: str, block: Span) -> bool:
         return False
@@ -110,6 +114,11 @@ class LocalStore:
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
+
+
+def _fill(into: list[memoryview], file: BufferedIOBase, start: int) -> int:
+    file.seek(start)
+    return sum(file.readinto(part) for part in into)
 
 
 class RemoteStore:
@@ -138,19 +147,18 @@ class RemoteStore:
             name, f"{self.url}/{name} is missing. {missing}", lambda: obstore.get(self._store, name).bytes()
         )
 
-    def read(self, name: str, span: Span, block: Span) -> bytes:
+    def read(self, name: str, start: int, into: list[memoryview], block: Span) -> int:
         kept = self._kept(name, block)
         with self._asking[kept]:
             try:
                 with kept.open("rb") as file:
-                    file.seek(span.start - block.start)
-                    content = file.read(span.size)
+                    found = _fill(into, file, start - block.start)
                 os.utime(kept)
             except FileNotFoundError:
                 whole = self._fetch(name, block)
                 self._keep(kept, whole)
-                content = whole[span.start - block.start :][: span.size]
-        return content
+                found = _fill(into, BytesIO(whole), start - block.start)
+        return found
 
     def forget(self, name: str, block: Span) -> bool:
         kept = self._kept(name, block)

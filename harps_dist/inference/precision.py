@@ -1,7 +1,7 @@
 """How a model computes where it is used: number format of its encoder's convolutions, and which code runs them.
 
 Heads, pooled features, decoders, norms and the scaling of labels stay in float32 or better. What calibrates an export
-is float32; bfloat16 moves labels by some hundredths of their uncertainty, so it is taken only where it is faster.
+is float32; bfloat16 moves labels by some hundredths of their uncertainty, so it is taken only where it is asked for.
 
 Tested in tests/unit/test_inference_precision.py.
 """
@@ -36,10 +36,10 @@ EAGER = Computing("fp32", "torch")
 
 
 def computing(precision: Precision, device: torch.device) -> Computing:
-    """What a precision means on a device. auto: bf16 where Triton's kernels run, else fp32.
+    """What a precision means on a device. auto: fp32, so that labels do not depend on where they were predicted.
 
-    On a CPU auto is fp32, with bf16 instructions too: in channels-last the two take about as long, since memory is what
-    they wait for. Raises ConfigError for bf16 on a GPU that cannot run the kernels.
+    On a CPU with bf16 instructions the two take about as long in channels-last, since memory is what they wait for.
+    Raises ConfigError for bf16 on a GPU that cannot run the kernels.
     """
     if device.type == "cpu":
         return Computing("bf16" if precision == "bf16" else "fp32", "channels-last")
@@ -48,7 +48,7 @@ def computing(precision: Precision, device: torch.device) -> Computing:
             "precision bf16 on a GPU needs the package triton and compute capability 8.0 or newer, and one of the two "
             "is missing here. Choose precision auto or fp32."
         )
-    return Computing("bf16", "triton") if precision != "fp32" and available() else EAGER
+    return Computing("bf16", "triton") if precision == "bf16" else EAGER
 
 
 def compute_by(model: SpectrumModel, how: Computing) -> None:

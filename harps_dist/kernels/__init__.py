@@ -1,1 +1,1 @@
-"""Triton kernels for training on one GPU; PyTorch's own take over wherever Triton or CUDA is missing."""
+"""Triton kernels for spectra and training on one GPU; PyTorch's own take over where Triton or CUDA is missing."""

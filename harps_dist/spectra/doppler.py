@@ -20,8 +20,8 @@ Method = Literal["linear", "cubic"]
 
 BLOCK = 128  # pixels that share the whole part of their offset
 MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
-_POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
-_DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
+POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
+DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
 
 
 def bspline_coefficients(flux: Tensor) -> Tensor:
@@ -31,15 +31,17 @@ def bspline_coefficients(flux: Tensor) -> Tensor:
     response sqrt(3) z^|k| decays by 0.27 a pixel; either half of it is a product of factors 1 + z^n (shift by n) over
     n = 1, 2, 4, …, so a few shifted additions are exact to rounding.
     """
-    doublings = [2**n for n in range(_DOUBLINGS[flux.dtype])]
+    doublings = [2**n for n in range(DOUBLINGS[flux.dtype])]
     reach = min(sum(doublings), flux.shape[-1] - 1)
     mirrored = F.pad(flux[:, None], (reach, reach), mode="reflect")[:, 0]
     behind = ahead = mirrored
     for pixels in doublings:
-        behind = torch.cat([behind[:, :pixels], behind[:, pixels:] + _POLE**pixels * behind[:, :-pixels]], dim=1)
-        ahead = torch.cat([ahead[:, :-pixels] + _POLE**pixels * ahead[:, pixels:], ahead[:, -pixels:]], dim=1)
+        before, after = behind, ahead
+        behind, ahead = behind.clone(), ahead.clone()
+        behind[:, pixels:].add_(before[:, :-pixels], alpha=POLE**pixels)
+        ahead[:, :-pixels].add_(after[:, pixels:], alpha=POLE**pixels)
     inner = slice(reach, reach + flux.shape[-1])
-    return 3.0**0.5 * (behind[:, inner] + ahead[:, inner] - flux)
+    return (behind[:, inner] + ahead[:, inner]).sub_(flux).mul_(3.0**0.5)
 
 
 class Windows(NamedTuple):
@@ -81,7 +83,10 @@ def spline_values(windows: Windows) -> Tensor:
     values = values.to(fraction.dtype)
     f = fraction + slope * torch.arange(BLOCK, device=values.device)
     a, b, c, d = (values[..., k : k + BLOCK] for k in range(4))
-    return (a + 4 * b + c) / 6 + f * ((c - a) / 2 + f * ((a - 2 * b + c) / 2 + f * (d - a + 3 * (b - c)) / 6))
+    # (a + 4 b + c) / 6 + f ((c - a) / 2 + f ((a - 2 b + c) / 2 + f (d - a + 3 (b - c)) / 6)), in place: memory is slow
+    shifted = (b - c).mul_(3).add_(d).sub_(a).mul_(f).div_(3)
+    shifted.add_(a).sub_(b, alpha=2).add_(c).mul_(f).add_(c).sub_(a).mul_(f).div_(2)
+    return shifted.add_((a + c).add_(b, alpha=4).div_(6))
 
 
 def spline_samples(coefficients: Tensor) -> Tensor:

@@ -53,9 +53,9 @@ def photon_sigma(flux: np.ndarray) -> np.ndarray:
 
 def _mixed(bits: Tensor) -> Tensor:
     """Hash int32 to int32, every bit depending on every other (Mueller's and Wellons' multiply-xorshift)."""
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
-    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
-    return bits ^ ((bits >> 16) & 0xFFFF)
+    bits = (bits >> 16).bitwise_and_(0xFFFF).bitwise_xor_(bits).mul_(0x7FEB352D)
+    bits = (bits >> 15).bitwise_and_(0x1FFFF).bitwise_xor_(bits).mul_(0x846CA68B - 2**32)
+    return (bits >> 16).bitwise_and_(0xFFFF).bitwise_xor_(bits)
 
 
 def keyed_bits(key: Tensor, count: int, purpose: int = 0) -> Tensor:
@@ -72,7 +72,7 @@ def keyed_uniforms(key: Tensor, count: int, purpose: int = 0) -> Tensor:
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    return (((bits >> 8) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    return (bits >> 8).bitwise_and_(0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
 
 
 def keyed_normals(key: Tensor, count: int, purpose: int = 0) -> Tensor:
@@ -84,6 +84,6 @@ def normal_halves(key: Tensor, count: int, purpose: int = 0) -> tuple[Tensor, Te
     """The first, larger half of `keyed_normals` and the second, which Box and Muller's method makes in pairs."""
     half = -(-count // 2)
     bits = keyed_bits(key, half, purpose)
-    radius = torch.sqrt(-2 * torch.log(_uniform(bits)))
-    angle = _mixed(bits + 0x5851F42D).float() * (math.pi * 2.0**-31)
-    return radius * torch.cos(angle), (radius * torch.sin(angle))[:, : count - half]
+    radius = _uniform(bits).log_().mul_(-2).sqrt_()
+    angle = _mixed(bits + 0x5851F42D).float().mul_(math.pi * 2.0**-31)
+    return torch.cos(angle).mul_(radius), torch.sin(angle).mul_(radius)[:, : count - half]

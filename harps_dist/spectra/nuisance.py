@@ -15,6 +15,8 @@ from torch import Tensor
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.grid import Grid
 
+CONTINUUM_BLOCK = 100  # pixels whose maximum is a point of the pseudo-continuum
+
 
 def broaden(flux: Tensor, grid: Grid, sigma_kms: Tensor) -> Tensor:
     """Convolve with a Gaussian of constant velocity width (rotation and macroturbulence together).
@@ -26,19 +28,30 @@ def broaden(flux: Tensor, grid: Grid, sigma_kms: Tensor) -> Tensor:
     sigma = (sigma_kms / C_KMS * middle_aa / grid.step_aa).to(flux.dtype)[:, None]
     pad = min(256, flux.shape[-1] - 1)
     padded = F.pad(flux[:, None], (pad, pad), mode="reflect")[:, 0]
-    frequency = torch.fft.rfftfreq(padded.shape[-1], device=flux.device, dtype=flux.dtype)
+    length = _fast_length(padded.shape[-1])  # zeros behind the mirrored end are as far off
+    frequency = torch.fft.rfftfreq(length, device=flux.device, dtype=flux.dtype)
     transfer = torch.exp(-2 * (torch.pi * sigma * frequency) ** 2)
-    blurred = torch.fft.irfft(torch.fft.rfft(padded) * transfer, n=padded.shape[-1])
-    return blurred[:, pad:-pad]
+    blurred = torch.fft.irfft(torch.fft.rfft(padded, n=length).mul_(transfer), n=length)
+    return blurred[:, pad : pad + flux.shape[-1]]
 
 
-def pseudo_continuum(flux: Tensor, block: int = 100, reach: int = 4) -> Tensor:
-    """(batch, pixel) upper envelope: maxima of blocks of pixels, over `reach` blocks either side, smoothed."""
+def _fast_length(length: int) -> int:
+    """The next even length that is a product of 2, 3 and 5, for which Fourier transforms are fast."""
+    odd = (3**i * 5**j for i in range(12) for j in range(8))
+    return min(part << max(1, (-(-length // part) - 1).bit_length()) for part in odd)
+
+
+def pseudo_continuum(flux: Tensor) -> Tensor:
+    """(batch, pixel) upper envelope: `envelope` of the maxima of CONTINUUM_BLOCK pixels, linear between them."""
+    upper = envelope(F.max_pool1d(flux[:, None], CONTINUUM_BLOCK, ceil_mode=True)[:, 0])
+    return F.interpolate(upper[:, None], size=flux.shape[-1], mode="linear")[:, 0]
+
+
+def envelope(maxima: Tensor, reach: int = 4) -> Tensor:
+    """(batch, block) maxima over `reach` blocks either side, smoothed."""
     width = 2 * reach + 1
-    upper = F.max_pool1d(flux[:, None], block, ceil_mode=True)
-    upper = F.max_pool1d(upper, width, stride=1, padding=reach)
-    upper = F.avg_pool1d(F.pad(upper, (reach, reach), mode="replicate"), width, stride=1)
-    return F.interpolate(upper, size=flux.shape[-1], mode="linear")[:, 0]
+    upper = F.max_pool1d(maxima[:, None], width, stride=1, padding=reach)
+    return F.avg_pool1d(F.pad(upper, (reach, reach), mode="replicate"), width, stride=1)[:, 0]
 
 
 def scale_lines(flux: Tensor, error: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Learner:
             world.device,
             recipe.data.compile is True,
             weight_format(training.known_precision),
+            "triton" if engine.kernels == "triton" else "torch",
         )
         self.valid = torch.from_numpy(release.grid.valid).to(world.device).nonzero()[:, 0]
         self.names = part_names(recipe.model, recipe.loss)

@@ -6,6 +6,7 @@ Tested in tests/integration/test_runs.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -31,7 +32,7 @@ def training_stream(
         training.batch_size,
         world.rank,
         world.size,
-        no_codes if held else read_codes,
+        no_codes if held else partial(read_codes, pinned=world.device.type == "cuda"),
     )
     stream = load(batches, steps, loading.workers, world.device)
     if not held:

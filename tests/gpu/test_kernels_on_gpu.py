@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harps_dist.data.augment import Augment, Nuisance
+from harps_dist.data.observer import Observer
 from harps_dist.kernels.availability import available
 from harps_dist.kernels.decoder import decode
 from harps_dist.kernels.encoder import encode
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder
+from harps_dist.spectra.grid import HARPS
 from tests.kernels import error
+from tests.unit.test_observer_by_kernels import NUISANCES, made_up
+from tests.unit.test_observer_by_kernels import VALUES as OF_SPECTRA
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs a GPU and Triton")
 LENGTH = 32768
@@ -85,3 +90,16 @@ def test_a_step_in_a_cuda_graph_is_the_step():
     graph.replay()
     torch.cuda.synchronize()
     assert all(error(a, b) < 1e-2 for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("shift", ["cubic", "linear"])
+@pytest.mark.parametrize("berv_kms", [0.0, 30.0])
+@pytest.mark.parametrize("nuisance", [Nuisance(), NUISANCES])
+def test_spectra_are_those_of_float64(shift, berv_kms, nuisance):
+    device = torch.device("cuda")
+    decoding, raw = made_up(HARPS, 1, 3, residuals=True)
+    augment, raw = Augment(shift=shift, berv_kms=berv_kms, nuisance=nuisance), raw.to(device)
+    by_kernels = Observer(decoding, augment, device, kernels="triton")
+    found, expected = by_kernels(raw).flux, Observer(decoding, augment, device, dtype=torch.float64)(raw).flux
+    assert (found - expected).abs().max() < OF_SPECTRA
+    assert torch.equal(found, by_kernels(raw).flux)

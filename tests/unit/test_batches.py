@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import tarfile
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from harps_dist.config import Data
 from harps_dist.data.augment import Augment, Nuisance
-from harps_dist.data.batches import BERV, RV, EvaluationBatches, RawBatch, TrainingBatches
-from harps_dist.data.codec import NoiseCodec, quantised
+from harps_dist.data.batches import BERV, RV, EvaluationBatches, RawBatch, TrainingBatches, assemble, read_codes
+from harps_dist.data.codec import Coded, NoiseCodec, quantised
+from harps_dist.data.keyed import key_of
 from harps_dist.data.manifest import SCHEMA
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
@@ -77,6 +80,73 @@ def test_draws_are_keyed_to_seed_epoch_and_sample_not_to_the_batch(release):
         assert alone.labels[0, RV] == together.labels[number, RV]
     _, later = observed(release, EVERYTHING, rows, epoch=1)
     assert not torch.equal(later.labels[:, RV], together.labels[:, RV])
+
+
+def poor_release(tiny_demo, folder, monkeypatch) -> Release:
+    """A release whose basis has vectors from one ETC run alone, so that the others need residuals."""
+    monkeypatch.setattr("preprocessing.samples.TRAINING_RUNS", 1)
+    pack(tiny_demo / "archive.zarr", folder / "release", Settings((0.6, 0.2, 0.2)))
+    return Release(folder / "release")
+
+
+def sample_by_sample(release: Release, rows: np.ndarray, epochs: np.ndarray, augment: Augment, seed: int) -> dict:
+    """A raw batch, each sample by itself as the words of `RawBatch` and `assemble` say."""
+    index, found = release.index, defaultdict(list)
+    order = sorted(range(len(rows)), key=lambda place: index["kind"][rows[place]] != "real")
+    for place in order:
+        row, epoch = int(rows[place]), int(epochs[place])
+        names = seed, epoch, index["star" if index["kind"][row] == "generative" else "key"][row]
+        codes, scale = release.coded(row)
+        labels = index.labels[row].copy()
+        if index["kind"][row] == "real":
+            found["flux"].append(codes)
+            found["flux_scale"].append(scale)
+        else:
+            philox = np.random.Philox(key=key_of("velocity", *names))
+            rv, berv = np.random.Generator(philox).uniform(-1, 1, 2) * (augment.rv_kms, augment.berv_kms)
+            labels[[RV, BERV]] = rv, berv if augment.berv_kms else np.nan
+            response = response_row(release, row)
+            if index["bytes"][response]:
+                found["residual"].append(release.residual(response))
+                found["residual_of"].append(len(found["sed"]))
+            found["sed"].append(codes)
+            found["sed_scale"].append(scale)
+            found["response"].append(index["coefficients"][response])
+            found["rv_kms"].append(rv)
+            found["berv_kms"].append(berv)
+        found["key"].append(key_of("device", *names) // 2)
+        found["labels"].append(labels)
+        found["rows"].append(row)
+        found["epochs"].append(epoch)
+    return found
+
+
+@pytest.mark.parametrize("augment", [EVERYTHING, Augment()])
+def test_a_batch_is_its_samples_one_by_one(tiny_demo, tmp_path, monkeypatch, augment):
+    poor = poor_release(tiny_demo, tmp_path, monkeypatch)
+    rows = {kind: poor.index.rows(kind) for kind in ("real", "simulated", "generative")}
+    rng = np.random.default_rng(1)
+    chosen = rng.permutation(np.concatenate([rows["real"][:4], rows["simulated"][:16], rows["generative"][:6]]))
+    for batch in (chosen, rows["real"][:3], rows["simulated"][:5], rows["simulated"][:1]):
+        epochs = rng.integers(0, 3, len(batch))
+        raw = assemble(poor, batch, epochs, poor.index.labels, augment, 5)._asdict()
+        expected = sample_by_sample(poor, batch, epochs, augment, 5)
+        for name, tensor in raw.items():
+            assert len(tensor) == len(expected[name]), name
+            if len(tensor):
+                parts = np.stack(expected[name])
+                assert tensor.numpy().dtype == parts.dtype, name
+                np.testing.assert_array_equal(tensor.numpy(), parts, err_msg=name)
+        if batch is chosen:
+            assert 0 < len(raw["residual_of"]) < len(raw["sed"])
+
+
+def test_a_simulated_sample_without_its_response_is_refused(tiny_release):
+    release = Release(tiny_release)
+    row = release.index.rows("simulated")[2]
+    release.index["response"][row] = "nowhere"
+    with pytest.raises(ReleaseError, match=rf"{release.index['key'][row]}.*'nowhere', which is no response"):
+        release.coefficients(release.index.rows("simulated")[:1])
 
 
 def test_ranks_share_a_global_batch(release):
@@ -226,7 +296,7 @@ def test_what_does_not_fit_in_memory_is_refused(release, monkeypatch):
         (needed, 2, True),
         (0.6 * needed, 2, False),
     ):
-        monkeypatch.setattr("harps_dist.data.resident._free_bytes", lambda memory, free=free: free)
+        monkeypatch.setattr("harps_dist.data.resident.free_bytes", lambda memory, free=free: free)
         if fits:
             ResidentCodes(release, order, 0, world, CPU, 0, lambda *_: torch.empty(0))
         else:
@@ -250,6 +320,29 @@ def test_one_flipped_bit_names_shard_and_sample(tiny_release, tmp_path):
         release.array(row)
     assert shard in str(error.value)
     assert release.index["key"][row] in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["real", "simulated"])
+@pytest.mark.parametrize("how", ["first byte", "last byte", "cut"])
+def test_a_damaged_sample_within_a_batch_is_named(tiny_release, tmp_path, kind, how):
+    shutil.copytree(tiny_release, tmp_path / "release")
+    release = Release(tmp_path / "release")
+    index, rows = release.index, release.index.rows(kind)[:4]
+    read_codes(release, rows)
+    shard, start, size = (index[name][rows[2]] for name in ("shard", "offset", "bytes"))
+    if how == "cut":
+        os.truncate(tmp_path / "release" / shard, start + size // 2)
+    else:
+        flip_byte(tmp_path / "release" / shard, int(start + (size - 1 if how == "last byte" else 0)))
+    with pytest.raises(ReleaseError, match=rf"{index['key'][rows[2]]} in .*{shard} is damaged"):
+        read_codes(release, rows)
+
+
+def test_an_sed_of_another_length_is_refused(release):
+    row = int(release.index.rows("simulated")[0])
+    codes, scale = release.coded(row)
+    with pytest.raises(ReleaseError, match="has another length than the samples before it"):
+        release.coded_into(row, Coded(np.empty((2, len(codes) // 2), codes.dtype), np.empty_like(scale)))
 
 
 @pytest.mark.parametrize(
@@ -321,9 +414,7 @@ def test_idx_says_where_every_member_lies(release):
 @pytest.mark.parametrize("augment", [Augment(), Augment(berv_kms=30), Augment(berv_kms=30, shift="linear")])
 def test_what_the_basis_misses_is_added_again(tiny_demo, release, tmp_path, monkeypatch, augment):
     """With vectors from one ETC run alone the others need residuals, and the spectra are the same."""
-    monkeypatch.setattr("preprocessing.samples.TRAINING_RUNS", 1)
-    pack(tiny_demo / "archive.zarr", tmp_path / "release", Settings((0.6, 0.2, 0.2)))
-    poor = Release(tmp_path / "release")
+    poor = poor_release(tiny_demo, tmp_path, monkeypatch)
     responses = poor.index.rows("response")
     assert 0 < (poor.index["bytes"][responses] > 0).sum() < len(responses)
     quiet = augment.model_copy(update={"noise": False})

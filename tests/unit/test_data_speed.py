@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from harps_dist.benchmarks.data_speed import OURS, Loading, data_speeds, shuffling, with_ratios, write_loading
+from harps_dist.benchmarks.data_speed import (
+    OURS,
+    Loading,
+    _load_as_training,
+    data_speeds,
+    shuffling,
+    with_ratios,
+    write_loading,
+)
 from harps_dist.benchmarks.nine_arrays import nine_arrays, simulated_spectrum, standardised
-from harps_dist.benchmarks.other_ways import NINE
+from harps_dist.benchmarks.other_ways import KINDS, NINE
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
@@ -77,12 +86,36 @@ def test_every_way_is_measured_and_written(release, tmp_path):
             }
             assert [one.workers for one in mine if one.workers] == [1]
             assert all(one.spectra_per_s > 0 for one in mine)
+            assert all((one.floor_per_s is not None) == (way == OURS and one.what == "load") for one in mine)
     assert list(tmp_path.iterdir()) == []
     order = shuffling(release.index, release.digest, Mix(real=0.0))
     write_loading(found, order, release, False, "cpu", tmp_path / "data.json")
     written = json.loads((tmp_path / "data.json").read_text())
     assert len(written["loading"]) == len(found)
     assert written["release"] == release.digest
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_loading_takes_the_same_samples_as_the_other_ways_and_counts_them(release, threads, monkeypatch):
+    rows = release.index.rows("simulated")[:5]
+    taken: list[list[int]] = []
+    monkeypatch.setattr(
+        "harps_dist.benchmarks.data_speed._consume", lambda stream: taken.extend(raw.rows.tolist() for raw in stream)
+    )
+    run_once, samples = _load_as_training(release, rows, threads, CPU)
+    run_once()
+    assert taken == [rows.tolist()] * max(1, 4 * threads)
+    assert samples == sum(map(len, taken))
+
+
+def test_loading_is_measured_for_every_number_of_threads_beside_what_a_copy_takes(release, monkeypatch):
+    monkeypatch.setattr("harps_dist.benchmarks.data_speed._copied_per_s", lambda threads: 1e9 * (threads + 1))
+    monkeypatch.setattr("harps_dist.benchmarks.data_speed.write_other_ways", lambda folder, arrays: {})
+    found = [one for one in data_speeds(release, 8, (1, 2, 4), 0.0, False) if one.what == "load"]
+    assert [(one.kind, one.workers) for one in found if not one.cold] == list(product(KINDS, (0, 1, 2, 4)))
+    for one in found:
+        moved = sum(part.nbytes for part in release.coded(int(release.index.rows(one.kind)[0])))
+        assert one.floor_per_s == pytest.approx(1e9 * (one.workers + 1) / (1e6 * one.mb + moved))
 
 
 def test_ratios_compare_like_with_like():

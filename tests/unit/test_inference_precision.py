@@ -22,8 +22,8 @@ def test_a_cpu_computes_in_float32_unless_it_is_asked_not_to():
 
 def test_a_gpu_takes_the_kernels_where_they_run(monkeypatch):
     monkeypatch.setattr(precision, "available", lambda: True)
-    assert computing("auto", GPU) == computing("bf16", GPU) == Computing("bf16", "triton")
-    assert computing("fp32", GPU) == EAGER
+    assert computing("bf16", GPU) == Computing("bf16", "triton")
+    assert computing("auto", GPU) == computing("fp32", GPU) == EAGER
     monkeypatch.setattr(precision, "available", lambda: False)
     assert computing("auto", GPU) == computing("fp32", GPU) == EAGER
     with pytest.raises(ConfigError, match="Choose precision auto or fp32"):

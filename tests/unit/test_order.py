@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harps_dist.data.keyed import key_of, permutation, uniforms
+from harps_dist.data.keyed import key_of, keys_of, permutation, raw_bits_of_keys, uniforms, uniforms_of_keys
 from harps_dist.data.ledger import LedgerFile, read_ledger
 from harps_dist.data.manifest import INDEX_COLUMNS, Index
 from harps_dist.data.order import Mix, Order, OrderState, rank_slice
@@ -44,6 +44,20 @@ def test_keyed_draws_are_the_same_on_every_machine():
     assert key_of("release", 0) == 3816599277793829973
     np.testing.assert_allclose(uniforms(3, "x", 5), [0.56836462, 0.38019295, 0.81054162], atol=1e-8)
     assert permutation(6, "p").tolist() == [4, 0, 2, 5, 3, 1]
+
+
+def test_many_keys_at_a_time_draw_what_each_draws_alone():
+    rng = np.random.default_rng(0)
+    keys = np.concatenate([rng.integers(0, 2**64, 500, np.uint64), np.array([0, 1, 2**32 - 1, 2**64 - 1], np.uint64)])
+    for count in (0, 1, 2, 4, 5, 8, 23):
+        alone = np.stack([np.random.Philox(key=int(key)).random_raw(count) for key in keys])
+        np.testing.assert_array_equal(raw_bits_of_keys(count, keys), alone)
+    assert raw_bits_of_keys(3, keys[:0]).shape == (0, 3)
+    names = [f"{seed}\0{name}" for seed in (0, 7) for name in ("TIC 1", "ζ")]
+    keys = keys_of("velocity", names)
+    assert keys.tolist() == [key_of("velocity", *name.split("\0")) for name in names]
+    alone = [uniforms(2, "velocity", *name.split("\0")) for name in names]
+    np.testing.assert_array_equal(uniforms_of_keys(2, keys), alone)
 
 
 def test_keyed_uniforms_are_uniform():

@@ -33,13 +33,13 @@ WAY = (
         "console",
     ),
     "spectra",
-    *("formats", "data", "kernels", "models"),
+    *("formats", "kernels", "data", "models"),
     *("config", "recipes", "ranks", "runs"),
     "training",
     *("evaluation", "inference"),
     *("preprocessing.simulator", "preprocessing"),
     *("benchmarks", "paper", "promotion"),
-    *("cluster", "commands", "launch"),
+    *("cluster", "commands", "launch", "__main__"),
 )
 LARGEST_ROOM, LONGEST_FILE = 0.2, 400
 LEANING = re.compile(r"(The same|As|Of|Those|Likewise|Also|Undoes)\b")
@@ -168,7 +168,8 @@ def test_commands_hold_no_logic():
 
 
 def test_the_readme_names_things_that_exist():
-    text = (ROOT / "README.md").read_text()
+    pages = (ROOT / "README.md", *ROOT.glob("*/README.md"), ROOT / "launch/results/README.md", ROOT / "CONTRIBUTING.md")
+    text = "\n".join(page.read_text() for page in pages)
     for name in re.findall(r"launch/\w+\.py|harps_dist/[\w/]+\.py", text):
         assert (ROOT / name).exists(), name
     named = set(re.findall(r"`((?:demo-)?(?:cnn|ae|resnet|infovae|beta-vae|fig2|figd1)-[\w.-]+)`", text))
