@@ -160,11 +160,37 @@ def recipe_digest(content: Mapping[str, Any]) -> str:
 
     Raises ValueError where it has no `data`.
     """
+    return digest_of(_learned(content))
+
+
+def _learned(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as JSON without what does not change what is learned."""
     if not isinstance(content.get("data"), Mapping):
         raise ValueError("the recipe has no data")
     data = {name: value for name, value in content["data"].items() if name not in _NOT_LEARNED}
-    learned = {name: value for name, value in content.items() if name != "log"} | {"data": data}
-    return digest_of(learned)
+    return {name: value for name, value in content.items() if name != "log"} | {"data": data}
+
+
+def recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Fields that `recipe_digest` tells two recipes as JSON apart by, each with both values.
+
+    Raises ValueError where one has no `data`.
+    """
+    old, new = _fields(_learned(before)), _fields(_learned(now))
+    return [
+        f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+        for name in new | old
+        if name not in old or name not in new or old[name] != new[name]
+    ]
+
+
+def _fields(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        nested = isinstance(value, Mapping)
+        found |= _fields(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return found
 
 
 class Recipe(Frozen):

@@ -40,7 +40,7 @@ def ingest(
         catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
         grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
         workers: Processes that read files.
-        part: As 3/16: ingest the files of this part alone, into an archive in ARCHIVE.parts, to be merged.
+        part: Part of the files that alone is ingested, as 3/16, into an archive in ARCHIVE.parts, to be merged.
     """
     from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
