@@ -9,6 +9,8 @@ Tested in tests/integration/test_runs.py.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from harps_dist.config import Data, Recipe, Training
 from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.order import Mix
@@ -115,9 +117,30 @@ RECIPES |= {f"demo-{name}": at_demo_scale(recipe) for name, recipe in RECIPES.it
 DEFAULT = "demo-cnn-mix"
 
 
+def families() -> dict[str, list[str]]:
+    """Names of the paper's recipes by what their models do, and of the sweeps behind its figures."""
+    found: dict[str, list[str]] = {}
+    for name, recipe in RECIPES.items():
+        sweep = {"fig2": "Fig. 2", "figd1": "Fig. D.1"}.get(name.split("-")[0])
+        if not name.startswith("demo-"):
+            found.setdefault(sweep or f"{recipe.model.kind}s", []).append(name)
+    return found
+
+
+def overview() -> str:
+    """All names in few lines, for people; of a long sweep the first and the last."""
+    lines = [
+        f"  {family}: {', '.join(names if len(names) < 20 else (names[0], '…', names[-1]))}"
+        for family, names in families().items()
+    ]
+    return "\n".join(["Recipes:", *lines, "  each also as demo-…, at a scale that two cores train in minutes."])
+
+
 def find_recipe(name: str) -> Recipe:
-    """A recipe by name; raises ConfigError with the known names."""
+    """A recipe by name; raises ConfigError with the nearest names."""
     try:
         return RECIPES[name]
     except KeyError:
-        raise ConfigError(f"there is no recipe {name!r}. Known: {', '.join(RECIPES)}.") from None
+        near = get_close_matches(name, RECIPES, n=3)
+        meant = f"Did you mean {', '.join(near)}? " if near else ""
+        raise ConfigError(f"there is no recipe {name!r}. {meant}`harps-dist train --help` lists them.") from None

@@ -1,4 +1,7 @@
-"""`python -m preprocessing COMMAND`: from files to an archive to a release that grows, and what changed."""
+"""`python -m preprocessing COMMAND`: from files to an archive to a release that grows, and what changed.
+
+Example: `harps-dist pack --archive A.zarr --release R1`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,15 @@ def ingest(
 ) -> int:
     """Add ESO Phase 3 (ADP) and DRS s1d spectra to an archive.
 
+    Example: `harps-dist ingest --spectra spectra --catalog labels.csv --archive A.zarr`.
+
     Args:
         spectra: Folder (searched recursively) or single file; .fits or .fits.gz.
         archive: Zarr archive, made where it is missing.
         catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
-        grid: harps, demo or tiny; default is the archive's own, or harps for a new one.
+        grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
         workers: Processes that read files.
-        part: As 3/16: ingest the files of this part alone, into an archive in ARCHIVE.parts, to be merged.
+        part: Part of the files that alone is ingested, as 3/16, into an archive in ARCHIVE.parts, to be merged.
     """
     from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
@@ -71,9 +76,11 @@ def ingest(
 def merge(archive: Path, parts: int) -> int:
     """Put the parts of an archive together, in the order in which one ingest would have added them.
 
+    Example: `harps-dist merge --archive A.zarr --parts 16`.
+
     Args:
         archive: Zarr archive whose parts lie in ARCHIVE.parts; made where it is missing.
-        parts: How many there are.
+        parts: Number of the parts.
     """
     from preprocessing.merge import merge as merge_parts
 
@@ -85,11 +92,13 @@ def merge(archive: Path, parts: int) -> int:
 def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = None) -> int:
     """Add Exposure Time Calculator 2.0 outputs, of either JSON generation, with their SEDs to an archive.
 
+    Example: `harps-dist etc --json etc --seds sed --archive A.zarr`.
+
     Args:
         json: Folder of .json or .json.gz outputs, searched recursively.
         archive: Zarr archive, made where it is missing.
         seds: Folder of SED files (.fits or .npz): those that requests name, and any others to simulate stars from.
-        grid: harps, demo or tiny; default is the archive's own, or harps for a new one.
+        grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
     """
     from preprocessing.ingest import ingest_etc
 
@@ -101,10 +110,12 @@ def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = 
 def generative(design: Path, archive: Path, grid: str | None = None) -> int:
     """Add the generative set, on which intervention scores are measured, to an archive that has its ETC runs.
 
+    Example: `harps-dist generative --design generative/design.csv --archive A.zarr`.
+
     Args:
         design: CSV with columns sed, core, varied, split, etc_run, beside the SED files.
-        archive: Zarr archive.
-        grid: harps, demo or tiny; default is the archive's own.
+        archive: Zarr archive to add to.
+        grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own.
     """
     from preprocessing.generative import ingest_generative
 
@@ -121,10 +132,12 @@ def withdraw(
 ) -> int:
     """Withdraw spectra from all releases to come; the archive keeps them, and old releases too.
 
+    Example: `harps-dist withdraw A.zarr ADP.2014-09-16T11:05:45.500 --reason "wrong star"`.
+
     Args:
-        archive: Zarr archive.
-        keys: Data product ids.
-        reason: Why; releases repeat it.
+        archive: Zarr archive that has them.
+        keys: Data product ids of the spectra.
+        reason: Why they are withdrawn; releases repeat it.
         listed: File with one id a line, besides.
     """
     from preprocessing.withdraw import read_listed, withdraw_spectra
@@ -151,8 +164,10 @@ def pack(
 ) -> int:
     """Write a release, what training streams, from an archive.
 
+    Example: `harps-dist pack --archive A.zarr --release R1 --workers 4`.
+
     Args:
-        archive: Zarr archive.
+        archive: Zarr archive that is packed.
         release: Folder to write; replaced in one step where it exists.
         split: Fractions of stars for train, validation and test; default 0.9 0.05 0.05.
         keep_out_of_range: Keep spectra with a label outside the paper's training ranges.
@@ -206,8 +221,10 @@ def pack(
 def verify(path: tyro.conf.Positional[Path]) -> int:
     """Read every byte of an archive or a release; exit code 1 where something is wrong.
 
+    Example: `harps-dist verify R1`.
+
     Args:
-        path: Archive or release.
+        path: Archive or release to read.
     """
     from preprocessing.verify import verify as problems_of
 
@@ -222,9 +239,11 @@ def verify(path: tyro.conf.Positional[Path]) -> int:
 def diff(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], json: Path | None = None) -> int:
     """Say what changed from one release to another; exit code 1 where a star changed its split or lies in two.
 
+    Example: `harps-dist diff R1 R2 --json diff.json`.
+
     Args:
-        before: Release.
-        after: Release, grown from the first or not.
+        before: Release before.
+        after: Release after, grown from the first or not.
         json: File to write all of it to, with every key.
     """
     from harps_dist.data.reader import Release
@@ -241,9 +260,11 @@ def diff(before: tyro.conf.Positional[Path], after: tyro.conf.Positional[Path], 
 def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int | None = None) -> int:  # noqa: B008
     """Build the demo: format-true simulated files, ingested and packed.
 
+    Example: `harps-dist demo --folder demo --size.stars 20`.
+
     Args:
-        folder: Where; default $HARPS_DIST_DEMO or ./demo.
-        size: How large.
+        folder: Folder of the demo; default is $HARPS_DIST_DEMO or ./demo.
+        size: How large the demo is.
         delivery: Write files instead, into FOLDER/delivery-N, by which the demo may grow: new spectra of a twentieth of
             its stars, and spectra of as many new stars.
     """

@@ -39,17 +39,24 @@ DEMO = OutputKind("demo", "--folder", _is_demo, "home")
 
 
 class DemoSize(Frozen):
-    """How large the demo is. visits: mean number of spectra a star. cores: of the generative set. split: train,
-    validation, test."""
+    """How large the demo is."""
 
     stars: int = Field(200, ge=1)
+    """Stars that are observed."""
     visits: float = Field(3.0, ge=1)
+    """Mean number of spectra of a star."""
     seds: int = Field(1500, ge=1)
+    """Model spectra that stars are simulated from."""
     etc_runs: int = Field(24, ge=2)
+    """Outputs of the Exposure Time Calculator."""
     cores: int = Field(20, ge=0)
+    """Cores of the generative set, each of which interventions vary."""
     grid: str = "demo"
+    """Grid of wavelengths: harps, demo or tiny."""
     split: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Fractions of stars for train, validation and test."""
     seed: int = 1
+    """Seed of all that is drawn."""
 
 
 def demo_home() -> Path:

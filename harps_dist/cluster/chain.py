@@ -32,27 +32,32 @@ SETTINGS = "chain.json"
 
 
 class Chain(Frozen):
-    """What is retrained from what.
-
-    spectra: folder of files that the archive is to take in. parent: release that is grown. model: run whose place the
-    new one is to take; default is the registry's current one. catalog: labels of the stars. parts: jobs that ingest
-    side by side. genuine: False where the spectra came from no telescope and do not say so themselves. gate: what the
-    new model has to pass; default is the usual one. jobs, ranks: options of sbatch, such as "--time=2:00:00", for the
-    jobs that take one process, and for those that run on all ranks.
-    """
+    """What is retrained from what."""
 
     spectra: Path
+    """Folder of files that the archive is to take in."""
     archive: Path
+    """Zarr archive that grows."""
     parent: Path
+    """Release that is grown."""
     registry: Path = Path("models")
+    """Folder of the models in use."""
     model: Path | None = None
+    """Run whose place the new one is to take; default is the registry's current one."""
     catalog: Path | None = None
+    """Labels of the stars: CSV, FITS, VOTable or Parquet."""
     parts: int = Field(16, ge=1)
+    """Jobs that ingest side by side."""
     genuine: bool = True
+    """The spectra came from a telescope; say no where they did not and do not say so themselves."""
     policy: Policy = "warm"
+    """How the model is trained again, as retrain takes it."""
     gate: Path | None = None
+    """What the new model has to pass, in YAML or JSON; default is the usual one."""
     jobs: str = ""
+    """Options of sbatch for the jobs that take one process, such as "--time=2:00:00"."""
     ranks: str = ""
+    """Options of sbatch for the jobs that run on all ranks."""
 
 
 def _is_chain(folder: Path) -> bool:

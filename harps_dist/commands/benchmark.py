@@ -1,4 +1,7 @@
-"""What recipes cost, what a run has to beat, how runs learned: one command for each question."""
+"""What recipes cost, what a run has to beat, how runs learned: one command for each question.
+
+Example: `harps-dist benchmark models cnn-mix`.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,11 @@ def models(
 ) -> int:
     """Parameters and forward FLOPs of every distinct model of the recipes.
 
+    Example: `harps-dist benchmark models cnn-mix ae-mix`.
+
     Args:
         recipes: Names of recipes; default is all of them.
-        grid: harps, demo or tiny.
+        grid: Grid of wavelengths: harps, demo or tiny.
         demo: Whether the demo recipes count among all.
         json: File to write the numbers to.
     """
@@ -52,13 +57,15 @@ def speed(
 ) -> int:
     """Time and memory of inference (Table 9): one thread of the CPU, or the GPU.
 
+    Example: `harps-dist benchmark speed cnn-mix --device cuda`.
+
     Args:
         recipes: Names of recipes; default is those of Table 9.
-        grid: harps, demo or tiny.
-        device: cpu or cuda.
+        grid: Grid of wavelengths: harps, demo or tiny.
+        device: Device that predicts.
         batch: Spectra at a time.
         seconds: How long each model is repeated, three times at least.
-        precisions: As predict.py takes them, each measured beside PyTorch's layers in fp32.
+        precisions: Precisions as predict.py takes them, each measured beside PyTorch's layers in fp32.
         json: File to write the numbers to; RUNS/speed-cpu.json goes into the tables of reproduce.py.
     """
     from harps_dist.benchmarks.inference_speed import SPEEDS, inference_speeds, speed_table, write_speeds
@@ -83,9 +90,11 @@ def data(
 ) -> int:
     """How fast samples are read and made spectra, against nine memory-mapped arrays and other formats.
 
+    Example: `harps-dist benchmark data --release R1 --workers 1 2 4`.
+
     Args:
         release: Release in a folder, or demo.
-        samples: Of each kind.
+        samples: Samples of each kind.
         workers: Numbers of threads that load ours, and of processes that load the others, to try besides none.
         seconds: How long each measurement is repeated, three times at least.
         compile: Whether ours is compiled with torch.compile; wants a C++ compiler.
@@ -122,14 +131,17 @@ def step(
 ) -> int:
     """How fast recipes train, as a training takes its steps, and their parts alone, beside what must be moved.
 
+    Example: `harps-dist benchmark step cnn-mix --release R1 --batches 32 64`.
+
     Args:
         recipes: Names of recipes; default is one of each kind.
         release: Release in a folder, or demo.
-        device: A GPU where there is one.
+        device: Device that trains; auto is a GPU where there is one.
         batches: Sizes of batches.
         precisions: Precisions to try; auto is what training takes by itself.
         workers: Threads that read ahead.
         resident: Where all codes stay in memory.
+        engine: How steps are carried out.
         seconds: How long each part is repeated.
         json: File to write every figure to.
     """
@@ -157,8 +169,18 @@ def ranks(
     seconds: float = 4.0,
     json: Path | None = None,
 ) -> int:
-    """What exchanging gradients costs, and how a step scales: start it with torchrun. spectra: that each rank learns
-    from in a step. seconds: of each of fifteen turns."""
+    """What exchanging gradients costs, and how a step scales: start it with torchrun.
+
+    Example: `harps-dist benchmark ranks demo-cnn-mix --seconds 2`.
+
+    Args:
+        recipe: Name of a recipe.
+        release: Release in a folder, or demo.
+        spectra: Spectra that each rank learns from in a step.
+        engine: How steps are carried out.
+        seconds: Length of each of fifteen turns.
+        json: File to write every figure to.
+    """
     from harps_dist.benchmarks.rank_speed import RANKS, rank_speed, rank_table, write_ranks
     from harps_dist.commands.releases import open_release
     from harps_dist.console import console_for
@@ -177,7 +199,15 @@ def ranks(
 def batches(
     recipe: tyro.conf.Positional[str] = "demo-infovae-mix", release: str = "demo", sizes: tuple[int, ...] = (8, 32, 128)
 ) -> int:
-    """KL and MMD, and how they pull on the spread of the nodes, in batches of several sizes."""
+    """KL and MMD, and how they pull on the spread of the nodes, in batches of several sizes.
+
+    Example: `harps-dist benchmark batches demo-infovae-mix --sizes 8 32`.
+
+    Args:
+        recipe: Name of a recipe of a variational autoencoder.
+        release: Release in a folder, or demo.
+        sizes: Spectra of a batch.
+    """
     from harps_dist.benchmarks.batch_sizes import batch_size_effects, batch_size_table
     from harps_dist.commands.releases import open_release
     from harps_dist.console import console_for
@@ -191,6 +221,8 @@ def batches(
 
 def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json: Path | None = None) -> int:
     """What it costs to grow a release by some spectra, whatever it held before; small spectra, made here.
+
+    Example: `harps-dist benchmark growth --sizes 200 2000`.
 
     Args:
         sizes: Spectra of the parents.
@@ -213,7 +245,16 @@ def predict(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     json: Path | None = None,
 ) -> int:
-    """From files to labels on one core, files a second, beside what the network of an export takes alone."""
+    """From files to labels on one core, files a second, beside what the network of an export takes alone.
+
+    Example: `harps-dist benchmark predict model spectra`.
+
+    Args:
+        model: Folder that export.py wrote.
+        inputs: Files, folders or patterns.
+        precision: Precision of the encoder, as predict.py takes it.
+        json: File to write every figure to.
+    """
     import harps_dist
     from harps_dist.benchmarks.predict_speed import SPEED, predict_speed, speed_table, write_speed
     from harps_dist.console import console_for
@@ -234,6 +275,8 @@ def ridge(
     out: Path | None = None,
 ) -> int:
     """Ridge regression on principal components in a run's place: same training data, same test spectra.
+
+    Example: `harps-dist benchmark ridge runs/first --components 32`.
 
     Args:
         run: Folder that train.py wrote.
@@ -257,10 +300,12 @@ def ridge(
 def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curves.png"), loss: str = "label") -> int:
     """Draw how runs learned: a part of the loss against the step, from their logs.
 
+    Example: `harps-dist benchmark curves runs/first runs/next --out curves.png`.
+
     Args:
         runs: Folders that train.py wrote; the legend has their names.
         out: PNG to write; a CSV with the same numbers lies beside it.
-        loss: label, reconstruction, unknown, kl or mmd.
+        loss: Part of the loss that is drawn: label, reconstruction, unknown, kl or mmd.
     """
     from harps_dist.benchmarks.curves import draw_curves
     from harps_dist.console import console_for

@@ -4,6 +4,8 @@
 Ingest (an array), merge, pack, verify, diff, train, evaluate, compare and gate; FOLDER gets release, run, comparison,
 diff.json and logs. Given again, it submits what is not in the queue and not done; --dry-run submits nothing.
 `sbatch slurm/retrain.sbatch FOLDER …` does the same from a job, for what should start by itself every month.
+
+Example: `harps-dist chain chains/may --spectra night --archive A.zarr --parent R1 --dry-run`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ class Arguments:
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of this chain."""
     chain: Annotated[Chain, tyro.conf.arg(name="")]
+    """What is retrained from what."""
     dry_run: bool = False
     """Say what would be submitted."""
 

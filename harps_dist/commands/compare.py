@@ -3,6 +3,8 @@
 Both predict the same spectra of the release. Writes comparison.json, which launch/promote.py judges, comparison.md and
 figures: the error of every label and every score, on stars that older releases held (frozen), on new ones and on all,
 by teff, logg, mh, S/N and era, paired by star. Interrupted, it goes on where it was; done, it does nothing again.
+
+Example: `harps-dist compare runs/next models/current --release R2 -o runs/next/comparison`.
 """
 
 from __future__ import annotations
@@ -18,19 +20,24 @@ Which = Literal["newest", "best"]
 
 @dataclass
 class Arguments:
-    """new, old: folders that train.py wrote, or models of a registry, as models/current; without an old one there is
-    nothing to compare with, as before the first promotion. release: default is the one that the new run was trained on.
-    checkpoint, old_checkpoint: the newest, or that with the least validation loss. out: default is
-    NEW/comparison. max_minutes: stop after so long."""
+    """The command line."""
 
     new: Annotated[Path, tyro.conf.Positional]
+    """Folder that train.py wrote, or a model of a registry."""
     old: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder or model that it is compared with, such as models/current; before the first promotion there is none."""
     release: str | None = None
+    """Release that both predict; default is the one that the new run was trained on."""
     split: Literal["train", "validation", "test", "all"] = "test"
+    """Which of its spectra they predict."""
     checkpoint: Which = "newest"
+    """Checkpoint of the new run: the newest, or that with the least validation loss."""
     old_checkpoint: Which = "newest"
+    """Checkpoint of the old run, likewise."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder of the comparison; default is NEW/comparison."""
     max_minutes: float | None = None
+    """Stop after so long, to be continued [min]."""
 
 
 def main() -> int:

@@ -3,6 +3,8 @@
 Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
 (real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
 `launch/evaluate.py RUN --redraw` draws the figures of what was evaluated anew, without model, release or GPU.
+
+Example: `harps-dist evaluate runs/first --split validation`.
 """
 
 from __future__ import annotations
@@ -16,17 +18,22 @@ import tyro
 
 @dataclass
 class Arguments:
-    """run: folder that train.py wrote. release: default is the one it was trained on. checkpoint: the newest, or that
-    with the least validation loss. out: default is RUN/evaluation. redraw: draw the figures of every evaluation in out
-    anew from its tables, whatever else is given. max_minutes: stop after so long."""
+    """The command line."""
 
     run: Annotated[Path, tyro.conf.Positional]
+    """Folder that train.py wrote."""
     release: str | None = None
+    """Release that is predicted; default is the one that the run was trained on."""
     split: Literal["train", "validation", "test", "all"] = "test"
+    """Which of its spectra are predicted."""
     checkpoint: Literal["newest", "best"] = "newest"
+    """Checkpoint of the run: the newest, or that with the least validation loss."""
     out: Path | None = None
+    """Folder of the reports; default is RUN/evaluation."""
     redraw: bool = False
+    """Draw the figures of every evaluation in OUT anew from its tables, whatever else is given."""
     max_minutes: float | None = None
+    """Stop after so long, to be continued [min]."""
 
 
 def main() -> int:

@@ -2,6 +2,8 @@
 
 Writes DIR/model.safetensors, config.json, reference.safetensors and README.md, a model card with what the model was
 trained on, its errors and how far its uncertainties can be trusted. `harps_dist.load(DIR)` opens it.
+
+Example: `harps-dist export runs/first model`.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ import tyro
 
 @dataclass
 class Arguments:
-    """run: folder that train.py wrote. folder: where the export goes. release: what calibrates and scores it; default
-    is the one it was trained on. checkpoint: that with the least validation loss, or the newest. spectra: of a kind
-    and split that are tried, at most."""
+    """The command line."""
 
     run: Annotated[Path, tyro.conf.Positional]
+    """Folder that train.py wrote."""
     folder: Annotated[Path, tyro.conf.Positional]
+    """Folder that the export goes to."""
     release: str | None = None
+    """Release that calibrates and scores it; default is the one that the run was trained on."""
     checkpoint: Literal["newest", "best"] = "best"
+    """Checkpoint of the run: that with the least validation loss, or the newest."""
     spectra: int = 2048
+    """Most spectra of a kind and split that are tried."""
 
 
 def main() -> int:

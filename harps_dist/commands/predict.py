@@ -3,6 +3,8 @@
 INPUT is ESO Phase 3 products or DRS s1d files, folders, patterns, an archive or a release. Writes one row a spectrum
 as FITS, ECSV, CSV or Parquet, by the table's ending, and what could not be predicted with its reason to
 TABLE.failed.csv. Interrupted or killed, the same command goes on; with new files in a folder, it predicts these alone.
+
+Example: `harps-dist predict model spectra -o labels.fits`.
 """
 
 from __future__ import annotations
@@ -19,21 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Arguments:
-    """model: folder that export.py wrote, or a run, which is exported to RUN/export first. latents: also the latent
-    vectors. precision: of the encoder; auto is bf16 where kernels of our own run, on a GPU, else fp32. batch_size:
-    spectra that are predicted at once. workers: processes that read files, of each rank. checkpoint, release: of a run
-    that is exported. max_minutes: stop after so long, to be continued."""
+    """The command line."""
 
     model: Annotated[Path, tyro.conf.Positional]
+    """Folder that export.py wrote, or a run, which is exported to RUN/export first."""
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files, folders, patterns, an archive or a release."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """Table to write: FITS, ECSV, CSV or Parquet, by its ending."""
     latents: bool = False
+    """Write the latent vectors too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the encoder; auto is fp32, so that labels do not depend on where they were predicted."""
     batch_size: int = 16
+    """Spectra that are predicted at once."""
     workers: int = 0
+    """Processes of each rank that read files."""
     checkpoint: Literal["newest", "best"] = "best"
+    """Checkpoint of a run that is exported: that with the least validation loss, or the newest."""
     release: str | None = None
+    """Release that calibrates a run that is exported; default is the one that it was trained on."""
     max_minutes: float | None = None
+    """Stop after so long, to be continued [min]."""
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""The models in use: `launch/promote.py promote RUN --comparison FOLDER [--gate gate.yaml]`, `rollback`, `list`."""
+"""The models in use: `launch/promote.py promote RUN --comparison FOLDER [--gate gate.yaml]`, `rollback`, `list`.
+
+Example: `harps-dist promote promote runs/next --comparison runs/next/comparison`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ def promote(
     registry: Path = Path("models"),
 ) -> int:
     """Make a run's checkpoint the current model, if it passes the gate; exit code 1 where it does not.
+
+    Example: `harps-dist promote promote runs/next --comparison runs/next/comparison`.
 
     Args:
         run: Folder that train.py wrote.
@@ -41,8 +46,10 @@ def promote(
 def rollback(reason: str = "", registry: Path = Path("models")) -> int:
     """Go back to the model that was current before; given again, further back.
 
+    Example: `harps-dist promote rollback --reason "worse on M dwarfs"`.
+
     Args:
-        reason: Why, for the record.
+        reason: Why it is gone back, for the record.
         registry: Folder of the models in use.
     """
     from harps_dist.console import console_for
@@ -55,6 +62,8 @@ def rollback(reason: str = "", registry: Path = Path("models")) -> int:
 
 def history(registry: Path = Path("models")) -> int:
     """What was promoted, refused and rolled back, from what data, by which commit; and what is current.
+
+    Example: `harps-dist promote list --registry models`.
 
     Args:
         registry: Folder of the models in use.

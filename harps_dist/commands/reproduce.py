@@ -3,6 +3,8 @@
 Reads RUNS/RECIPE/evaluation of every recipe behind Tables 3-9 and Figs. 1-8 and D.1, and RUNS/speed*.json; writes
 RUNS/index.html, which holds all of it beside what is printed, tables.md, tables.json and figures/*.png. With --train
 missing it first trains and evaluates what is not there; interrupted, it goes on where it was.
+
+Example: `harps-dist reproduce runs --train missing --scale demo`.
 """
 
 from __future__ import annotations
@@ -18,20 +20,26 @@ from harps_dist.config import Precision
 
 @dataclass
 class Arguments:
-    """runs: folder of runs, each named as its recipe. train: whether to train and evaluate what is missing. scale: the
-    paper's recipes, or those of the demo. steps, precision: of runs that are trained; default is their recipes'.
-    sweeps: train Figs. 2 and D.1 too. slurm: options of sbatch, as "--gres=gpu:4"; what is missing is then submitted as
-    arrays, with a report that follows them. only: train and evaluate one recipe, and report nothing."""
+    """The command line."""
 
     runs: Annotated[Path, tyro.conf.Positional] = Path("runs")
+    """Folder of runs, each named as its recipe."""
     train: Literal["none", "missing"] = "none"
+    """Train and evaluate what is missing, or nothing."""
     scale: Literal["paper", "demo"] = "paper"
+    """The paper's recipes, or those of the demo."""
     release: str = "demo"
+    """Release to train and evaluate on: a folder, a URL, or "demo" for the embedded one."""
     steps: int | None = None
+    """Steps of runs that are trained; default is what their recipes say."""
     precision: Precision | None = None
+    """Precision of runs that are trained; default is what their recipes say."""
     sweeps: bool = False
+    """Train Figs. 2 and D.1 too."""
     slurm: str | None = None
+    """Options of sbatch, as "--gres=gpu:4": submit what is missing as arrays, and a report that follows them."""
     only: str | None = None
+    """Recipe that alone is trained and evaluated, without a report."""
 
 
 def main() -> int:

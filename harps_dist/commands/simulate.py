@@ -4,6 +4,8 @@ MODEL is a run or an export. Labels that are not given are the training mean. -o
 takes one spectrum. With --labels TABLE there is one a row: -o OUT.zarr, OUT.parquet, OUT.fits or a folder of ESO Phase
 3 files (also under torchrun); killed and started again, it goes on. With --traverse NODE one node runs through its
 range, for the labels given or a spectrum observed: -o OUT.png, and OUT.csv beside it.
+
+Example: `harps-dist simulate model --teff 5800 --logg 4.4 --mh 0 --snr 100 -o star.fits`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Without arguments it trains the default recipe on the embedded demo release, building that on first use. The
 recipes are those of harps_dist/recipes.py; any field can be overridden. A run's folder that holds a checkpoint
 of the same recipe and release is continued. A recipe's parent is found beside the run or trained first.
+
+Example: `harps-dist train demo-cnn-mix --out runs/first --training.steps 200`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from harps_dist.config import Engine, Recipe
-from harps_dist.recipes import DEFAULT, RECIPES, find_recipe
+from harps_dist.recipes import DEFAULT, find_recipe, overview
 
 
 def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine, bool]:
@@ -28,11 +30,13 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine,
     @dataclass
     class Arguments:
         recipe: Annotated[Recipe, tyro.conf.arg(name="")] = preset
+        """What is learned."""
         out: Path = Path("runs") / name
         """Folder of the run."""
         start_from: Path | None = None
         """Run whose fitting weights a new run begins with; default: that of the recipe's parent, beside this one."""
         engine: Annotated[Engine, tyro.conf.arg(name="")] = Engine()  # noqa: RUF009
+        """How it is carried out."""
         plan: bool = False
         """Say what the run would take, from a few steps that are forgotten, and train nothing."""
 
@@ -40,7 +44,7 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine,
         Arguments,
         args=arguments[named:],
         prog=f"{Path(sys.argv[0]).name} [{name}]",
-        description=f"{__doc__}\nRecipes: {', '.join(RECIPES)}.",
+        description=f"{__doc__}\n{overview()}",
         config=(tyro.conf.AvoidSubcommands,),
     )
     return name, parsed.recipe, parsed.out, parsed.start_from, parsed.engine, parsed.plan

@@ -13,18 +13,18 @@ from harps_dist.frozen import Frozen
 
 
 class Nuisance(Frozen):
-    """What simulated spectra show that their labels do not tell. All zero, as in the paper: nothing.
-
-    broadening_kms: Gaussian broadening drawn uniformly from 0 to this. line_error: relative standard deviation
-    of the line depths, correlated over line_scale_aa. continuum: standard deviation of a smooth multiplicative
-    ripple with continuum_knots knots.
-    """
+    """What simulated spectra show that their labels do not tell. All zero, as in the paper: nothing."""
 
     broadening_kms: float = 0.0
+    """Largest Gaussian broadening [km/s]; it is drawn uniformly from 0 to this."""
     line_error: float = 0.0
+    """Relative standard deviation of the line depths."""
     line_scale_aa: float = 0.5
+    """Length over which errors of the line depths are correlated [Å]."""
     continuum: float = 0.0
+    """Standard deviation of a smooth ripple that multiplies the continuum."""
     continuum_knots: int = 8
+    """Knots of the ripple of the continuum."""
 
     @property
     def any(self) -> bool:
@@ -33,15 +33,18 @@ class Nuisance(Frozen):
 
 
 class Augment(Frozen):
-    """What is drawn anew for a simulated spectrum each time it is seen.
+    """What is drawn anew for a simulated spectrum each time it is seen."""
 
-    rv_kms: radial velocity, uniform within +- this (paper: 100). berv_kms: 0 as the paper, which leaves BERV
-    unlabelled; else the response is shifted to a BERV uniform within +- this, so that tellurics move as they
-    do on the sky. noise: photon and read-out noise of Eq. A.2. shift: "linear" as the paper, or "cubic".
-    """
-
-    rv_kms: float = Field(100.0, ge=0, le=160)  # interventions move by 40 more, and SEDs reach 200 beyond the grid
+    # interventions move by 40 more, and SEDs reach 200 beyond the grid
+    rv_kms: float = Field(100.0, ge=0, le=160)
+    """Largest radial velocity [km/s]; it is drawn uniformly from minus to plus this (paper: 100)."""
     berv_kms: float = Field(0.0, ge=0, le=160)
+    """Largest barycentric velocity that the response is shifted to [km/s].
+    It is drawn uniformly from minus to plus this, so that tellurics move as they do on the sky.
+    With 0, as in the paper, BERV is not a label of simulated spectra.
+    """
     noise: bool = True
+    """Add photon and read-out noise (Eq. A.2)."""
     shift: Literal["linear", "cubic"] = "cubic"
+    """Interpolation of shifted spectra: linear, as in the paper, or cubic."""
     nuisance: Nuisance = Nuisance()

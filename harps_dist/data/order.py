@@ -21,26 +21,31 @@ from harps_dist.frozen import Frozen
 class Mix(Frozen):
     """How an epoch is mixed from real and simulated samples.
 
-    real, simulated: shares of the epoch's samples, any scale; 0 leaves a kind out. Each batch holds them in
-    these shares, to within one sample.
-    star_weighting: draw real spectra with probability 1 / (spectra of that star), with replacement (paper's
-    public code); else each once an epoch.
-    sequential: first all simulated samples of an epoch, then the real ones, as in the public code: pure batches.
-    pool: samples that are shuffled together. An epoch takes blocks of the shards (some megabytes each, shuffled when
-    the release was packed) in random order, and shuffles the samples of so many of them that they fill a pool: reads
-    stay nearly sequential, as long as a pool's blocks (2.7 GB of SEDs) stay in the page cache. With at least as many
-    as the release has samples, the shuffle is complete.
-    replay: of the real samples, the share that is drawn from what the release held in its generation `known` already;
-    the rest is drawn from what came since. Without it all are drawn alike.
+    Each batch holds both kinds in their shares, to within one sample.
     """
 
     real: float = 1.0
+    """Share of real samples in an epoch, on any scale; 0 leaves them out."""
     simulated: float = 1.0
+    """Share of simulated samples in an epoch, on the same scale; 0 leaves them out."""
     star_weighting: bool = True
+    """Draw real spectra with replacement, each with probability 1 / (spectra of its star), as the paper's public code.
+    Else each is seen once an epoch.
+    """
     sequential: bool = False
+    """See all simulated samples of an epoch first, then the real ones, in pure batches, as the paper's public code."""
     pool: int = Field(4096, ge=1)
+    """Samples that are shuffled together; from the number of samples of the release on, the shuffle is complete.
+    An epoch takes blocks of the shards, of some megabytes each, in random order.
+    It shuffles the samples of so many of them that they fill a pool.
+    Reads stay nearly sequential as long as a pool's blocks (2.7 GB of SEDs) stay in the page cache.
+    """
     replay: float | None = Field(None, ge=0, le=1)
+    """Share of the real samples that is drawn from what the release held in generation `known`, the rest from newer.
+    Without it all are drawn alike.
+    """
     known: int = Field(0, ge=0)
+    """Generation of the release whose real samples count as known to `replay`."""
 
     @model_validator(mode="after")
     def _replay_is_weighted(self) -> Mix:

@@ -33,7 +33,9 @@ class Cache(Frozen):
     """Where blocks of a remote release are kept, and how much of them; a release in a folder needs none."""
 
     folder: str = "~/.cache/harps_dist"
+    """Folder that keeps blocks of a remote release, for all processes of a machine."""
     gb: float = Field(50.0, gt=0)
+    """Largest size of that folder [GB]; the least recently used blocks go first."""
 
 
 class Span(NamedTuple):

@@ -43,7 +43,7 @@ class Options:
     berv: float | None = None
     """Barycentric velocity of the Earth [km/s]."""
     airmass: float | None = None
-    """Airmass."""
+    """Airmass of the observation."""
     pwv: float | None = None
     """Precipitable water vapour [mm]."""
     u: str = "zero"
@@ -51,9 +51,9 @@ class Options:
     snr: float | None = None
     """Photon noise: S/N per pixel at the median flux. Without it there is none."""
     seed: int = 0
-    """Of what is drawn; rows of a table count up from it."""
+    """Seed of what is drawn; rows of a table count up from it."""
     name: str = ""
-    """Of the object."""
+    """Name of the object."""
     rv_by: Literal["node", "shift"] = "node"
     """Set the velocity's node, or shift what is decoded, exactly, tellurics too."""
     extrapolate: bool = False
@@ -61,7 +61,7 @@ class Options:
     labels: Path | None = None
     """Table, one spectrum a row: columns of labels, u1, u2, …, snr, seed, object; CSV, ECSV, FITS, VOTable, Parquet."""
     traverse: str | None = None
-    """Node to vary: a label, or u1, u2, …"""
+    """Node to vary: a label, or u1, u2 and so on."""
     points: int = 7
     """Values of a traversal."""
     span: tuple[float, float] | None = None
@@ -69,7 +69,7 @@ class Options:
     spectrum: Path | None = None
     """A HARPS file whose nodes a traversal holds, instead of labels: an intervention on it."""
     checkpoint: Literal["best", "newest"] = "best"
-    """Of a run."""
+    """Checkpoint of a run: that with the least validation loss, or the newest."""
     batch_size: int = 16
     """Spectra decoded at once."""
     max_minutes: float | None = None

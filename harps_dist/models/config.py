@@ -19,66 +19,88 @@ Init = Literal["paper", "on_scale"]
 
 
 class Encoder(Frozen):
-    """Spectrum to labels: the encoder of Table B.1 and a linear layer.
-
-    width scales all channel numbers. init: "paper" for the framework's default, "on_scale" for weights that
-    keep the signal's scale and a head that starts at the mean label. The input is (s - input_centre)
-    input_scale; lines are small against the continuum, so centred and scaled input learns much faster.
-    uncertainty: also predict how far each label may be off, under a Gaussian or a Laplace likelihood, which then is the
-    label loss; "none" as the paper.
-    """
+    """Spectrum to labels: the encoder of Table B.1 and a linear layer."""
 
     kind: Literal["encoder"] = "encoder"
+    """Kind of the model, which its recipe fixes."""
     purpose: ClassVar[str] = "reads labels off a spectrum"
     reads: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     variational: ClassVar[bool] = False
     unknown: ClassVar[int] = 0
     uncertainty: Literal["none", "gaussian", "laplace"] = "none"
+    """Likelihood by which the model also predicts how far each label may be off; it then is the label loss.
+    With none, as in the paper, it does not.
+    """
     labels: tuple[str, ...] = SEVEN
+    """Names of the labels that are read."""
     width: float = Field(1.0, gt=0)
+    """Factor of all numbers of channels."""
     init: Init = "paper"
+    """Initial weights: the framework's default (paper), or such that keep the signal's scale (on_scale).
+    On scale, the head starts at the mean label.
+    """
     input_centre: float = 0.0
+    """Flux that is subtracted from the input; lines are small against the continuum, so centred input learns faster."""
     input_scale: float = 1.0
+    """Factor of the centred input."""
 
 
 class Decoder(Frozen):
-    """Labels to spectrum: the CNN of Table B.2, or the ResNet of Table B.3 (block "public" has the paper's count)."""
+    """Labels to spectrum: the CNN of Table B.2, or the ResNet of Table B.3."""
 
     kind: Literal["decoder"] = "decoder"
+    """Kind of the model, which its recipe fixes."""
     purpose: ClassVar[str] = "draws a spectrum from labels"
     reads: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     variational: ClassVar[bool] = False
     unknown: ClassVar[int] = 0
     architecture: Literal["cnn", "resnet"] = "resnet"
+    """Decoder: the CNN of Table B.2 or the ResNet of Table B.3."""
     block: Literal["public", "appendix_b"] = "public"
+    """Block of the ResNet: as in the paper's public code, which has the paper's count, or as Appendix B prints it."""
     labels: tuple[str, ...] = tuple(name for name in SEVEN if name != "berv")
+    """Names of the labels that are decoded."""
     width: float = Field(1.0, gt=0)
+    """Factor of all numbers of channels."""
     init: Init = "paper"
+    """Initial weights: the framework's default (paper), or such that keep the signal's scale (on_scale)."""
 
 
 class Autoencoder(Frozen):
     """Spectrum to latent to spectrum; the first latent nodes are the labels, the others unknown factors.
 
-    width scales the encoder's channels, decoder_width the decoder's. variational: draw the nodes from a Gaussian in
-    training (beta-VAE, InfoVAE). Without labels the bottleneck is unsupervised.
+    Without labels the bottleneck is unsupervised.
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
+    """Kind of the model, which its recipe fixes."""
     purpose: ClassVar[str] = "reads labels and unknown factors off a spectrum and draws the spectrum again from them"
     reads: ClassVar[bool] = True
     draws: ClassVar[bool] = True
     labels: tuple[str, ...] = SEVEN
+    """Names of the labels, which the first latent nodes hold."""
     bottleneck: int = Field(9, ge=1)
+    """Latent nodes: labels and unknown factors."""
     variational: bool = False
+    """Draw the nodes from a Gaussian in training (beta-VAE, InfoVAE)."""
     architecture: Literal["cnn", "resnet"] = "resnet"
+    """Decoder: the CNN of Table B.2 or the ResNet of Table B.3."""
     block: Literal["public", "appendix_b"] = "public"
+    """Block of the ResNet: as in the paper's public code, which has the paper's count, or as Appendix B prints it."""
     width: float = Field(1.0, gt=0)
+    """Factor of the encoder's numbers of channels."""
     decoder_width: float = Field(1.0, gt=0)
+    """Factor of the decoder's numbers of channels."""
     init: Init = "paper"
+    """Initial weights: the framework's default (paper), or such that keep the signal's scale (on_scale).
+    On scale, the head starts at the mean label.
+    """
     input_centre: float = 0.0
+    """Flux that is subtracted from the input; lines are small against the continuum, so centred input learns faster."""
     input_scale: float = 1.0
+    """Factor of the centred input."""
 
     @model_validator(mode="after")
     def _room_for_labels(self) -> Autoencoder:
@@ -100,20 +122,25 @@ Model = Annotated[Encoder | Decoder | Autoencoder, Field(discriminator="kind")]
 class Loss(Frozen):
     """Weights of the loss parts (Eqs. 3-11) and the shape of their errors.
 
-    unknown_penalty: weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2).
-    kl: weight of the mean over the batch of the divergence summed over nodes, so that it means the same at any batch
-    size. mmd: weight of the maximum-mean discrepancy between nodes and prior; its mean over pairs depends on the batch
-    size (at 32 it narrows 32 nodes by 0.4 of their variance), so it is made that of batches of `mmd_batch_size`.
-    label_below, reconstruction_below: the errors are absolute as in the paper, but quadratic below this, in standard
-    deviations of the label and in medians of the flux. Under the plain absolute error a decoder that draws no line
-    at all is a strong attractor, since most pixels are continuum; a quadratic error pulls it out.
+    Under the plain absolute error a decoder that draws no line at all is a strong attractor, since most pixels are
+    continuum; an error that is quadratic where it is small pulls it out.
     """
 
     label: float = Field(1.0, ge=0)
+    """Weight of the errors of labels."""
     reconstruction: float = Field(1.0, ge=0)
+    """Weight of the errors of the decoded spectrum."""
     unknown_penalty: float = Field(1.0, ge=0)
+    """Weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2)."""
     kl: float = Field(0.0, ge=0)
+    """Weight of the divergence of nodes from the prior, summed over nodes and averaged over the batch."""
     mmd: float = Field(0.0, ge=0)
+    """Weight of the maximum-mean discrepancy between nodes and prior."""
     mmd_batch_size: int = Field(32, ge=1)
+    """Batch size whose maximum-mean discrepancy is taken, since its mean over pairs depends on it.
+    At 32 it narrows 32 nodes by 0.4 of their variance.
+    """
     label_below: float = Field(0.0, ge=0)
+    """Error of a label below which the loss is quadratic instead of absolute [standard deviations of the label]."""
     reconstruction_below: float = Field(0.0, ge=0)
+    """Error of a pixel below which the loss is quadratic instead of absolute [medians of the flux]."""

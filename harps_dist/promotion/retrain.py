@@ -15,28 +15,29 @@ from harps_dist.config import Recipe
 from harps_dist.data.manifest import Manifest
 from harps_dist.errors import ConfigError
 from harps_dist.frozen import Frozen
-from harps_dist.runs.run import Run
 
 Policy = Literal["warm", "replay", "scratch"]
 
 
 class Retraining(Frozen):
-    """How a model is trained again on a release that has grown.
-
-    policy: "warm" goes on from the weights of the run before, on all of the release; "replay" too, but draws a share of
-    its real spectra, `replay`, from what that run knew and the rest from what came since; "scratch" trains anew as the
-    run before was trained, the control that the others are to be measured by. length: steps of a warm start, as a
-    share of those that the run before has taken. lr_factor: its learning rate, as a share of the first one's, reached
-    after `rewarm` of the steps, and let down to nothing by a cosine. label_scale: of a warm start, the scale of the run
-    before, or that of the release, in which the weights are then expressed; predictions jump with neither.
-    """
+    """How a model is trained again on a release that has grown."""
 
     policy: Policy = "warm"
+    """Go on from the weights of the run before (warm), that and replay what it knew (replay), or train anew (scratch).
+    scratch trains as the run before was trained: the control that the others are to be measured by.
+    """
     replay: float = Field(0.5, gt=0, lt=1)
+    """Share of the real spectra that policy replay draws from what the run before knew; the rest came since."""
     length: float = Field(0.25, gt=0)
+    """Steps of a warm start, as a share of those that the run before has taken."""
     lr_factor: float = Field(0.3, gt=0)
+    """Learning rate of a warm start, as a share of the first one's; a cosine lets it down to 1 % of it."""
     rewarm: float = Field(0.05, ge=0, le=1)
+    """Share of the steps over which a warm start's learning rate rises."""
     label_scale: Literal["kept", "release"] = "kept"
+    """Scale of labels of a warm start: that of the run before, or that of the release.
+    The weights are then expressed in it; predictions jump with neither.
+    """
 
 
 def retraining_recipe(run: Path, release: str, manifest: Manifest, retraining: Retraining) -> tuple[str, Recipe]:
@@ -45,6 +46,8 @@ def retraining_recipe(run: Path, release: str, manifest: Manifest, retraining: R
     Raises ConfigError where the release splits stars otherwise than the one that the run was trained on, or, to replay,
     did not grow from it; ResumeError where the run has no whole checkpoint.
     """
+    from harps_dist.runs.run import Run
+
     opened = Run(run)
     saved = opened.saved
     _check_splits(run, manifest, saved.split)

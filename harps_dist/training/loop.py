@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harps_dist.config import Engine, Recipe
+from harps_dist.config import Engine, Recipe, recipe_changes
 from harps_dist.console import console_for
 from harps_dist.data.ledger import LedgerFile, read_ledger
 from harps_dist.data.order import Order, OrderState
@@ -43,6 +43,8 @@ from harps_dist.training.peaks import measured_peaks
 from harps_dist.training.schedule import learning_rate
 from harps_dist.training.stream import training_stream
 from harps_dist.training.validation import validate
+
+_NAMED = 8  # changes of a recipe that an error names
 
 
 def train_run(
@@ -156,10 +158,11 @@ class Trainer:
             )
         saved, now = checkpoint.state["recipe_digest"], self.recipe.digest
         if saved != now:
+            changes = recipe_changes(checkpoint.state["recipe"], self.recipe.model_dump(mode="json"))
+            more = f"; and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
             raise ResumeError(
-                f"checkpoint {checkpoint.path} was written for recipe {saved[:12]}, but the settings now "
-                f"make {now[:12]} (compare {self.run / 'recipe.yaml'}). "
-                f"Give the same settings, or another folder with --out."
+                f"checkpoint {checkpoint.path} was written for another recipe: {'; '.join(changes[:_NAMED])}{more}. "
+                f"Give the same settings (those of {self.run / RECIPE}), or another folder with --out."
             )
         return checkpoint
 

@@ -138,6 +138,10 @@ def test_another_recipe_or_release_is_not_resumed(tiny_release, tmp_path):
     arguments = ("demo-cnn-mix", "--data.release", tiny_release, "--out", "run", "--training.steps", 2, *TINY)
     run(command("launch/train.py", *arguments), tmp_path)
     assert "trained already" in run(command("launch/train.py", *arguments), tmp_path)
-    printed = run(command("launch/train.py", *arguments, "--training.learning-rate", "0.5"), tmp_path, expect=1)
+    other = ("--training.lr", "0.5", "--data.augment.shift", "cubic", "--log.every", "2")
+    printed = run(command("launch/train.py", *arguments, *other), tmp_path, expect=1)
     assert "ResumeError" in printed
+    assert (
+        "another recipe: data.augment.shift was linear, is cubic; training.learning_rate was 0.001, is 0.5. " in printed
+    )
     assert "--out" in printed

@@ -32,6 +32,7 @@ def test_the_list_names_every_command(tmp_path):
 def test_every_command_explains_itself(name, tmp_path):
     printed = run([*DOOR, name, "--help"], tmp_path)
     assert printed.startswith(f"usage: harps-dist {name} ")
+    assert f"Example: `harps-dist {name} " in printed
     assert "traceback" not in printed.lower()
 
 

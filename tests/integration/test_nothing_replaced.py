@@ -31,7 +31,7 @@ READ = {  # options that name what is only read
     "chain Chain spectra", "chain Chain archive", "chain Chain parent", "chain Chain registry", "chain Chain model",
     "chain Chain catalog", "chain Chain gate", "compare Arguments new", "compare Arguments old",
     "evaluate Arguments run", "export Arguments run", "predict Arguments model", "promote promote run",
-    "promote promote comparison", "promote promote gate", "retrain What run", "train Arguments start_from",
+    "promote promote comparison", "promote promote gate", "retrain Arguments run", "train Arguments start_from",
     "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "promote history registry",
     "benchmark data scratch",  # in which a folder is made that has no other's name
 }  # fmt: skip

@@ -60,6 +60,10 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def room(module: str) -> str:
     parts = [part for part in module.split(".") if part != "harps_dist"]
     return next((name for name in (".".join(parts[:2]), parts[0]) if name in WAY), parts[0]) if parts else ""
@@ -153,9 +157,12 @@ def test_configuration_imports_nothing_heavy(module):
 
 
 def test_commands_hold_no_logic():
+    """Lines that explain a command or an option, for its help, may be as many as they need."""
     for path in (ROOT / "harps_dist/commands").glob("*.py"):
         commands = path.read_text().count("import console_for")  # each command of a script prints
-        assert len(path.read_text().splitlines()) <= 80 + 25 * max(0, commands - 1), path
+        words = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Expr) and is_text(node.value)]
+        lines = len(path.read_text().splitlines()) - sum(node.end_lineno - node.lineno + 1 for node in words)
+        assert lines <= 80 + 15 * max(0, commands - 1), path
     for path in (ROOT / "launch").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 10, path
 
