@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harps_dist.inference.export import export_run, exported_run
     from harps_dist.inference.model import Exported, load
+    from harps_dist.inference.open_simulator import open_simulator
     from harps_dist.inference.predict import predict_files
     from harps_dist.inference.predicted import Predicted
     from harps_dist.inference.simulator import Simulator
@@ -23,12 +24,14 @@ __all__ = [
     "export_run",
     "exported_run",
     "load",
+    "open_simulator",
     "predict_files",
     "traverse",
 ]
 _WHERE = {
     "export": ("export_run", "exported_run"),
     "model": ("Exported", "Predicted", "load"),
+    "open_simulator": ("open_simulator",),
     "predict": ("predict_files",),
     "simulator": ("Simulator",),
     "traverse": ("traverse",),

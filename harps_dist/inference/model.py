@@ -24,6 +24,7 @@ from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
 from harps_dist.inference.precision import Precision, compute_by, computing
 from harps_dist.inference.predicted import Predicted
+from harps_dist.inference.simulator import Simulator
 from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
@@ -280,9 +281,13 @@ class Exported:
         Labels not given are the training mean. snr: of the noise to be added, none without. seed: of its draws.
         Raises ConfigError for a model that draws no spectra, labels that it does not have, or values beyond its range.
         """
-        from harps_dist.inference.simulator import Simulator
+        return self.simulator.simulate(labels, snr=snr, seed=seed).as_spectrum()
 
-        return Simulator.of(self).simulate(labels, snr=snr, seed=seed).as_spectrum()
+    @property
+    def simulator(self) -> Simulator:
+        """What draws spectra by this model; raises ConfigError where it draws none."""
+        ranges = {fact.name: (fact.low, fact.high) for fact in self.description.labels}
+        return Simulator(self.model, self.grid, self.description.name, self.id, ranges)
 
     def __repr__(self) -> str:
         does = [word for word, can in (("reads", self.model.reads), ("draws from", self.model.draws)) if can]

@@ -94,14 +94,14 @@ class Options:
 
 def carry_out(options: Options, world: World, console: Console, progress: Progress = silent) -> None:
     """Simulate what is asked for, and say what was assumed and written."""
-    from harps_dist.inference.simulator import Simulator
+    from harps_dist.inference.open_simulator import open_simulator
 
     if options.labels and options.traverse:
         raise ConfigError("--labels simulates a table and --traverse varies one node; give one of them.")
     if options.spectrum and not options.traverse:
         raise ConfigError("--spectrum gives the nodes that --traverse holds; say which node is to vary.")
     world.of_main(lambda: _check_out(options))
-    simulator = Simulator.load(options.model, options.checkpoint, world.device)
+    simulator = open_simulator(options.model, options.checkpoint, world.device)
     if options.labels:
         _simulate_table(options, options.labels, simulator, world, console, progress)
     elif world.is_main:

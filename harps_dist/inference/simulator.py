@@ -1,6 +1,6 @@
 """Labels in, spectra out: the decoder of a trained model, with its labels in physical units.
 
-simulator = Simulator.load("runs/ae-mix")
+simulator = open_simulator("runs/ae-mix")                 # of harps_dist.inference.open_simulator
 simulated = simulator.simulate({"teff": 5800, "logg": 4.4, "rv": [-20, 20]}, snr=100)
 simulated.as_spectrum()                                   # as specutils has it
 """
@@ -8,8 +8,7 @@ simulated.as_spectrum()                                   # as specutils has it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,10 +23,6 @@ from harps_dist.spectra.grid import Grid, fill_invalid
 from harps_dist.spectra.labels import LABEL
 from harps_dist.spectra.noise import keyed_normals
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range_each
-
-if TYPE_CHECKING:
-    from harps_dist.inference.model import Exported
-    from harps_dist.runs.run import Which
 
 PRIOR, NOISE = 0x7072696F72, 0x6E6F697365  # purposes of what is drawn for a spectrum
 BATCH = 16
@@ -62,30 +57,6 @@ class Simulator:
             label: ranges[label] if np.isfinite(ranges.get(label, (np.nan,))).all() else _usual_range(label, *scale)
             for label, scale in zip(self.labels, zip(mean, std, strict=True), strict=True)
         }
-
-    @classmethod
-    def load(cls, folder: str | Path, which: Which = "best", device: torch.device | str = "cpu") -> Simulator:
-        """The simulator of a run (its best or newest checkpoint) or of an export; its release is not needed.
-
-        Raises ConfigError where the folder is neither, or holds a model that draws no spectra.
-        """
-        from harps_dist.inference.description import CONFIG
-        from harps_dist.inference.model import load
-        from harps_dist.runs.checkpoint import MODEL
-        from harps_dist.runs.run import Run
-
-        folder = Path(folder)
-        if (folder / CONFIG).is_file():
-            return cls.of(load(folder, device, "fp32"))
-        run = Run(folder)
-        model, sha256 = run.model(which).to(device).requires_grad_(False), run.checkpoint(which).state["sha256"]
-        return cls(model, run.saved.grid.grid(), run.name, sha256[MODEL], run.saved.label_ranges)
-
-    @classmethod
-    def of(cls, exported: Exported) -> Simulator:
-        """The simulator of an export; raises ConfigError where its model draws no spectra."""
-        ranges = {fact.name: (fact.low, fact.high) for fact in exported.description.labels}
-        return cls(exported.model, exported.grid, exported.description.name, exported.id, ranges)
 
     @property
     def nodes(self) -> tuple[str, ...]:

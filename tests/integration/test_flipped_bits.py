@@ -21,7 +21,7 @@ from harps_dist.errors import HarpsDistError, ResumeError
 from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
-from harps_dist.inference.simulator import Simulator
+from harps_dist.inference.open_simulator import open_simulator
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.promotion.comparison import read_comparison
 from harps_dist.promotion.registry import CURRENT, Registry
@@ -91,7 +91,7 @@ def of_run(runs: Path, release: Path) -> list[Any]:
 def of_export(folder: Path, release: Path) -> list[Any]:
     exported = load(folder)
     reference = exported.reference.tensors() if exported.reference else {}
-    return [exported.description, exported.model.state_dict(), reference, Simulator.load(folder).id]
+    return [exported.description, exported.model.state_dict(), reference, open_simulator(folder).id]
 
 
 def of_registry(folder: Path, release: Path) -> list[Any]:
@@ -175,7 +175,7 @@ def test_no_command_takes_an_older_checkpoint_for_a_damaged_one(runs, tiny_relea
         lambda: Run(folder).identity(which),
         lambda: evaluate_run(folder, release, "test", folder / EVALUATION, WORLD, Console(quiet=True), which),
         lambda: export_run(folder, tmp_path / "export", release, which),
-        lambda: Simulator.load(folder, which),
+        lambda: open_simulator(folder, which),
     ]
     for attempt in tries:
         with pytest.raises(ResumeError, match=f"the {which} checkpoint of .* is damaged: .*{path.name}"):

@@ -11,7 +11,8 @@ from astropy.io import fits
 from harps_dist.data.reader import Release
 from harps_dist.formats.readers import read_spectrum
 from harps_dist.formats.records import SpectrumRecord
-from harps_dist.inference import Simulator, export_run
+from harps_dist.inference.export import export_run
+from harps_dist.inference.open_simulator import open_simulator
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.run import read_run
@@ -52,7 +53,7 @@ def test_a_run_notes_the_range_of_its_labels(runs, tiny_release):
 @pytest.mark.parametrize("name", ["demo-ae-mix", "demo-infovae-mix", "demo-resnet-etc"])
 def test_spectra_are_what_the_decoder_makes_of_the_labels(name, runs, tiny_release, tmp_path):
     """The decoder fed by hand; and an export draws the same to the bit as the run that it is of."""
-    simulator = Simulator.load(runs / name)
+    simulator = open_simulator(runs / name)
     found = simulator.simulate({"teff": 5800.0, "rv": -12.0})
     labels = torch.tensor([[dict(simulator.mean, teff=5800.0, rv=-12.0)[label] for label in simulator.labels]])
     normalised = (labels - simulator.model.label_mean) / simulator.model.label_std
@@ -61,7 +62,7 @@ def test_spectra_are_what_the_decoder_makes_of_the_labels(name, runs, tiny_relea
         np.testing.assert_allclose(found.flux, simulator.model.decode(nodes).numpy(), atol=1e-6)
     assert simulator.unknown == {"demo-ae-mix": 2, "demo-infovae-mix": 25, "demo-resnet-etc": 0}[name]
     export_run(runs / name, tmp_path / "export", Release(tiny_release), spectra=16)
-    exported = Simulator.load(tmp_path / "export")
+    exported = open_simulator(tmp_path / "export")
     assert (exported.id, exported.name) == (simulator.id, name)
     assert exported.ranges == simulator.ranges
     again = exported.simulate({"teff": 5800.0, "rv": -12.0})
@@ -74,7 +75,7 @@ def test_the_command_writes_a_spectrum_and_says_what_it_assumed(runs, tmp_path):
     assert "the training mean is taken: berv" in printed
     record = read_spectrum(tmp_path / "a.fits")
     assert isinstance(record, SpectrumRecord)
-    found = Simulator.load(runs / "demo-infovae-mix").simulate(
+    found = open_simulator(runs / "demo-infovae-mix").simulate(
         {"teff": 5800.0, "rv": -12.0}, snr=60, unknown="prior", seed=4
     )
     median = fits.getheader(tmp_path / "a.fits")["SIM MEDIAN"]
@@ -96,7 +97,7 @@ def test_killed_on_two_ranks_and_started_again_on_one_no_row_is_lost_or_doubled(
     assert "6000 spectra are in s.parquet" in printed
     table = pq.read_table(tmp_path / "s.parquet")
     assert table["object"].to_pylist() == [f"α {row}" for row in range(6000)]
-    simulator = Simulator.load(runs / "demo-ae-mix")
+    simulator = open_simulator(runs / "demo-ae-mix")
     rows = np.array([0, 1023, 1024, 5000, 5999])
     labels = {"teff": 4500.0 + rows % 2000, "rv": rows % 60 - 30.0}
     expected = simulator.simulate(labels, snr=50.0 + rows % 7, seed=rows).flux
