@@ -152,11 +152,19 @@ def say(text: str) -> None:
 def console_for(quiet: bool = False) -> Console:
     """A rich console; output that goes to a file or a pipe is wide enough for a table of label errors.
 
-    Texts are shown as they are: no markup or emoji is looked for in them, and control characters are escapes.
+    Texts are shown as they are: no markup or emoji is looked for in them, and control characters are escapes. A cell of
+    a table that is too narrow goes on below; nothing of a result is cut off.
     """
     from rich.console import Console
+    from rich.table import Table
 
     class PlainConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            for table in objects:
+                for column in table.columns if isinstance(table, Table) else ():
+                    column.overflow = "fold"
+            super().print(*objects, **options)
+
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(for_terminal(text), **options)
 
