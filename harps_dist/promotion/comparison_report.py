@@ -60,8 +60,8 @@ def comparison_table(comparison: Comparison, population: Population) -> Table:
     table = Table(title=_title(comparison), caption=words, padding=0)
     shown = [place for place, header in enumerate(HEADER) if header not in ("spectra", "failed")]  # the report has them
     for place in shown:
-        words = HEADER[place] == ""
-        table.add_column(HEADER[place], justify="left" if words else "right", no_wrap=not words)
+        textual = HEADER[place] == ""
+        table.add_column(HEADER[place], justify="left" if textual else "right", no_wrap=not textual)
     for kind in KINDS:
         for first, entry in enumerate(_of(comparison, kind, population, NAMES)):
             if not first:
