@@ -6,10 +6,13 @@ Tested in tests/integration/test_outputs_again.py.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import select
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 WIDTH_OF_A_FILE = 160
 PROGRESS = "HARPS_DIST_PROGRESS"  # environment variable: a file to write how far an interrupted command is
+TORCHRUN_ERRORS = "TORCHELASTIC_ERROR_FILE"  # environment variable of torchrun: where it looks for why a rank failed
 EXTRAS = {
     "deepspeed": "train",
     "wandb": "train",
@@ -63,7 +67,7 @@ def exit_code_of(main: Callable[[], int]) -> int:
         if path := os.environ.get(PROGRESS):
             with atomic_write(Path(path)) as aside:
                 aside.write_text(error.progress + "\n")
-        print(for_terminal(f"{error} ({error.progress})"), file=sys.stderr)
+        _tell(f"{error} ({error.progress})")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted. Give the same command again.", file=sys.stderr)
@@ -73,8 +77,19 @@ def exit_code_of(main: Callable[[], int]) -> int:
             sentence = sentence_of(error)
             if sentence is None:
                 raise
-            print(for_terminal(sentence), file=sys.stderr)
+            _tell(sentence)
         return 1
+
+
+def _tell(sentence: str) -> None:
+    """Print why a command ends. Under torchrun the main rank does; what others say is repeated by torchrun itself."""
+    path = os.environ.get(TORCHRUN_ERRORS)
+    if not path or os.environ.get("RANK") == "0":
+        print(for_terminal(sentence), file=sys.stderr)
+    if path:
+        stated = {"message": for_terminal(sentence), "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": stated}))
 
 
 def sentence_of(error: Exception) -> str | None:
@@ -137,11 +152,19 @@ def say(text: str) -> None:
 def console_for(quiet: bool = False) -> Console:
     """A rich console; output that goes to a file or a pipe is wide enough for a table of label errors.
 
-    Texts are shown as they are: no markup or emoji is looked for in them, and control characters are escapes.
+    Texts are shown as they are: no markup or emoji is looked for in them, and control characters are escapes. A cell of
+    a table that is too narrow goes on below; nothing of a result is cut off.
     """
     from rich.console import Console
+    from rich.table import Table
 
     class PlainConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            for table in objects:
+                for column in table.columns if isinstance(table, Table) else ():
+                    column.overflow = "fold"
+            super().print(*objects, **options)
+
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(for_terminal(text), **options)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from harps_dist.console import console_for, end_with, say
 from harps_dist.data.manifest import CodecName
@@ -296,17 +295,20 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _say(report, archive: Path) -> int:
     from harps_dist.formats.quarantine import quarantine_path
+    from preprocessing.refused import refusal_lines
 
     say(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
     counts = {name: count for name, count in sorted(report.counts.items()) if count}
     if counts:
         say(f"spectra: {_counts(counts)}")
-    for refusal in report.refused[:20]:
-        say(f"  quarantined {refusal}")
+    made = (archive / "zarr.json").exists()
+    for line in refusal_lines(report.refused, report.added + report.already + len(report.refused), made):
+        say(line)
     if report.refused:
         say(f"all quarantined files and their reasons: {quarantine_path(archive)}")
     if report.nothing_good:
-        Console(stderr=True).print("nothing usable came in: check the path and the quarantine list.")
+        what = "nothing usable came in" if report.refused else "nothing usable came in: check the path"
+        print(f"{what}. {'The archive is as it was.' if made else 'No archive was made.'}", file=sys.stderr)
     return 1 if report.nothing_good else 0
 
 

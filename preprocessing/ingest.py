@@ -257,8 +257,7 @@ def sed_row(record: SedRecord, source: str, grid: Grid, source_grid: Grid) -> tu
     inner = flux[grid.within(source_grid)][grid.valid]
     covered = np.isfinite(inner).mean()
     if covered < 1:
-        detail = f"covers {covered:.1%} of the valid pixels of grid {grid.name}, expected all"
-        return Refusal(record.source, Reason.COVERAGE, detail)
+        return Refusal.coverage(record.source, covered, grid.name, 1, record.wave_aa)
     level = float(np.median(inner))
     if not (level > 0 and np.nanmin(flux) > 0):
         return Refusal(record.source, Reason.NEGATIVE, "an SED must be positive everywhere")
@@ -285,8 +284,8 @@ def _response_rows(writer: Archive, seds: Path | None, path: Path, source: str) 
     inner = writer.grid.within(writer.source_grid)
     covered = np.isfinite(response.mean[inner][writer.grid.valid]).mean()
     if covered < MINIMUM_COVERAGE:
-        detail = f"its orders cover {covered:.1%} of the valid pixels of grid {writer.grid.name}"
-        return Refusal(record.etc_id, Reason.COVERAGE, f"{detail}, expected at least {MINIMUM_COVERAGE:.0%}")
+        wave_aa = np.sort(np.concatenate([order.wave_aa for order in record.orders]))
+        return Refusal.coverage(record.etc_id, covered, writer.grid.name, MINIMUM_COVERAGE, wave_aa)
     terms = np.stack([response.mean * level, response.variance * level, response.floor])
     signal = terms[0] * sed_flux
     snr = float(np.nanmedian((signal / np.sqrt(terms[1] * sed_flux + terms[2]))[inner][writer.grid.valid]))

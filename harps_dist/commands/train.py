@@ -58,6 +58,7 @@ def main() -> int:
     from harps_dist.ranks.world import join_world
     from harps_dist.runs.run import RUN
     from harps_dist.training.loop import train_run
+    from harps_dist.training.progress import next_command
 
     with join_world(None if planned else engine.max_minutes) as world:
         if not planned:
@@ -65,6 +66,7 @@ def main() -> int:
         release = open_release(world, recipe.data.release, recipe.data.cache)
         if not planned:
             train_run(recipe, name, release, run, world, start_from, engine)
+            console_for(quiet=not world.is_main).print(next_command("evaluate", run, sys.argv[0]), soft_wrap=True)
             return 0
         from harps_dist.training.plan import plan
 

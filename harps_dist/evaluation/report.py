@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from harps_dist.evaluation.calibration import Calibration
 
 SCORES = "scores.json"
+TERMINAL = ("label", "MAE", "± by star", "bias", "scatter", "stars")  # columns that a terminal has room for
 FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
 Origin = Literal["real", "observed-like", "simulated", "generative", "mixed"]
 ORIGIN_WORDS = {
@@ -205,15 +206,17 @@ def check_table(path: Path, scores: Mapping[str, Any]) -> None:
 
 
 def console_table(report: Report) -> Table:
-    """The label errors as a rich table, the data in its caption."""
+    """The label errors as a rich table of 80 columns at most, the data in its caption; the report has the rest."""
     from rich.table import Table
 
     header, rows = _label_table(report)
     table = Table(title=f"{report.run}, step {report.step:,}", caption=f"{report.data_line}.")
-    for index, title in enumerate(header):
-        table.add_column(title, justify="right" if index else "left")
+    for title in TERMINAL:
+        table.add_column(title, justify="right" if title != TERMINAL[0] else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        cells = dict(zip(header, row, strict=True))
+        cells["label"] += f" [{cells['unit']}]" if cells["unit"] else ""
+        table.add_row(*(cells[title] for title in TERMINAL))
     return table
 
 

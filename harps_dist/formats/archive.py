@@ -105,6 +105,7 @@ class Archive:
         """Open for appending, alone: created where absent, cut back to its last commit where a writer was killed, and
         brought to this schema.
 
+        One that nothing was added to does not stay, so that a first ingest that failed fixes no grid.
         Raises ArchiveError where the archive has another grid, OutputError where something else stands there or another
         process is writing to it.
         """
@@ -114,6 +115,9 @@ class Archive:
             if not (path / ROOT).exists():
                 cls._create(path, grid)
             committed = cls(path)
+            if committed.grid != grid and committed._is_blank:  # of a first ingest that was killed
+                cls._create(path, grid)
+                committed = cls(path)
             if committed.grid != grid:
                 raise ArchiveError(
                     f"{path} is on grid {committed.grid.name}, asked for {grid.name}. "
@@ -125,7 +129,11 @@ class Archive:
                 committed._upgrade()
             archive = cls(path, writable=True)
             archive._complete_contents()
-            yield archive
+            try:
+                yield archive
+            finally:
+                if archive._is_blank:
+                    shutil.rmtree(path.resolve())
 
     @classmethod
     def _create(cls, path: Path, grid: Grid) -> None:
@@ -234,6 +242,11 @@ class Archive:
                         contents[row] = content_of(self.data(group, int(row)))
                 if missing[block].any():
                     self._array(group, "content")[block] = contents[block]
+
+    @property
+    def _is_blank(self) -> bool:
+        """Whether there is no row, nor a file of someone else."""
+        return not any(map(self.count, SCHEMAS)) and set(os.listdir(self.path)) <= {ROOT, *SCHEMAS}
 
     @property
     def _has_all_labels(self) -> bool:

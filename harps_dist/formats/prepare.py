@@ -44,16 +44,21 @@ def prepare(
         return Refusal(record.source, Reason.WRONG_INSTRUMENT, detail)
     broken = record.wild > BROKEN_SHARE
     least = least_if_broken if broken and least_if_broken is not None else least
-    return prepare_flux(regrid(record.wave_aa, record.flux, grid), grid, record.source, least, broken)
+    wave_aa = record.wave_aa[np.isfinite(record.flux)]
+    return prepare_flux(regrid(record.wave_aa, record.flux, grid), grid, record.source, least, broken, wave_aa)
 
 
-def prepare_flux(flux: np.ndarray, grid: Grid, source: str, least: float, broken: bool = False) -> Prepared | Refusal:
+def prepare_flux(
+    flux: np.ndarray, grid: Grid, source: str, least: float, broken: bool = False, wave_aa: np.ndarray | None = None
+) -> Prepared | Refusal:
     """Standardise a spectrum that is on the grid, (pixel,), see `prepare`. source: what a Refusal calls it. broken:
-    whether it is known to be, besides what its pixels show."""
+    whether it is known to be, besides what its pixels show. wave_aa: (n,) where its file has data."""
     flux = np.where(grid.valid, flux, flux.dtype.type(np.nan))
     coverage = float(np.isfinite(flux).sum() / grid.valid.sum())
+    if coverage < least:
+        return Refusal.coverage(source, coverage, grid.name, least, wave_aa)
     try:
         standardised, _ = standardise(flux, grid, least)
     except SpectrumError as error:
-        return Refusal(source, Reason.COVERAGE if coverage < least else Reason.NEGATIVE, str(error))
+        return Refusal(source, Reason.NEGATIVE, str(error))
     return Prepared(flux, standardised, coverage, broken or is_broken(standardised, grid))

@@ -6,7 +6,7 @@ Tested in tests/unit/test_readers.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
@@ -89,17 +89,29 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A file that was not taken in. detail: one sentence, what was expected against what was found."""
+    """A file that was not taken in. detail: one sentence, what was expected against what was found. span_aa: first and
+    last wavelength with data [Å], of one that covers too little."""
 
     source: str
     reason: Reason
     detail: str
+    span_aa: tuple[float, float] | None = field(default=None, compare=False)  # not in the list of an archive
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", sentence(self.detail))
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason} ({self.detail})"
+
+    @classmethod
+    def coverage(cls, source: str, share: float, grid: str, least: float, wave_aa: np.ndarray | None = None) -> Refusal:
+        """A refusal of what covers too little.
+
+        share, least: found and expected, of the grid's valid pixels. wave_aa: (n,) increasing wavelengths with data.
+        """
+        detail = f"coverage {100 * share:.1f} % of grid {grid}, expected {100 * least:.0f} %"
+        span = None if wave_aa is None or not len(wave_aa) else (float(wave_aa[0]), float(wave_aa[-1]))
+        return cls(source, Reason.COVERAGE, detail, span)
 
 
 class RefusedError(Exception):

@@ -57,12 +57,18 @@ def comparison_table(comparison: Comparison, population: Population) -> Table:
     from rich.table import Table
 
     words = f"{POPULATION_WORDS[population]}; {comparison.split} split of release {comparison.release.digest[:12]}"
-    table = Table(title=_title(comparison), caption=words)
-    for place, header in enumerate(("", *HEADER)):
-        table.add_column(header, justify="left" if place < 2 or place == len(HEADER) else "right")
+    table = Table(title=_title(comparison), caption=words, padding=0)
+    shown = [place for place, header in enumerate(HEADER) if header not in ("spectra", "failed")]  # the report has them
+    for place in shown:
+        textual = HEADER[place] == ""
+        table.add_column(HEADER[place], justify="left" if textual else "right", no_wrap=not textual)
     for kind in KINDS:
-        for place, entry in enumerate(_of(comparison, kind, population, NAMES)):
-            table.add_row("" if place else _name(comparison, kind), *_row(entry))
+        for first, entry in enumerate(_of(comparison, kind, population, NAMES)):
+            if not first:
+                table.add_section()
+                table.add_row(_name(comparison, kind))
+            row = _row(entry)
+            table.add_row(*(row[place] for place in shown))
     return table
 
 

@@ -41,5 +41,22 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def at_ctrl_c(self) -> Iterator[None]:
+        """Let the first Ctrl-C (SIGINT) set the flag while the block runs; the second one ends the process at once."""
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+            yield  # ignored: of a command in the background, to which no Ctrl-C is meant
+            return
+        signal.signal(signal.SIGINT, self._receive_ctrl_c)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def _receive(self, number: int, frame: object) -> None:
         self._received = signal.Signals(number).name
+
+    def _receive_ctrl_c(self, number: int, frame: object) -> None:
+        self._received = "Ctrl-C"
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # even while a library waits for another rank

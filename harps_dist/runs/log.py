@@ -1,4 +1,4 @@
-"""What a run says of itself: a JSON line and a console line now and then, and Weights & Biases on request.
+"""What a run says of itself: a JSON line now and then, and Weights & Biases on request.
 
 Tested in tests/distributed/test_kills.py.
 """
@@ -27,7 +27,6 @@ class RunLog:
     """The log of one run. Opened at a step, it drops lines of later steps: those were lost with the process."""
 
     def __init__(self, run: Path, config: Log, settings: dict, step: int, console: Console):
-        self._console = console
         path = run / LOG
         lines, damage = read_lines(path)
         for sentence in damage:
@@ -63,7 +62,6 @@ class RunLog:
         self._file.write(sealed_line(line))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._console.print(_console_line(line), highlight=False, soft_wrap=True)
         if self._wandb:
             self._wandb.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
@@ -93,11 +91,3 @@ def lasting(run: Path) -> list[dict]:
 def _checked_id(token: str) -> str:
     """An id for Weights & Biases, whose last digits follow from its first ones."""
     return token + digest_of(token)[:_ID_LENGTH]
-
-
-def _console_line(line: dict) -> str:
-    cells = [f"step {line['step']}"]
-    for key, value in line.items():
-        if key != "step" and not isinstance(value, list):
-            cells.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
-    return "  ".join(cells)

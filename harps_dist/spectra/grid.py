@@ -70,8 +70,8 @@ class Grid:
         first = self.start - other.start
         if first < 0 or self.stop > other.stop:
             raise GridError(
-                f"grid {self.name} covers lattice pixels {self.start}..{self.stop}, but {other.name} only has "
-                f"{other.start}..{other.stop}. Choose a smaller window or data on a wider grid."
+                f"grid {self.name} spans {self.wave_aa[0]:.2f}-{self.wave_aa[-1]:.2f} Å, but {other.name} only has "
+                f"{other.wave_aa[0]:.2f}-{other.wave_aa[-1]:.2f} Å. Choose a smaller window or data on a wider grid."
             )
         return slice(first, first + self.length)
 
@@ -88,6 +88,15 @@ def named_grid(name: str) -> Grid:
         if name in instrument.windows:
             return Grid(name, *instrument.windows[name], instrument)
     raise GridError(f"unknown grid {name!r}; known grids are {', '.join(known)}.")
+
+
+def grid_within(low_aa: float, high_aa: float, least: float) -> Grid | None:
+    """The longest named grid of whose valid pixels a share of `least` lies in a span of wavelengths; None without."""
+    grids = [named_grid(name) for instrument in INSTRUMENTS.values() for name in instrument.windows]
+    fitting = [
+        grid for grid in grids if ((low_aa <= grid.wave_aa) & (grid.wave_aa <= high_aa))[grid.valid].mean() >= least
+    ]
+    return max(fitting, key=lambda grid: grid.length, default=None)
 
 
 HARPS = named_grid("harps")

@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from harps_dist.config import Engine, Recipe, recipe_changes
 from harps_dist.console import console_for
@@ -40,6 +39,7 @@ from harps_dist.runs.run import CHECKPOINTS, LEDGER, RECIPE, RUN, Run, save_reci
 from harps_dist.training.automatic import settle_here
 from harps_dist.training.learner import Learner
 from harps_dist.training.peaks import measured_peaks
+from harps_dist.training.progress import TrainingProgress, validation_words
 from harps_dist.training.schedule import learning_rate
 from harps_dist.training.stream import training_stream
 from harps_dist.training.validation import validate
@@ -121,6 +121,7 @@ class Trainer:
         self.model, self.strategy, self.clock = self.learner.model, self.learner.strategy, self.learner.clock
         self.step = 0
         self._unfinished: dict | None = None
+        self._validated: dict = {}  # line of the last validation
         if checkpoint:
             self._resume(checkpoint)
         elif world.is_main:  # a resumed run keeps what it was begun with
@@ -216,18 +217,23 @@ class Trainer:
             self.console.print(f"passed over for the least validation loss: {reason}", soft_wrap=True)
         self._least = self.world.gather(best.validation_loss if best else None)[0]
         self._ledger = self._open_ledger()
-        try:
-            with self._profiler() as self._profile:
-                self._steps()
-        except Interrupted as error:
-            self.save()
-            raise Interrupted(str(error), f"{self.run} at step {self.step} of {self.steps}") from None
-        finally:
-            self._writer.close()
-            if self._log:
-                self._log.close()
+        shown = TrainingProgress(self.console, self.run.name, self.step, self.steps, config.loss)
+        with world.stop.at_ctrl_c():
+            try:
+                with self._profiler() as self._profile, shown as self._shown:
+                    self._steps()
+            except Interrupted as error:
+                self.save()
+                error.progress = f"{self.run} at step {self.step} of {self.steps}, saved"
+                raise
+            finally:
+                self._writer.close()
+                if self._log:
+                    self._log.close()
         if world.is_main:
             self._check_ledger()
+            if words := validation_words(self._validated):
+                self.console.print(words, highlight=False, soft_wrap=True)
         world.barrier()  # what the main rank saved is there for all
 
     def _steps(self) -> None:
@@ -235,26 +241,24 @@ class Trainer:
         if self._unfinished:
             self._conclude(self._unfinished)
         self._restart_timing()
-        with self._progress() as progress:
-            bar = progress.add_task(self.run.name, total=self.steps, completed=self.step)
-            left = range(self.step, self.steps)
-            stream = training_stream(self.recipe, self.release, self.order, self.world, left, self._loading)
-            while self.step < self.steps:
-                with self.clock("data"):
-                    raw = next(stream)
-                rate = learning_rate(self.step, self.steps, config.training)
-                figures = self.learner.learn(raw, rate)
-                if config.log.ledger:
-                    self._seen.append((self.step, raw.rows.tolist(), raw.epochs.tolist()))
-                self.step += 1
-                progress.update(bar, completed=self.step)
-                if self._profile:
-                    self._profile.step()
-                if self.step % config.log.every == 0 or self.step == self.steps:
-                    self._conclude(self._line(self.world.sum(figures)))
-                    self._restart_timing()
-                elif self.step % config.log.save_every == 0:
-                    self.save()
+        left = range(self.step, self.steps)
+        stream = training_stream(self.recipe, self.release, self.order, self.world, left, self._loading)
+        while self.step < self.steps:
+            with self.clock("data"):
+                raw = next(stream)
+            rate = learning_rate(self.step, self.steps, config.training)
+            figures = self.learner.learn(raw, rate)
+            if config.log.ledger:
+                self._seen.append((self.step, raw.rows.tolist(), raw.epochs.tolist()))
+            self.step += 1
+            self._shown.step(self.step)
+            if self._profile:
+                self._profile.step()
+            if self.step % config.log.every == 0 or self.step == self.steps:
+                self._conclude(self._line(self.world.sum(figures)))
+                self._restart_timing()
+            elif self.step % config.log.save_every == 0:
+                self.save()
 
     def _conclude(self, line: dict) -> None:
         """Validate and save where it is time to, and log a step's figures.
@@ -273,6 +277,8 @@ class Trainer:
         self._unfinished = None
         if self._log:
             self._log.write(line)
+        self._shown.figures(line)
+        self._validated = line if "validation_loss" in line else self._validated
         if self.step % config.save_every == 0 or last or improved:
             self.save(line.get("validation_loss"))
 
@@ -376,7 +382,3 @@ class Trainer:
             schedule=torch.profiler.schedule(wait=1, warmup=1, active=count, repeat=1),
             on_trace_ready=lambda profile: profile.export_chrome_trace(str(trace)),
         )
-
-    def _progress(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        return Progress(*columns, console=self.console, disable=not self.world.is_main)

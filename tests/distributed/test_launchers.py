@@ -32,7 +32,8 @@ def test_torchrun_hands_sigusr1_on_and_all_ranks_save(tiny_release, tmp_path):
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 1
     said = (tmp_path / "printed").read_text()
-    assert said.count("stopped by SIGUSR1. Give the same command again to go on.") == 2, said
+    sentence = "stopped by SIGUSR1. Give the same command again to go on. (run at step"
+    assert sum(line.startswith(sentence) for line in said.splitlines()) == 1, said
     saved, passed_over = newest_checkpoint(tmp_path / "run/checkpoints")
     assert saved is not None
     assert passed_over == []
@@ -50,3 +51,12 @@ def test_the_deepspeed_launcher(tiny_release, tmp_path, monkeypatch):
     run(command("launch/train.py", *arguments, *chosen, "--out", "run", ranks=2), tmp_path)
     weights = [tmp_path / out / "checkpoints/step-00000002/model.safetensors" for out in ("launched", "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_mistake_under_torchrun_is_told_once_and_again_at_the_end(tmp_path):
+    printed = run(command("launch/train.py", "demo-cnn-mix", "--data.release", "nowhere", ranks=2), tmp_path, expect=1)
+    sentences = [line for line in printed.splitlines() if "ReleaseError: " in line]
+    assert sum(line.startswith("ReleaseError: ") for line in sentences) == 1, printed
+    assert any(line.startswith("  traceback : ReleaseError: ") for line in sentences), printed  # torchrun's summary
+    assert "To enable traceback see" not in printed
+    assert "terminate called" not in printed

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harps_dist.console import console_for
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation import figures
 from harps_dist.evaluation.measures import Measured
@@ -188,7 +189,35 @@ def test_console_table(report):
     console.print(console_table(report))
     text = console.export_text()
     assert "60 simulated spectra" in text
-    assert re.search(r"teff .* K .* 49\.74 ± 0\.77", text)
+    assert re.search(r"teff \[K\] ", text)
+
+
+def test_the_table_of_a_terminal_keeps_the_result_in_80_columns(report):
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(console_table(report))
+    text = console.export_text()
+    assert "…" not in text
+    for words in ("label", "MAE", "± by star", "bias", "scatter", "stars"):
+        assert words in text
+    score = report.labels[0]
+    assert format_pair(score.mae, score.standard_error) in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_no_number_of_a_table_is_cut_in_a_narrow_terminal(monkeypatch, capsys):
+    from rich.table import Table
+
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # so that it counts as a terminal
+    table = Table()
+    for name in ("recipe", "spectra/s", "ms a spectrum", "floor", "ratio"):
+        table.add_column(name, justify="right")
+    table.add_row("demo-cnn-mix", "12345.678", "0.123456", "0.0123", "45.6")
+    console_for().print(table)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
 
 
 def test_unknown_origin_and_row_are_refused(report):

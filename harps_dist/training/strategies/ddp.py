@@ -5,6 +5,7 @@ Tested in tests/distributed/test_strategies.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -42,6 +43,8 @@ class DataParallel:
         self._optimizer = fused_adam(model, training, self._rate, engine.graph is True)
         self.forward: Any = ForwardPass(model, training.known_precision, world.device, engine.compile is True, say)
         if world.size > 1:
+            # Of kernels with one channel: the stride of a dimension of size 1 means nothing, and none can be set.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
             if on_cpu:  # a GPU's stream is not seen from here
                 self.forward.register_comm_hook(clock, _timed_average)
