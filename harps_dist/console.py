@@ -26,7 +26,6 @@ PROGRESS = "HARPS_DIST_PROGRESS"  # environment variable: a file to write how fa
 EXTRAS = {
     "deepspeed": "train",
     "wandb": "train",
-    "jinja2": "train",
     "webdataset": "train",
     "obstore": "remote",
     "stamina": "remote",

@@ -1,8 +1,9 @@
 """Evaluate a run: `torchrun --nproc_per_node=4 launch/evaluate.py RUN [--release R] [--split test]`.
 
-Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
-(real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
-`launch/evaluate.py RUN --redraw` draws the figures of what was evaluated anew, without model, release or GPU.
+Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures as PNG and PDF,
+for the observed (real) and the simulated spectra of the release and its generative set, and prints the tables of label
+errors. RUN/evaluation/index.html shows all of it on one page that needs no other file, with how the run learned.
+`launch/evaluate.py RUN --redraw` makes figures and page of what was evaluated anew, without model, release or GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tyro
 class Arguments:
     """run: folder that train.py wrote. release: default is the one it was trained on. checkpoint: the newest, or that
     with the least validation loss. out: default is RUN/evaluation. redraw: draw the figures of every evaluation in out
-    anew from its tables, whatever else is given. max_minutes: stop after so long."""
+    anew from its tables and write its page, whatever else is given. max_minutes: stop after so long."""
 
     run: Annotated[Path, tyro.conf.Positional]
     release: str | None = None
@@ -52,4 +53,5 @@ def main() -> int:
         reports = evaluate_run(arguments.run, release, arguments.split, out, world, console, arguments.checkpoint)
         for folder, report in reports.items():
             print_report(report, folder, console)
+        console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
     return 0
