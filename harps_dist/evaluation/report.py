@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SCORES = "scores.json"
 FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
 Origin = Literal["real", "observed-like", "simulated", "generative", "mixed"]
+OLD_ORIGINS = {"demo": "observed-like"}  # as version 0.1 called them
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
     "observed-like": "observed-like spectra (not genuine)",
@@ -116,6 +117,7 @@ class Report:
                 kind(**{key: NAN if value is None else value for key, value in part.items()})
                 for part in scores.get(name, ())
             ]
+        content["origin"] = OLD_ORIGINS.get(content["origin"], content["origin"])
         content["calibrations"] = [Calibration.of(part) for part in scores.get("calibrations", ())]
         content["figures"] = {caption: folder / link for caption, link in scores.get("figures", {}).items()}
         return cls(**content)
