@@ -30,7 +30,6 @@ TORCHRUN_ERRORS = "TORCHELASTIC_ERROR_FILE"  # environment variable of torchrun:
 EXTRAS = {
     "deepspeed": "train",
     "wandb": "train",
-    "jinja2": "train",
     "webdataset": "train",
     "obstore": "remote",
     "stamina": "remote",

@@ -13,6 +13,7 @@ from typing import Any
 
 from harps_dist.sealed import sealed
 
+Shown = tuple[list[str], list[list[str]]]  # a table as it is read: its header and rows
 LONGEST = 500  # characters of a text that is repeated in a message
 
 

@@ -32,8 +32,9 @@ def write_run(runs, recipe: str, spectra: int) -> None:
             for name in ("intrinsic", "extrinsic")
         ]
         measures = [
-            {"name": name, "value": 0.02, "standard_error": 0.001, "count": spectra, "stars": 9} for name in scores
+            {"name": name, "value": 0.02, "standard_error": 0.001, "standard_error_stars": 0.003} for name in scores
         ]
+        measures = [measure | {"count": spectra, "stars": 9} for measure in measures]
         content = {"labels": [], "groups": groups, "measures": measures, "spectra": spectra, "stars": 9, "step": 1}
         (folder / "scores.json").write_text(json.dumps(content))
         wave = np.linspace(6110, 6140, 400)

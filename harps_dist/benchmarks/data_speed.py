@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from harps_dist.benchmarks.inference_speed import cpu_name
 from harps_dist.benchmarks.nine_arrays import nine_arrays
 from harps_dist.benchmarks.other_ways import KINDS, NINE, Stored, StoredKind, Streamed, WebDataset, write_other_ways
 from harps_dist.config import Data
@@ -31,6 +30,7 @@ from harps_dist.data.read_ahead import read_ahead
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.ownership import json_file, write_json
+from harps_dist.ranks.world import cpu_name
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from harps_dist.evaluation.printed import LEGENDS, TABLE_9
 from harps_dist.inference.precision import EAGER, Computing, Precision, compute_by, computing
 from harps_dist.models.build import build_model
 from harps_dist.ownership import KEY, json_file, write_json
+from harps_dist.ranks.world import cpu_name
 from harps_dist.recipes import find_recipe
 from harps_dist.sealed import sealed, unsealed
 from harps_dist.spectra.grid import Grid, named_grid
@@ -204,15 +204,6 @@ def _resident_mib() -> float:
     except OSError:
         return NAN
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 SPEEDS = json_file("speeds of inference", "--json", {"convention", "speeds"})

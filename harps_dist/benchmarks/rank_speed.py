@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harps_dist.benchmarks.inference_speed import cpu_name
 from harps_dist.config import Engine, Recipe
 from harps_dist.data.batches import TrainingBatches
 from harps_dist.data.order import Order
 from harps_dist.data.reader import Release
 from harps_dist.ownership import json_file, write_json
-from harps_dist.ranks.world import World
+from harps_dist.ranks.world import World, cpu_name
 from harps_dist.training.automatic import settle_here
 from harps_dist.training.learner import Learner
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from harps_dist.benchmarks.inference_speed import cpu_name
 from harps_dist.config import Auto, Engine, Precision, Recipe
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.observer import Batch
@@ -30,7 +29,7 @@ from harps_dist.models.cost import TRAINING, ForwardCost, forward_cost
 from harps_dist.models.losses import global_loss, loss_parts
 from harps_dist.ownership import json_file, write_json
 from harps_dist.ranks.memory import keep_freed_memory
-from harps_dist.ranks.world import World
+from harps_dist.ranks.world import World, cpu_name
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.runs.run import initial_model
 from harps_dist.training.automatic import settle_here

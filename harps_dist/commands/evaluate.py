@@ -1,8 +1,9 @@
 """Evaluate a run: `torchrun --nproc_per_node=4 launch/evaluate.py RUN [--release R] [--split test]`.
 
-Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures, for the observed
-(real) and the simulated spectra of the release and its generative set, and prints the tables of label errors.
-`launch/evaluate.py RUN --redraw` draws the figures of what was evaluated anew, without model, release or GPU.
+Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures as PNG and PDF,
+for the observed (real) and the simulated spectra of the release and its generative set, and prints the tables of label
+errors. RUN/evaluation/index.html shows all of it on one page that needs no other file, with how the run learned.
+`launch/evaluate.py RUN --redraw` makes figures and page of what was evaluated anew, without model, release or GPU.
 
 Example: `harps-dist evaluate runs/first --split validation`.
 """
@@ -31,7 +32,7 @@ class Arguments:
     out: Path | None = None
     """Folder of the reports; default is RUN/evaluation."""
     redraw: bool = False
-    """Draw the figures of every evaluation in OUT anew from its tables, whatever else is given."""
+    """Draw the figures of every evaluation in OUT anew from its tables and write its page, whatever else is given."""
     max_minutes: float | None = None
     """Stop after so long, to be continued [min]."""
 
@@ -59,4 +60,5 @@ def main() -> int:
         reports = evaluate_run(arguments.run, release, arguments.split, out, world, console, arguments.checkpoint)
         for folder, report in reports.items():
             print_report(report, folder, console)
+        console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
     return 0

@@ -13,13 +13,19 @@ import numpy as np
 from harps_dist.evaluation.calibration import LEVELS, PIT_BINS, Calibration
 from harps_dist.evaluation.figures import BLACK, BLUE, GREY, VERMILLION, styled_figure
 from harps_dist.spectra.labels import LABEL
-from harps_dist.text import NAN, format_pair, format_value, markdown_table
+from harps_dist.text import NAN, Shown, format_pair, format_value, markdown_table
 
 
 def calibration_tables(calibrations: Sequence[Calibration]) -> str:
-    """Markdown: coverage of every label, then by bins."""
+    """`calibration_rows` as Markdown."""
+    return "\n\n".join(markdown_table(*table) for table in calibration_rows(calibrations))
+
+
+def calibration_rows(calibrations: Sequence[Calibration]) -> tuple[Shown, Shown]:
+    """Coverage of every label, then by bins."""
     header = ["label", "level", "coverage", "± by star", "conformal", "factor", "PIT distance", "spectra", "stars"]
-    rows, bins = [], []
+    rows: list[list[str]] = []
+    bins: list[list[str]] = []
     for label in calibrations:
         for place, at in enumerate(label.coverage):
             first = [f"{label.ks:.3f}", f"{label.spectra:,}", f"{label.stars:,}"]
@@ -30,7 +36,7 @@ def calibration_tables(calibrations: Sequence[Calibration]) -> str:
                     format_pair(at.raw, at.error),
                     format_value(at.error_stars, at.error_stars),
                     format_value(at.conformal, at.error),
-                    f"{at.factor:.2f} σ",
+                    f"{at.factor:.2f} σ" if np.isfinite(at.factor) else "∞",
                     *(first if not place else ["", "", ""]),
                 ]
             )
@@ -40,7 +46,7 @@ def calibration_tables(calibrations: Sequence[Calibration]) -> str:
             by = LABEL["teff"].name if part.by == "teff" else "S/N"
             bins.append([label.name, f"{by} {limits}", *shares, f"{part.spectra:,}", f"{part.stars:,}"])
     of_bins = ["label", "bin", *(f"{level:.0%}: raw / conformal" for level in LEVELS), "spectra", "stars"]
-    return f"{markdown_table(header, rows)}\n\n{markdown_table(of_bins, bins)}"
+    return (header, rows), (of_bins, bins)
 
 
 def calibration_figure(path: Path, calibrations: Sequence[Calibration]) -> None:

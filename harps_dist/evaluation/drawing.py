@@ -12,8 +12,11 @@ from harps_dist.columns import read_columns
 from harps_dist.errors import ConfigError
 from harps_dist.evaluation.calibration import Calibration
 from harps_dist.evaluation.calibration_report import calibration_figure
+from harps_dist.evaluation.captions import brightest
 from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
+from harps_dist.evaluation.page import EVALUATION_PAGE, write_page
 from harps_dist.evaluation.report import EVALUATED, SCORES, origin_name, read_scores
+from harps_dist.evaluation.templates import PAGE
 from harps_dist.ownership import claimed
 from harps_dist.spectra.labels import INTRINSIC, LABEL
 
@@ -42,11 +45,9 @@ def draw(
         truth, predicted = (np.stack([predictions[f"{name}{end}"] for name in labels], axis=1) for end in ("_true", ""))
         residual_figure(path, truth, predicted, labels, f"{origin}, {split} split")
     if (folder / SPECTRUM).is_file():
-        brightest = np.argmax(np.nan_to_num(predictions["snr"]))
-        name, snr = predictions["object"][brightest], predictions["snr"][brightest]
         spectrum = _read(folder / SPECTRUM)
         path = figures["Spectrum and reconstruction"] = folder / "spectrum.png"
-        title = f"{name}, S/N {snr:.0f}, {origin}"
+        title = f"{brightest(predictions)}, {origin}"
         spectrum_figure(path, spectrum["wave_aa"], spectrum["observed"], spectrum["reconstructed"], title)
     for table, label in INTERVENTIONS.items():
         if (folder / table).is_file():
@@ -57,7 +58,8 @@ def draw(
 
 
 def redraw(folder: Path) -> list[str]:
-    """Draw the figures of an evaluation anew from its tables; returns a line for each, and one on what is left.
+    """Draw the figures of an evaluation anew from its tables, and write its page; returns a line for each, and one on
+    what is left. The page's is the last.
 
     No model, release or GPU takes part. A figure whose table an older version did not keep is left as it is. Raises
     ConfigError, before anything is drawn, where nothing was evaluated there or a table is missing or damaged.
@@ -65,16 +67,17 @@ def redraw(folder: Path) -> list[str]:
     reports = sorted(path.parent for path in folder.glob(f"*/{SCORES}"))
     if not reports:
         raise ConfigError(f"{folder} holds no evaluation: no folder in it has a {SCORES}. Evaluate the run first.")
-    with claimed(folder, EVALUATED):
+    with claimed(folder, EVALUATED, (folder / PAGE, EVALUATION_PAGE)):
         checked = {report: _checked(report) for report in reports}
         lines, left = [], []
         for report, scores in checked.items():
             drawn = _drawn(report, scores)
             lines += [f"{caption}: {path}" for caption, path in drawn.items()]
             left += [f"{caption} ({report.name})" for caption in scores["figures"] if caption not in drawn]
+        write_page(folder)
     if left:
         lines.append(f"Not drawn anew, since their tables were not kept: {', '.join(left)}. Evaluate the run again.")
-    return lines
+    return [*lines, f"Page: {folder / PAGE}"]
 
 
 def _checked(folder: Path) -> dict[str, Any]:

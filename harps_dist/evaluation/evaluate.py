@@ -5,27 +5,35 @@ Tested in tests/integration/test_runs.py.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 from rich.console import Console
 
+from harps_dist import __version__
 from harps_dist.data.reader import Release
-from harps_dist.data.split import SplitName
+from harps_dist.data.split import SPLITS, SplitName
 from harps_dist.errors import ConfigError, ResumeError
 from harps_dist.evaluation.drawing import PREDICTIONS, TABLES, draw
 from harps_dist.evaluation.measures import SpectraKind
-from harps_dist.evaluation.predicting import Columns, Evaluator, Predictions
-from harps_dist.evaluation.report import EVALUATED, Report
+from harps_dist.evaluation.page import EVALUATION_PAGE, write_page
+from harps_dist.evaluation.predicting import Columns, Evaluator, Predictions, origin_of
+from harps_dist.evaluation.record import Record, Sample, Training, read_record, seconds_of, thinned
+from harps_dist.evaluation.report import EVALUATED, Report, origin_words
 from harps_dist.evaluation.scoring import calibrations, predicted_labels, score
+from harps_dist.evaluation.templates import PAGE
 from harps_dist.files import atomic_write
 from harps_dist.ownership import claimed
 from harps_dist.ranks.world import World
-from harps_dist.runs.run import Run, Which
-from harps_dist.sealed import sealed, unsealed
+from harps_dist.runs.identity import ReleaseIdentity
+from harps_dist.runs.log import LOG
+from harps_dist.runs.run import Run, Which, git_revision
+from harps_dist.sealed import read_lines
 from harps_dist.spectra.labels import NAMES
 
 EVALUATION = "evaluation"
@@ -42,15 +50,16 @@ def evaluate_run(
 ) -> dict[Path, Report]:
     """Evaluate a run's newest or best checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the
     main rank. Raises OutputError, on all ranks, where `out` is something else or another process evaluates into it."""
-    with world.claiming(lambda: claimed(out, EVALUATED)):
+    started = time.perf_counter()
+    with world.claiming(lambda: claimed(out, EVALUATED, (out / PAGE, EVALUATION_PAGE))):
         opened = Run(run)
         name, step = opened.name, opened.checkpoint(which).step
         evaluator = Evaluator(opened.model(which, release.manifest), opened.recipe, release, world, console)
         folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
         reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
         if world.is_main:
-            with atomic_write(out / f"{split}.json") as aside:
-                aside.write_text(json.dumps(sealed({"step": step, "release_digest": release.digest})) + "\n")
+            record_of(opened, which, evaluator, time.perf_counter() - started).write(out, split)
+            write_page(out)
     return {folder: report for folder, report in reports.items() if report}
 
 
@@ -59,13 +68,55 @@ def is_evaluated(run: Path, release: Release, split: SplitName | Literal["all"])
 
     A run without a checkpoint that is whole has not: it is trained on first.
     """
-    path = run / EVALUATION / f"{split}.json"
     try:
         step = Run(run).checkpoint().step
-        stated = unsealed(json.loads(path.read_text(encoding="utf-8")), required=False)
-    except (ConfigError, ResumeError, OSError, ValueError):
+        record = read_record(run / EVALUATION, split)
+    except (ConfigError, ResumeError, OSError):
         return False
-    return stated == {"step": step, "release_digest": release.digest}
+    return record is not None and (record.step, record.release_digest) == (step, release.digest)
+
+
+def record_of(run: Run, which: Which, evaluator: Evaluator, seconds: float) -> Record:
+    """The record of an evaluation that ends now. seconds: that it took."""
+    release, saved, checkpoint = evaluator.release, run.saved, run.checkpoint(which)
+    lines, damage = read_lines(run.path / LOG)
+    lines = [line for line in lines if line.get("step", checkpoint.step + 1) <= checkpoint.step]
+    return Record(
+        step=checkpoint.step,
+        release_digest=release.digest,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        git=git_revision(),
+        version=__version__,
+        seconds=round(seconds, 1),
+        device=evaluator.world.device_name,
+        ranks=evaluator.world.size,
+        model=run.identity(which),
+        release=ReleaseIdentity.of(release.manifest),
+        grid=release.manifest.grid.name,
+        samples=tuple(_samples(release)),
+        training=Training(
+            recipe=saved.recipe.model_dump(mode="json"),
+            start_from=saved.start_from,
+            not_genuine=saved.not_genuine,
+            python=saved.python,
+            versions=saved.versions,
+            log=thinned(lines),
+            damaged=len(damage),
+            seconds=seconds_of(lines, saved.recipe.training.batch_size),
+        ),
+    )
+
+
+def _samples(release: Release) -> Iterator[Sample]:
+    """What a release holds, by kind and split."""
+    index, kinds = release.index, get_args(SpectraKind)
+    for kind in kinds:
+        words = origin_words(origin_of(kind, release), release.manifest.not_genuine)
+        for split in SPLITS:
+            rows = index.rows(kind, split)
+            if len(rows):
+                stars = len(np.unique(index["star"][rows].astype(str)))
+                yield Sample(kind=kind, split=split, origin=words, spectra=len(rows), stars=stars)
 
 
 def evaluate(

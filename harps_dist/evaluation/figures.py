@@ -1,14 +1,15 @@
 """Figures of an evaluation: spectra, residuals, interventions and training curves.
 
-Every function writes one PNG at 150 dpi, whole or not at all, and needs no display. Colours are those of
-Okabe and Ito (2008), which survive colour blindness.
+Every function writes one PNG at 150 dpi, whole or not at all, and needs no display. Where the folder is ours, a PDF of
+the same name lies beside it, with text as text. Colours are those of Okabe and Ito (2008), which survive colour
+blindness.
 
 Tested in tests/integration/test_runs.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 0.9,
     "agg.path.chunksize": 10_000,  # a whole spectrum is one path of 327,680 points
+    "pdf.fonttype": 42,  # TrueType, which journals and editors of figures take
 }
+MANY_POINTS = 20_000  # of a panel: more are pixels in a PDF too, or it would take minutes to open
 ZOOMS = ((6119.0, 6125.5), (6158.5, 6165.5), (6276.0, 6282.5))  # Ca I 6122, Ca I 6162, head of O2 gamma
 ZOOM_NAMES = dict(zip(ZOOMS, ("Ca I 6122", "Ca I 6162", "telluric O$_2$ γ"), strict=True))
 LEGEND_ABOVE: dict[str, Any] = {
@@ -68,7 +71,7 @@ def spectrum_figure(
         grid = figure.add_gridspec(rows, max(1, len(zooms)), height_ratios=(2.0, 1.0, 2.0)[:rows])
         top = figure.add_subplot(grid[0, :])
         _overlay(top, wave_aa, observed, reconstructed, linewidth=0.5)
-        top.set_title(title)
+        top.set_title(title, parse_math=False)  # a name from outside may hold a dollar
         top.tick_params(labelbottom=False)
         for line in top.legend(**LEGEND_ABOVE).get_lines():
             line.set_linewidth(2.0)
@@ -88,7 +91,7 @@ def spectrum_figure(
 
 
 def residual_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], data_note: str) -> None:
-    """Predicted - true against true for every label, with the running median and the MAE.
+    """Predicted - true against true for every label, with the running median where there are enough, and the MAE.
 
     truth, predicted: (n, K) in the labels' units, truth NaN where missing. data_note: which spectra these
     are, printed above. Axes hold the central 98 % with a margin; each panel counts the points outside, and
@@ -97,13 +100,14 @@ def residual_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, names:
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     with styled_figure(path, 3.6 * columns, 0.4 + 3.0 * rows) as figure:
-        figure.suptitle(data_note, fontsize=11)
+        figure.suptitle(data_note, fontsize=11, parse_math=False)
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name, true, guess in zip(panels, names, truth.T, predicted.T, strict=False):
             known = np.isfinite(true)
             _residual_panel(axes, name, true[known], (guess - true)[known])
         for axes in panels[len(names) :]:
             axes.remove()
+        shared_legend(figure, panels[: len(names)])
 
 
 def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarray) -> None:
@@ -120,9 +124,11 @@ def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarra
     x_range, y_range = robust_range(true), robust_range(np.append(residual, 0.0))
     inside = (true >= x_range[0]) & (true <= x_range[1]) & (residual >= y_range[0]) & (residual <= y_range[1])
     crowd = float(np.clip(400.0 / len(true), 0.1, 0.6))
-    axes.plot(true[inside], residual[inside], ".", color=BLUE, alpha=crowd, markersize=5, markeredgewidth=0)
+    points: dict[str, Any] = {"alpha": crowd, "markersize": 5, "markeredgewidth": 0}
+    axes.plot(true[inside], residual[inside], ".", color=BLUE, rasterized=len(true) > MANY_POINTS, **points)
     axes.axhline(0.0, color=BLACK, linewidth=0.8)
-    axes.plot(*running_median(true, residual), color=VERMILLION, linewidth=1.8)
+    median = running_median(true, residual)
+    axes.plot(*median, color=VERMILLION, linewidth=1.8, label="running median" if median[0] else None)
     mae, _ = mean_with_error(np.abs(residual))
     outside = f", {np.sum(~inside):,} outside" if not inside.all() else ""
     axes.set_title(f"MAE {mae:.3g}{unit}   n = {len(true):,}{outside}{failed}")
@@ -170,9 +176,52 @@ def curve_figure(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], 
         axes.legend()
 
 
+def learning_figure(path: Path, lines: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> None:
+    """Losses by step above, and beneath what the parts of a step took [ms]. lines: of a log, in the order of steps."""
+    steps = [line["step"] for line in lines]
+    colours = (BLUE, VERMILLION, GREEN, PURPLE, BLACK, GREY)
+    names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(("loss_", "validation_"))))
+    kinds = list(dict.fromkeys(name.partition("_")[2] for name in names))
+    kinds = [kind for kind in kinds if kind != "loss"]  # of the validation: the weighted sum of the others
+    marker = "." if len(lines) < 30 else ""
+    with styled_figure(path, 8.0, 5.6) as figure:
+        top, beneath = figure.subplots(2, 1, sharex=True)
+        for number, kind in enumerate(kinds):
+            for prefix, line_style in (("loss", "-"), ("validation", "--")):
+                found = [(line["step"], line[f"{prefix}_{kind}"]) for line in lines if known(line, f"{prefix}_{kind}")]
+                if found:
+                    label = f"{kind}, {'training' if prefix == 'loss' else prefix}"
+                    style: dict[str, Any] = {"linestyle": line_style, "color": colours[number % len(colours)]}
+                    mark = "o" if prefix == "validation" and len(found) < 30 else marker
+                    top.plot(*zip(*found, strict=True), linewidth=1.4, marker=mark, label=label, **style)
+        drawn = [value for line in top.get_lines() for value in np.asarray(line.get_ydata(), float)]
+        top.set(ylabel="loss", yscale="log" if drawn and min(drawn) > 0 else "linear")
+        if drawn:
+            top.legend(fontsize=8, ncols=2)
+        taken = [[line.get(f"ms_{part}") or 0.0 for line in lines] for part in parts]
+        places = [place for place, of_part in enumerate(taken) if any(of_part)]
+        if places and len(lines) > 1:
+            beneath.stackplot(
+                steps, [taken[place] for place in places], labels=[parts[place] for place in places],
+                colors=[colours[place % len(colours)] for place in places], alpha=0.75, linewidth=0,
+            )  # fmt: skip
+            beneath.legend(fontsize=8, ncols=len(places), loc="upper right")
+        beneath.set(xlabel="training step", ylabel="time of a step [ms]")
+        beneath.margins(x=0)
+        figure.align_ylabels()
+
+
+def known(line: Mapping[str, Any], name: str) -> bool:
+    """Whether a line of a log says a number by that name."""
+    return isinstance(line.get(name), int | float) and bool(np.isfinite(line[name]))
+
+
 @contextmanager
 def styled_figure(path: Path, width_in: float, height_in: float, kind: OutputKind | None = None) -> Iterator[Figure]:
-    """A styled figure, written to `path` when the block ends. kind: what it says it is, where a user names the file."""
+    """A styled figure, written to `path` when the block ends, and as a PDF beside it where the folder is ours.
+
+    kind: what it says it is, where a user names the file; it is then the only one.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -181,6 +230,18 @@ def styled_figure(path: Path, width_in: float, height_in: float, kind: OutputKin
         yield figure
         with atomic_write(path) as aside:
             figure.savefig(aside, format="png", metadata=png_mark(kind) if kind else None)
+        if kind is None:
+            with atomic_write(path.with_suffix(".pdf")) as aside:
+                figure.savefig(aside, format="pdf", metadata={"CreationDate": None})  # the same bytes at any time
+
+
+def shared_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend above all panels, each name once; none where nothing has a name."""
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside upper right", ncols=len(handles))
 
 
 def _overlay(

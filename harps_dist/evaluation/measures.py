@@ -131,6 +131,16 @@ COVERAGES = tuple(
     for conformal in (False, True)
     for level in LEVELS
 )
+_NAMED = MEASURE | {measure.name: measure for measure in (COMPARABLE, *COVERAGES)}
+
+
+def measure_of(name: str) -> tuple[Measure | None, str]:
+    """The measure that a score's name says, and the label that it is of, "" where it is of none; None where unknown."""
+    if name in _NAMED:
+        return _NAMED[name], ""
+    base, _, label = name.rpartition(" ")
+    measure = _NAMED.get(base)
+    return (measure, label) if measure and measure.of_label else (None, "")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class GroupScore:
     standard_error_stars: float
     nmae_paper: float
     standard_error_paper: float
+    standard_error_paper_stars: float = NAN
 
 
 def label_scores(
@@ -119,8 +120,8 @@ def group_scores(
         labels = tuple(names[column] for column in columns)
         error, mask = np.abs(residual[:, columns]), present[:, columns]
         nmae, by_spectrum, by_star = _mean_of_means(error / [sigma[name] for name in labels], mask, stars)
-        paper, paper_by_spectrum, _ = _mean_of_means(error / [LABEL[name].paper_mad for name in labels], mask, stars)
-        scores.append(GroupScore(group, labels, nmae, by_spectrum, by_star, paper, paper_by_spectrum))
+        printed = _mean_of_means(error / [LABEL[name].paper_mad for name in labels], mask, stars)
+        scores.append(GroupScore(group, labels, nmae, by_spectrum, by_star, *printed))
     return scores
 
 

@@ -17,7 +17,7 @@ from harps_dist.evaluation.printed import PAPER_ROWS, PaperRow
 from harps_dist.files import atomic_write
 from harps_dist.ownership import home
 from harps_dist.sealed import sha256_of, unsealed
-from harps_dist.text import NAN, format_pair, format_value, markdown_table, sealed_json
+from harps_dist.text import NAN, Shown, format_pair, format_value, markdown_table, sealed_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,7 @@ SCORES = "scores.json"
 TERMINAL = ("label", "MAE", "± by star", "bias", "scatter", "stars")  # columns that a terminal has room for
 FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
 Origin = Literal["real", "observed-like", "simulated", "generative", "mixed"]
+OLD_ORIGINS = {"demo": "observed-like"}  # as version 0.1 called them
 ORIGIN_WORDS = {
     "real": "real HARPS spectra",
     "observed-like": "observed-like spectra (not genuine)",
@@ -48,11 +49,26 @@ def origin_name(origin: Origin, not_genuine: str) -> str:
     return f"{origin} ({not_genuine})" if origin == "observed-like" else origin
 
 
+LABEL_LEGEND = (
+    "MAE ± standard error, every spectrum counted as independent; *by star* is the same error with the star as the "
+    "independent unit, the one to trust where stars were observed repeatedly. NMAE divides by the standard deviation "
+    "in the training split; *paper* divides as the printed tables do. Bias and scatter are mean and standard deviation "
+    "of predicted - true."
+)
 CALIBRATION_LEGEND = (
     "Share of truths within the central interval that is predicted, and after a split-conformal correction on the "
-    "validation split, in which every star counts once; factor: half-width of the corrected interval in predicted σ. "
-    "PIT distance: the largest one of its distribution from the uniform (Kolmogorov-Smirnov)."
+    "validation split, in which every star counts once; factor: half-width of the corrected interval in predicted σ, ∞ "
+    "where too few stars correct it. PIT distance: the largest one of its distribution from the uniform "
+    "(Kolmogorov-Smirnov)."
 )
+
+
+def printed_legend(paper: PaperRow) -> str:
+    """What the printed values beside are."""
+    return (
+        f"Printed: {paper.legend}, Tables 4-6 of the paper, measured on its own test split of real HARPS spectra. "
+        "Other spectra were used here, so a difference is not only the model's."
+    )
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,23 @@ class Report:
             raise ConfigError(
                 f"the paper has no row {self.paper_row!r}; choose one of {', '.join(PAPER_ROWS)}, or none."
             )
+
+    @classmethod
+    def of(cls, folder: Path, scores: Mapping[str, Any]) -> Report:
+        """The report in a folder, whose scores.json says `scores`; see `read_scores`."""
+        from harps_dist.evaluation.calibration import Calibration
+
+        content = {column.name: scores[column.name] for column in fields(cls) if column.name in scores}
+        parts = {"labels": LabelScore, "groups": GroupScore, "measures": Measured}
+        for name, kind in parts.items():
+            content[name] = [
+                kind(**{key: NAN if value is None else value for key, value in part.items()})
+                for part in scores.get(name, ())
+            ]
+        content["origin"] = OLD_ORIGINS.get(content["origin"], content["origin"])
+        content["calibrations"] = [Calibration.of(part) for part in scores.get("calibrations", ())]
+        content["figures"] = {caption: folder / link for caption, link in scores.get("figures", {}).items()}
+        return cls(**content)
 
     @property
     def paper(self) -> PaperRow | None:
@@ -133,23 +166,15 @@ class Report:
             f"# {self.run}, step {self.step:,}",
             f"**Data: {self.data_line}.** Manifest sha256 `{self.release_digest}`.",
             "## Label errors",
-            markdown_table(*_label_table(self)),
-            "MAE ± standard error, every spectrum counted as independent; *by star* is the same error with "
-            "the star as the independent unit, the one to trust where stars were observed repeatedly. NMAE "
-            "divides by the standard deviation in the training split; *paper* divides as the printed tables "
-            "do. Bias and scatter are mean and standard deviation of predicted - true.",
+            markdown_table(*label_table(self)),
+            LABEL_LEGEND,
         ]
         if self.paper:
-            parts.append(
-                f"Printed: {self.paper.legend}, Tables 4-6 of the paper, measured on its own test split of real "
-                "HARPS spectra. Other spectra were used here, so a difference is not only the model's."
-            )
+            parts.append(printed_legend(self.paper))
         if self.groups:
-            parts += ["## Groups of labels", markdown_table(*_group_table(self))]
+            parts += ["## Groups of labels", markdown_table(*group_table(self))]
         if self.measures:
-            header = ("", "value", "± by star", "spectra", "stars", "")
-            rows = [_measure_row(measure) for measure in self.measures]
-            parts += ["## Reconstruction and interventions", markdown_table(header, rows)]
+            parts += ["## Reconstruction and interventions", markdown_table(*measure_table(self))]
         if self.calibrations:
             from harps_dist.evaluation.calibration_report import calibration_tables
 
@@ -209,7 +234,7 @@ def console_table(report: Report) -> Table:
     """The label errors as a rich table of 80 columns at most, the data in its caption; the report has the rest."""
     from rich.table import Table
 
-    header, rows = _label_table(report)
+    header, rows = label_table(report)
     table = Table(title=f"{report.run}, step {report.step:,}", caption=f"{report.data_line}.")
     for title in TERMINAL:
         table.add_column(title, justify="right" if title != TERMINAL[0] else "left", no_wrap=True)
@@ -230,7 +255,8 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     console.print(f"Report: {folder / 'report.md'}", soft_wrap=True)
 
 
-def _label_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def label_table(report: Report) -> Shown:
+    """Errors of every label."""
     header = [
         "label",
         "unit",
@@ -267,7 +293,8 @@ def _label_table(report: Report) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _group_table(report: Report) -> tuple[list[str], list[list[str]]]:
+def group_table(report: Report) -> Shown:
+    """Errors of groups of labels."""
     header = ["group", "labels", "NMAE", "± by star", "NMAE (paper)"]
     if report.paper:
         header.append(f"printed, {report.paper.legend}")
@@ -284,6 +311,11 @@ def _group_table(report: Report) -> tuple[list[str], list[list[str]]]:
             row.append(format_pair(*report.paper.groups[group.name]))
         rows.append(row)
     return header, rows
+
+
+def measure_table(report: Report) -> Shown:
+    """Every other measure."""
+    return ["", "value", "± by star", "spectra", "stars", ""], [_measure_row(measure) for measure in report.measures]
 
 
 def _measure_row(measure: Measured) -> list[str]:

@@ -22,6 +22,7 @@ from harps_dist.evaluation.figures import (
     WAVELENGTH,
     robust_range,
     running_median,
+    shared_legend,
     styled_figure,
 )
 from harps_dist.evaluation.measures import GIS, MAE, RVIS
@@ -272,7 +273,7 @@ def error_densities(path: Path, errors: Mapping[str, Mapping[str, np.ndarray]]) 
             axes.set_xlabel(f"|predicted − true| of {LABEL[label].symbol}{unit}")
         for axes in panels[:: -(-len(errors) // 2)]:
             axes.set_ylabel("density")
-        _shared_legend(figure, panels)
+        shared_legend(figure, panels)
 
 
 def reconstruction_densities(path: Path, maes: Mapping[str, np.ndarray]) -> None:
@@ -386,10 +387,3 @@ def label_weight_curves(path: Path, points: Sequence[tuple[float, float, float, 
         right.set_ylim(bottom=0)
         handles = [handle for side in (axes, right) for handle in side.get_legend_handles_labels()[0]]
         figure.legend(handles=handles, loc="outside upper right", ncols=3)
-
-
-def _shared_legend(figure: Any, panels: Sequence[Axes]) -> None:
-    handles = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside upper right", ncols=len(handles))

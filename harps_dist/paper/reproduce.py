@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from harps_dist.benchmarks.inference_speed import InferenceSpeed, read_speeds
 from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
-from harps_dist.evaluation.figures import DPI
 from harps_dist.evaluation.predicting import origin_of
 from harps_dist.evaluation.printed import LABEL_TABLES, TABLE_7
 from harps_dist.evaluation.report import EVALUATED, origin_words
 from harps_dist.evaluation.significance import LEVEL
+from harps_dist.evaluation.templates import PAGE, page_kind, picture, render, write_text
 from harps_dist.files import atomic_write
 from harps_dist.ownership import KEY, OutputKind, check, claimed, home, json_file
 from harps_dist.paper.evaluations import Evaluations
@@ -32,16 +31,11 @@ if TYPE_CHECKING:
     from harps_dist.data.reader import Release
     from harps_dist.ranks.world import World
 
-PAGE, TABLES, FIGURES = "index.html", "tables", "figures"
-CSS_DPI = 96
+TABLES, FIGURES = "tables", "figures"
 GENERATOR = "harps_dist: reproduced tables and figures"
-
-
-def _is_page(path: Path) -> bool:
-    with path.open(encoding="utf-8") as file:
-        head = file.read(4096)
-    known = f'<meta name="generator" content="{GENERATOR}">', "<title>Cvrček et al. (2024), reproduced</title>"
-    return any(map(head.__contains__, known))
+REPRODUCED = page_kind(
+    "page of reproduced tables", "folder of runs", GENERATOR, "<title>Cvrček et al. (2024), reproduced</title>"
+)
 
 
 def _is_markdown(path: Path) -> bool:
@@ -52,18 +46,17 @@ def _is_markdown(path: Path) -> bool:
 
 def _are_figures(folder: Path) -> bool:
     names = [path.name for path in folder.iterdir()]
-    return _is_page(folder.parent / PAGE) and all(re.fullmatch(r"fig\w+\.png", name) for name in names)
+    return REPRODUCED.ours(folder.parent / PAGE) and all(re.fullmatch(r"fig\w+\.(png|pdf)", name) for name in names)
 
 
-REPRODUCED = OutputKind("page of reproduced tables", "folder of runs", _is_page)
 MARKDOWN = OutputKind("file of reproduced tables", "folder of runs", _is_markdown)
 CONTENT = json_file("reproduced tables", "folder of runs", {"release_digest", "genuine", "tables"}, parents=True)
 DRAWN = home("folder of reproduced figures", "folder of runs", _are_figures)
 LEGEND = (
     "Of each row the first line is measured here, the second is printed in the paper, on its own test split of real "
-    "HARPS spectra. ± is the standard error of the mean, every spectrum counted as independent. Bold outperforms every "
-    f"other model of its column (Mann-Whitney U, Holm-Bonferroni, {LEVEL}) as the paper counts, by spectrum; ★ also "
-    "star by star, since repeated visits to a star are not independent."
+    "HARPS spectra. ± is the standard error of the mean, every spectrum counted as independent; by star: every star. "
+    f"Bold outperforms every other model of its column (Mann-Whitney U, Holm-Bonferroni, {LEVEL}) as the paper counts, "
+    "by spectrum; ★ also star by star, since repeated visits to a star are not independent."
 )
 
 
@@ -129,9 +122,9 @@ def complete(
 
 
 def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
-    """Read the evaluations on the release and speed*.json in `runs`; write tables.md, tables.json, figures/*.png and
-    index.html there, which holds all of it and needs no other file. Raises OutputError where something else is in their
-    place, or another process writes them."""
+    """Read the evaluations on the release and speed*.json in `runs`; write tables.md, tables.json, figures, as PNG and
+    PDF, and index.html there, which holds all of it and needs no other file. Raises OutputError where something else is
+    in their place, or another process writes them."""
     page_, *beside = outputs_of(runs)
     with claimed(*page_, *beside), claimed(*beside.pop()):
         return _reproduce(runs, demo, release)
@@ -149,8 +142,7 @@ def _reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
         figures=draw_paper_figures(evaluations, release.index, runs / FIGURES),
     )
     _write_tables(made, runs)
-    with atomic_write(runs / PAGE) as aside:
-        aside.write_text(page(made), encoding="utf-8")
+    write_text(runs / PAGE, page(made, runs))
     return made
 
 
@@ -169,21 +161,20 @@ def _write_tables(made: Reproduction, runs: Path) -> None:
         aside.write_text(strict_json(content), encoding="utf-8")
 
 
-def page(made: Reproduction) -> str:
-    """The whole as one HTML page; pictures are within it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("harps_dist.paper", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+def page(made: Reproduction, folder: Path) -> str:
+    """The whole as one HTML page for a folder; pictures are within it."""
+    note = "" if made.genuine else " Not genuine spectra."
+    pictures = {
+        figure.name: picture(figure.path, figure.number, f"{figure.caption}{note}", folder) for figure in made.figures
+    }
+    rows = [row for table in made.tables if table.of_runs for row in table.rows]
+    trained = [row for row in rows if row.step is not None]
+    return render(
+        "harps_dist.paper",
+        "page.html.j2",
+        GENERATOR,
+        made=made,
+        pictures=pictures,
+        legend=LEGEND,
+        trained=f"{len(trained)} of {len(rows)} rows trained",
     )
-    pictures = {figure.name: _picture(figure.path) for figure in made.figures}
-    return environment.get_template("page.html.j2").render(
-        made=made, pictures=pictures, legend=LEGEND, generator=GENERATOR
-    )
-
-
-def _picture(path: Path) -> dict[str, str | int]:
-    """A PNG for a page: its bytes, and the width that shows it at the size it was drawn for."""
-    content = path.read_bytes()
-    pixels = int.from_bytes(content[16:20], "big")  # of the header, IHDR
-    return {"base64": b64encode(content).decode(), "width": round(pixels * CSS_DPI / DPI)}

@@ -33,7 +33,7 @@ from harps_dist.evaluation.printed import LABEL_TABLES, LEGENDS, PAPER_ROWS, TAB
 from harps_dist.evaluation.significance import compare, mean_by_star
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.spectra.labels import EXTRINSIC, INTRINSIC, LABEL
-from harps_dist.text import NAN, format_pair, markdown_table, number
+from harps_dist.text import NAN, format_pair, format_value, markdown_table, number
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -53,12 +53,14 @@ UNSUPERVISED_NOTE = (
 class Cell:
     """value ± error as measured here, what is printed, and how many spectra of how many stars were measured.
 
-    NaN where not measured or printed. outperforms: whether the model is significantly better than all others of the
-    column by "spectra", by "stars" too, or not.
+    NaN where not measured or printed. error_stars: the standard error with the star as the independent unit.
+    outperforms: whether the model is significantly better than all others of the column by "spectra", by "stars" too,
+    or not.
     """
 
     value: float = NAN
     error: float = NAN
+    error_stars: float = NAN
     printed: Pair = (NAN, NAN)
     spectra: int = 0
     stars: int = 0
@@ -72,6 +74,11 @@ class Cell:
     @property
     def paper(self) -> str:
         return format_pair(*self.printed)
+
+    @property
+    def by_star(self) -> str:
+        """The error by star, empty where it is not known."""
+        return "" if np.isnan(self.error_stars) else f"± {format_value(self.error_stars, self.error_stars)}"
 
     @property
     def sample(self) -> str:
@@ -101,7 +108,7 @@ class PaperTable:
     of_runs: bool = True
 
     def lines(self) -> Iterator[list[str]]:
-        """Lines of a row: what was measured here, what the paper prints, and on how many spectra / stars."""
+        """Lines of a row: what was measured here, what is printed, the error by star, and spectra / stars."""
         for row in self.rows:
             blank = [""] * self.of_runs
             step = [f"{row.step:,}" if row.step is not None else "not run"] * self.of_runs
@@ -109,6 +116,7 @@ class PaperTable:
             if self.printed:
                 yield ["  printed", *(cell.paper for cell in row.cells), *blank]
             if any(cell.spectra for cell in row.cells):
+                yield ["  by star", *(cell.by_star for cell in row.cells), *blank]
                 yield ["  spectra / stars", *(cell.sample for cell in row.cells), *blank]
 
     @property
@@ -322,9 +330,8 @@ def _measured(evaluations: Evaluations, recipe: str, kind: SpectraKind, measure:
 
 def _cell(score: dict[str, Any], value: str, error: str, printed: Pair) -> Cell:
     """A cell from an entry of scores.json; an empty one is a cell that was not measured."""
-    return Cell(
-        number(score.get(value)), number(score.get(error)), printed, score.get("count", 0), score.get("stars", 0)
-    )
+    mean, by_spectrum, by_star = (number(score.get(name)) for name in (value, error, f"{error}_stars"))
+    return Cell(mean, by_spectrum, by_star, printed, score.get("count", 0), score.get("stars", 0))
 
 
 def _step(evaluations: Evaluations, recipe: str, kind: SpectraKind) -> int | None:

@@ -6,12 +6,14 @@ Tested in tests/unit/test_engine.py.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -43,6 +45,11 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """What the maker calls the device."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks; the argument stays as it is."""
@@ -181,3 +188,13 @@ def join_world(max_minutes: float | None = None) -> Iterator[World]:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -31,7 +31,9 @@ def evaluated(tiny_runs, tiny_release, tmp_path_factory) -> Path:
 
 
 def figures(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+    """Figures and page."""
+    found = [path for path in folder.rglob("*") if path.suffix in (".png", ".pdf", ".html")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def test_figures_are_drawn_anew_without_model_release_or_torch(evaluated, tmp_path):
@@ -50,7 +52,8 @@ def test_figures_are_drawn_anew_without_model_release_or_torch(evaluated, tmp_pa
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
         )
-        assert done.stdout.splitlines()[-1] == "[]"
+        *said, heavy = done.stdout.splitlines()
+        assert (said[-1], heavy) == (f"Page: {folder / name / 'index.html'}", "[]")
         assert str(folder / name / "all-real/residuals.png") in done.stdout.replace("\n", "")
     assert figures(folder) == before
 
@@ -97,10 +100,10 @@ def test_what_an_older_version_did_not_keep_is_left_and_said_in_one_line(of_vers
     before = figures(of_version_0_1)
     lines = redraw(of_version_0_1)
     left = [line for line in lines if "Evaluate the run again" in line]
-    assert left == [lines[-1]]
+    assert left == [lines[-2]]
     interventions = [f"Interventions on {name} (all-generative)" for name in ("teff", "mh", "logg")]
     interventions += [f"Intervention on the radial velocity (all-{kind})" for kind in ("real", "simulated")]
-    assert all(caption in lines[-1] for caption in interventions)
+    assert all(caption in lines[-2] for caption in interventions)
     assert any(line.startswith("Residuals by label: ") for line in lines)
     assert figures(of_version_0_1) == before
 
@@ -117,7 +120,9 @@ def test_a_table_of_an_older_version_that_is_gone_or_cannot_be_read_is_refused(o
 
 def test_an_evaluation_that_version_0_1_wrote_is_drawn(formats_0_1):
     lines = redraw(formats_0_1 / "run/evaluation")
-    assert {line.split(": ")[0] for line in lines} == {"Residuals by label"}  # an encoder without uncertainties
+    assert {line.split(": ")[0] for line in lines} == {"Residuals by label", "Page"}  # an encoder without uncertainties
+    page = (formats_0_1 / "run/evaluation/index.html").read_text()
+    assert "The log of the training was not at hand." in page  # older evaluations keep none
 
 
 def test_where_nothing_was_evaluated_nothing_is_drawn(tmp_path):

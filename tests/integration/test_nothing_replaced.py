@@ -62,7 +62,7 @@ WRITTEN = {
     ),
     "train Arguments out": ("train", "demo-cnn-mix --out {out} --data.release {release}", "run", ()),
     "retrain Arguments out": ("retrain", "--from {run} --release {release} --policy scratch --out {out}", "run", ()),
-    "evaluate Arguments out": ("evaluate", "{run} --release {release} --out {out}", "e", ()),
+    "evaluate Arguments out": ("evaluate", "{run} --release {release} --out {out}", "e", ("e/index.html",)),
     "compare Arguments out": ("compare", "{run} --release {release} -o {out}", "c", ()),
     "promote promote registry": ("promote", "promote {run} --registry {out}", "models", ("models/current",)),
     "promote rollback registry": ("promote", "rollback --registry {out}", "models", ()),

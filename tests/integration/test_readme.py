@@ -85,5 +85,6 @@ def test_every_command_does_what_the_page_says(tmp_path, monkeypatch):
         "stars.parquet",
         "teff.png",
         "runs/cnn-mix/evaluation/test-real/report.md",
+        "runs/cnn-mix/evaluation/index.html",
     ):
         assert Path(tmp_path / name).stat().st_size > 0, name
