@@ -196,7 +196,7 @@ def test_every_report_calls_spectra_what_their_files_say(name, words, releases, 
     card = (tmp_path / "export/README.md").read_text()
     said = {
         "report.md": (real / "report.md").read_text(),
-        "console": console.export_text(),
+        "console": " ".join(console.export_text().split()),
         "comparison.md": (tmp_path / "comparison/comparison.md").read_text().replace("Observed", "observed"),
         "tables.md": (tmp_path / "runs/tables.md").read_text(),
         "page": (tmp_path / "runs/index.html").read_text(),

@@ -72,7 +72,7 @@ def test_where_the_kernels_cannot_run_a_sentence_says_so(tiny_release):
             model.use_kernels(torch.bfloat16)
     model.use_kernels(None)
     assert list(model.state_dict()) == names
-    recipe, release = find_recipe("demo-cnn-mix"), Release(tiny_release)
+    recipe, release = find_recipe("demo-cnn-mix").changed(training={"precision": "fp32"}), Release(tiny_release)
     with pytest.raises(ConfigError, match="exclude each other"):
         Learner(recipe, release, World.alone(), Engine(kernels="triton", compile=True))
     with pytest.raises(ConfigError, match="do not compute in fp64"):
