@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harps_dist.inference.export import export_run, exported_run
     from harps_dist.inference.model import Exported, load
-    from harps_dist.inference.open_simulator import open_simulator
     from harps_dist.inference.predict import predict_files
     from harps_dist.inference.predicted import Predicted
     from harps_dist.inference.simulator import Simulator
+    from harps_dist.inference.simulators import open_simulator
     from harps_dist.inference.traverse import traverse
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 _WHERE = {
     "export": ("export_run", "exported_run"),
     "model": ("Exported", "Predicted", "load"),
-    "open_simulator": ("open_simulator",),
+    "simulators": ("open_simulator",),
     "predict": ("predict_files",),
     "simulator": ("Simulator",),
     "traverse": ("traverse",),

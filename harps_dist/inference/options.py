@@ -94,7 +94,7 @@ class Options:
 
 def carry_out(options: Options, world: World, console: Console, progress: Progress = silent) -> None:
     """Simulate what is asked for, and say what was assumed and written."""
-    from harps_dist.inference.open_simulator import open_simulator
+    from harps_dist.inference.simulators import open_simulator
 
     if options.labels and options.traverse:
         raise ConfigError("--labels simulates a table and --traverse varies one node; give one of them.")

@@ -1,6 +1,6 @@
 """Labels in, spectra out: the decoder of a trained model, with its labels in physical units.
 
-simulator = open_simulator("runs/ae-mix")                 # of harps_dist.inference.open_simulator
+simulator = open_simulator("runs/ae-mix")                 # of harps_dist.inference.simulators
 simulated = simulator.simulate({"teff": 5800, "logg": 4.4, "rv": [-20, 20]}, snr=100)
 simulated.as_spectrum()                                   # as specutils has it
 """

@@ -18,6 +18,7 @@ def warned(arguments: list[str], folder: Path) -> list[str]:
     return [line for line in done.stderr.splitlines() if "Warning" in line]
 
 
+@pytest.mark.slow
 def test_training_and_evaluating_warn_of_nothing(tiny_release, tmp_path):
     arguments = ("demo-ae-mix", "--data.release", tiny_release, "--training.steps", 2, *TINY)
     for ranks in (1, 2):

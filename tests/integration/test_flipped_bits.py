@@ -21,7 +21,7 @@ from harps_dist.errors import HarpsDistError, ResumeError
 from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import load
-from harps_dist.inference.open_simulator import open_simulator
+from harps_dist.inference.simulators import open_simulator
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.promotion.comparison import read_comparison
 from harps_dist.promotion.registry import CURRENT, Registry

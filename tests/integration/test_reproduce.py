@@ -30,6 +30,7 @@ def test_every_row_has_a_recipe_and_parents_come_first(demo):
     assert {row for table in LABEL_TABLES.values() for row in table.rows} == PAPER_ROWS.keys() <= RECIPES.keys()
 
 
+@pytest.mark.slow
 def test_missing_rows_are_trained_evaluated_and_tabulated(tiny_release, tmp_path, monkeypatch, capsys):
     """Two rows, one the other's parent; a second call finds both, and what was not run says so."""
     script = importlib.import_module("harps_dist.commands.reproduce")

@@ -12,7 +12,7 @@ from harps_dist.data.reader import Release
 from harps_dist.formats.readers import read_spectrum
 from harps_dist.formats.records import SpectrumRecord
 from harps_dist.inference.export import export_run
-from harps_dist.inference.open_simulator import open_simulator
+from harps_dist.inference.simulators import open_simulator
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.run import read_run

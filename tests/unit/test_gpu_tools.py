@@ -11,6 +11,7 @@ from tests.commands import run
 from tests.gpu.measure import RECIPES
 
 
+@pytest.mark.slow
 def test_kernels_move_little_more_than_must_be(tmp_path):
     """Counted, not timed: a kernel that read its input once more would be 1.2 and above for the ResNet."""
     pytest.importorskip("triton", reason="needs Triton")

@@ -98,7 +98,7 @@ def test_an_encoder_draws_no_spectra_and_a_decoder_alone_reads_none():
 def test_options_that_contradict_each_other(options, message, monkeypatch):
     from harps_dist.console import console_for
 
-    monkeypatch.setattr("harps_dist.inference.open_simulator.open_simulator", lambda *arguments: simulator())
+    monkeypatch.setattr("harps_dist.inference.simulators.open_simulator", lambda *arguments: simulator())
     with pytest.raises(ConfigError, match=message):
         carry_out(Options(Path("run"), **options), WORLD, console_for())
 

@@ -22,9 +22,9 @@ PARTS = ["training", "step", "observer", "loader", "plain PyTorch"]
 
 def test_every_part_is_measured_beside_its_floor(tiny_release):
     recipes = ["demo-cnn-mix", "demo-resnet-etc", "demo-infovae-mix"]
-    found = step_speeds(Release(tiny_release), recipes, batches=(2, 4), seconds=0.05)
-    assert [one.part for one in found] == PARTS * 6
-    assert [one.batch for one in found[:: len(PARTS)]] == [2, 4] * 3
+    found = step_speeds(Release(tiny_release), recipes, batches=(3,), seconds=0.03)
+    assert [one.part for one in found] == PARTS * 3
+    assert {one.batch for one in found} == {3}
     for one in found:
         assert one.ms > 0
         assert one.floor_ms > 0
