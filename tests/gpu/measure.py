@@ -111,9 +111,9 @@ def measure(
 
 def _run_all(session: Session, rehearse: bool) -> None:
     size = DemoSize(stars=40, visits=2, seds=160, etc_runs=8, cores=0, grid="tiny", split=(0.7, 0.15, 0.15))
-    grid, part_s, minutes, small = "harps", 1.5, 1.0, ()
+    grid, part_s, small = "harps", 1.5, ()
     if rehearse:
-        size, grid, part_s, minutes = size.model_copy(update={"stars": 12, "seds": 24}), "tiny", 0.02, 0.05
+        size, grid, part_s = size.model_copy(update={"stars": 12, "seds": 24}), "tiny", 0.02
         small = ("--batches", 4)
     with ThreadPoolExecutor() as pool:  # tests are not timed
         building = pool.submit(build_full_grid, session.folder / "release", size, grid)
@@ -124,9 +124,11 @@ def _run_all(session: Session, rehearse: bool) -> None:
         command = (ROOT / "launch/benchmark.py", "step", recipe, "--release", release, "--seconds", part_s, *small)
         if session.run(f"step {recipe}", *command, "--json", f"{recipe}.json"):
             session.keep(f"step {recipe}", **session.json(f"{recipe}.json"))
-        batch = ("--training.batch-size", 4, "--log.every", 1) if rehearse else ()
-        command = (ROOT / "launch/train.py", recipe, "--data.release", release, "--out", recipe, *batch)
-        if session.run(f"training {recipe}", *command, "--max-minutes", minutes, fine=(0, EXIT_INTERRUPTED)):
+        short = ("--max-minutes", 1)
+        if rehearse:
+            short = ("--training.steps", 4, "--training.batch-size", 4, "--log.every", 1)
+        command = (ROOT / "launch/train.py", recipe, "--data.release", release, "--out", recipe, *short)
+        if session.run(f"training {recipe}", *command, fine=(0, EXIT_INTERRUPTED)):
             lines = read_log(session.folder / recipe)
             rates = [line["spectra_per_s"] for line in lines[len(lines) // 2 :]]
             rate = statistics.median(rates) if rates else None
