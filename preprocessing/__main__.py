@@ -67,8 +67,7 @@ def ingest(
         return _say(report, archive)
     files = report.added + report.already + len(report.refused)
     failed = _say(report, archive) if files else 0  # a part may be empty
-    if not failed:
-        note_done(archive, files)
+    note_done(archive, files)  # one bad part keeps no archive from being merged
     return failed
 
 

@@ -89,11 +89,14 @@ def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
         )
     parts = [Archive(path) for path in paths if path.exists()]
     report = IngestReport()
-    if not parts:
+    refused = [refusal for path in paths for refusal in Quarantine(path).refused]
+    if not parts:  # none took anything in
+        Quarantine(whole).update(refused)
+        report.refused += refused
         return report
     with Archive.writing(whole, parts[0].grid) as writer:
         quarantine = Quarantine(whole)
-        quarantine.update([refusal for path in paths for refusal in Quarantine(path).refused])
+        quarantine.update(refused)
         for group in DATA:
             _merge_group(group, parts, writer, quarantine, report, progress)
     return report

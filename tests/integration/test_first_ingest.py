@@ -41,6 +41,15 @@ def test_the_wrong_grid_makes_no_archive_and_the_right_one_is_named(spectra, tmp
     assert Archive(tmp_path / "out/a.zarr").grid.name == "tiny"
 
 
+def test_parts_that_took_nothing_in_are_merged_into_no_archive_with_every_reason(spectra, tmp_path):
+    for part in ("0/2", "1/2"):
+        command_of_part = ("ingest", "--spectra", spectra, "--archive", "a.zarr", "--part", part)
+        run(command(PREPROCESSING, *command_of_part), tmp_path, expect=None)
+    printed = run(command(PREPROCESSING, "merge", "--archive", "a.zarr", "--parts", 2), tmp_path, expect=1)
+    assert "6 of 6: coverage" in printed
+    assert not (tmp_path / "a.zarr").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
