@@ -80,10 +80,8 @@ class Learner:
         exact = torch.float64 if world.device.type == "cpu" else torch.float32
         self._rate = torch.zeros((), dtype=exact, device=world.device)
         self._asked = torch.zeros(1, dtype=torch.float64, device=world.device)
-        self._sizes = [
-            len(range(*rank_slice(training.batch_size, r, world.size).indices(training.batch_size)))
-            for r in range(world.size)
-        ]
+        slices = [rank_slice(training.batch_size, rank, world.size) for rank in range(world.size)]
+        self._sizes = [part.stop - part.start for part in slices]  # spectra of each rank
         self._taken: deque[_Taken] = deque()
         self._behind = int(world.device.type == "cuda")  # steps that a GPU still has to take when the next is launched
         self._told_to_stop = False
