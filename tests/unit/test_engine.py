@@ -24,6 +24,7 @@ from harps_dist.training.clock import PARTS, StepClock
 from harps_dist.training.peaks import measured_peaks
 from harps_dist.training.precision import LossScale
 from harps_dist.training.schedule import learning_rate
+from harps_dist.training.strategies.base import clip
 from tests.commands import TINY, command, environment, run
 
 CPU = torch.device("cpu")
@@ -114,6 +115,18 @@ def test_the_loss_scale_halves_and_doubles():
     still = LossScale("bf16", CPU)
     still.update(failed)
     assert still.state() == {"value": 1.0, "finite_steps": 0}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("clip_norm", "expected"), [(None, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_gradients_are_brought_back_to_scale_and_clipped(precision, clip_norm, expected):
+    """A gradient of norm 5, multiplied by the loss scale, keeps its direction and becomes no longer than allowed."""
+    model, scale = torch.nn.Linear(2, 1, bias=False), LossScale(precision, CPU)
+    model.weight.grad = torch.tensor([[3.0, 4.0]]) * scale.value
+    assert clip(model, clip_norm, scale)
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.8]]) * expected)
+    model.weight.grad[0, 0] = float("inf")
+    assert not clip(model, clip_norm, scale)
 
 
 def test_the_clock_adds_up_parts_and_counts_overlapping_journeys_once():
