@@ -178,9 +178,11 @@ def pack(
             that release's matter.
         workers: Threads that encode samples; the release is the same.
     """
+    from harps_dist.data.reader import Release
     from preprocessing.growth import grow as grow_release
     from preprocessing.pack import Settings, manifest_of, replaced_because
     from preprocessing.pack import pack as write_release
+    from preprocessing.splits import shortages, split_table, splits_of
 
     named = {"fractions": split, "keep_out_of_range": keep_out_of_range, "codec": codec, "bound": bound}
     chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
@@ -211,6 +213,11 @@ def pack(
     if manifest.not_genuine:
         say(f"the real spectra are called observed-like ({manifest.not_genuine})")
     say(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
+    splits = splits_of(Release(release).index)
+    if any(split.spectra for split in splits):
+        console_for().print(split_table(splits))
+    for sentence in shortages(splits):
+        say(sentence)
     worst = ", ".join(f"{kind} {error:.3f}" for kind, error in manifest.codec.largest.items())
     say(f"largest error in standard deviations of a sample's photon noise: {worst} (bound {manifest.codec.bound:g})")
     return 0

@@ -26,6 +26,7 @@ from harps_dist.data.manifest import (
     BOUND,
     INDEX,
     INDEX_COLUMNS,
+    KINDS_WITH_LABELS,
     MANIFEST,
     SCHEMA,
     Codec,
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD_BYTES = 256 * 2**20
-KINDS_WITH_LABELS: tuple[SampleKind, ...] = ("real", "simulated")
 
 _NAMES = re.compile(
     rf"({'|'.join(get_args(SampleKind))})-\d{{6}}-[0-9a-f]{{12}}\.(tar|idx)|{re.escape(MANIFEST)}|{re.escape(INDEX)}"

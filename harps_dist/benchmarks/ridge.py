@@ -21,7 +21,8 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.measures import SpectraKind
 from harps_dist.evaluation.metrics import group_scores, label_scores
 from harps_dist.evaluation.predicting import origin_of
-from harps_dist.evaluation.report import RIDGE, RIDGE_RUN, Report, print_report
+from harps_dist.evaluation.report import RIDGE, RIDGE_RUN, Report
+from harps_dist.evaluation.terminal import console_table
 from harps_dist.ownership import claimed
 from harps_dist.runs.run import Run, label_scale
 from harps_dist.spectra.labels import NAMES
@@ -139,10 +140,14 @@ def ridge_instead_of(
     opened = Run(run)
     name, recipe = opened.name, opened.recipe
     kinds: tuple[SpectraKind, ...] = ("real", "simulated")
+    reports = []
     with claimed(out, RIDGE):
         for kind in kinds:
             tried = kind == "simulated" or recipe.data.mix.real > 0
             if tried and len(release.index.rows(kind, split)):
                 report = ridge_report(name, recipe, release, kind, split, spectra, components)
                 report.write(out / f"{split}-{kind}")
-                print_report(report, out / f"{split}-{kind}", console)
+                reports.append(report)
+    if reports:
+        console.print(console_table(reports))
+    console.print(f"Reports: {out}", soft_wrap=True)

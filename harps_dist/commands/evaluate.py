@@ -1,8 +1,8 @@
 """Evaluate a run: `torchrun --nproc_per_node=4 launch/evaluate.py RUN [--release R] [--split test]`.
 
 Writes RUN/evaluation/SPLIT-KIND/: report.md, scores.csv, scores.json, predictions.parquet and figures as PNG and PDF,
-for the observed (real) and the simulated spectra of the release and its generative set, and prints the tables of label
-errors. RUN/evaluation/index.html shows all of it on one page that needs no other file, with how the run learned.
+for the observed (real) and the simulated spectra of the release and its generative set, and prints one table of
+them. RUN/evaluation/index.html shows all of it on one page that needs no other file, with how the run learned.
 `launch/evaluate.py RUN --redraw` makes figures and page of what was evaluated anew, without model, release or GPU.
 
 Example: `harps-dist evaluate runs/first --split validation`.
@@ -50,7 +50,7 @@ def main() -> int:
         return 0
     from harps_dist.commands.releases import release_for
     from harps_dist.evaluation.evaluate import evaluate_run
-    from harps_dist.evaluation.report import print_report
+    from harps_dist.evaluation.terminal import console_table
     from harps_dist.ranks.world import join_world
     from harps_dist.runs.run import Run
 
@@ -58,7 +58,7 @@ def main() -> int:
         release = release_for(Run(arguments.run), arguments.release, world)
         console = console_for(quiet=not world.is_main)
         reports = evaluate_run(arguments.run, release, arguments.split, out, world, console, arguments.checkpoint)
-        for folder, report in reports.items():
-            print_report(report, folder, console)
+        if reports:
+            console.print(console_table(list(reports.values())))
         console.print(f"Page: {out / 'index.html'}", soft_wrap=True)
     return 0

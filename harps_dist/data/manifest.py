@@ -48,6 +48,7 @@ MOST_BLOCKS = 10**7  # of a release and all that it grew from: 80 TB
 BOUND = 0.1  # of a sample's error, in standard deviations of its own photon noise
 
 SampleKind = Literal["real", "simulated", "response", "generative", "basis"]
+KINDS_WITH_LABELS: tuple[Literal["real", "simulated"], ...] = ("real", "simulated")
 INDEX_COLUMNS = (
     *("key", "kind", "star", "split", "object", "shard", "block", "offset", "bytes", "crc32c"),
     *("scale", "zero", "response", "coefficients", "snr", "median", "error", "varied", *NAMES),

@@ -43,9 +43,10 @@ def caption(report: Report, path: Path) -> str:
         )
     if path.stem == "residuals":
         return (
-            f"{sample}; each point is a spectrum, and visits to the same star are not told apart. Black: no error. "
-            "Orange, where a label has 32 spectra or more: running median, in bins of equally many spectra. Above each "
-            "panel: mean absolute error, spectra that have the label, and how many lie outside the axes or failed."
+            f"{sample}; each point is a spectrum. Circle: mean over the visits to a star, where there are several and "
+            "the label is the star's own. Black line: no error. Orange, where a label has 32 spectra or more: running "
+            "median, in bins of equally many spectra. Above each panel: mean absolute error, spectra that have the "
+            "label, and how many lie outside the axes or failed."
         )
     if path.stem == "spectrum":
         predictions = read_columns(path.with_name("predictions.parquet")) or {}

@@ -43,7 +43,7 @@ def draw(
     if labels:
         path = figures["Residuals by label"] = folder / "residuals.png"
         truth, predicted = (np.stack([predictions[f"{name}{end}"] for name in labels], axis=1) for end in ("_true", ""))
-        residual_figure(path, truth, predicted, labels, f"{origin}, {split} split")
+        residual_figure(path, truth, predicted, labels, predictions["star"], f"{origin}, {split} split")
     if (folder / SPECTRUM).is_file():
         spectrum = _read(folder / SPECTRUM)
         path = figures["Spectrum and reconstruction"] = folder / "spectrum.png"

@@ -6,7 +6,7 @@ Tested in tests/integration/test_runs.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from harps_dist.files import atomic_write
 from harps_dist.ownership import claimed
 from harps_dist.ranks.world import World
 from harps_dist.runs.identity import ReleaseIdentity
-from harps_dist.runs.log import LOG
+from harps_dist.runs.log import LOG, send_evaluation
 from harps_dist.runs.run import Run, Which, git_revision
 from harps_dist.sealed import read_lines
 from harps_dist.spectra.labels import NAMES
@@ -60,6 +60,8 @@ def evaluate_run(
         if world.is_main:
             record_of(opened, which, evaluator, time.perf_counter() - started).write(out, split)
             write_page(out)
+            shown = {folder.name: report for folder, report in reports.items() if report}
+            send_evaluation(run, evaluator.recipe.log, named_scores(shown), named_figures(shown))
     return {folder: report for folder, report in reports.items() if report}
 
 
@@ -103,6 +105,7 @@ def record_of(run: Run, which: Which, evaluator: Evaluator, seconds: float) -> R
             log=thinned(lines),
             damaged=len(damage),
             seconds=seconds_of(lines, saved.recipe.training.batch_size),
+            devices=tuple(dict.fromkeys(line["device"] for line in lines if "device" in line)),
         ),
     )
 
@@ -141,6 +144,21 @@ def evaluate(
     report = score(evaluator, name, step, kind, split, predictions, calibrated, figures)
     report.write(folder)
     return report
+
+
+def named_scores(reports: Mapping[str, Report]) -> dict[str, float]:
+    """Label errors and other scores of reports by name, such as "test-real/MAE teff [K]"; those that are known."""
+    scores = {}
+    for name, report in reports.items():
+        for label in report.labels:
+            scores[f"{name}/MAE {label.name}" + (f" [{label.unit}]" if label.unit else "")] = label.mae
+        scores |= {f"{name}/{measure.name}": measure.value for measure in report.measures}
+    return {name: value for name, value in scores.items() if np.isfinite(value)}
+
+
+def named_figures(reports: Mapping[str, Report]) -> dict[str, Path]:
+    """Files of the figures of reports by name, such as "test-real/residuals"."""
+    return {f"{name}/{path.stem}": path for name, report in reports.items() for path in report.figures.values()}
 
 
 Writing = Callable[[Path], AbstractContextManager[Path]]  # such as `atomic_write`

@@ -19,7 +19,7 @@ import numpy as np
 from harps_dist.evaluation.metrics import mean_with_error
 from harps_dist.files import atomic_write
 from harps_dist.ownership import OutputKind, png_mark
-from harps_dist.spectra.labels import LABEL
+from harps_dist.spectra.labels import INTRINSIC, LABEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,12 +90,16 @@ def spectrum_figure(
         figure.align_ylabels()
 
 
-def residual_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], data_note: str) -> None:
+def residual_figure(
+    path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], stars: np.ndarray, data_note: str
+) -> None:
     """Predicted - true against true for every label, with the running median where there are enough, and the MAE.
 
-    truth, predicted: (n, K) in the labels' units, truth NaN where missing. data_note: which spectra these
-    are, printed above. Axes hold the central 98 % with a margin; each panel counts the points outside, and
-    the predictions that failed (not finite).
+    Of a label that visits to a star have in common, the mean of each star with several visits is drawn too.
+
+    truth, predicted: (n, K) in the labels' units, truth NaN where missing. stars: (n,) whose spectra they are.
+    data_note: which spectra these are, printed above. Axes hold the central 98 % with a margin; each panel counts the
+    points outside, and the predictions that failed (not finite).
     """
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -104,13 +108,13 @@ def residual_figure(path: Path, truth: np.ndarray, predicted: np.ndarray, names:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, name, true, guess in zip(panels, names, truth.T, predicted.T, strict=False):
             known = np.isfinite(true)
-            _residual_panel(axes, name, true[known], (guess - true)[known])
+            _residual_panel(axes, name, true[known], (guess - true)[known], stars[known])
         for axes in panels[len(names) :]:
             axes.remove()
         shared_legend(figure, panels[: len(names)])
 
 
-def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarray) -> None:
+def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarray, stars: np.ndarray) -> None:
     label = LABEL[name]
     unit = f" {label.unit}" if label.unit else ""
     bracket = f" [{label.unit}]" if label.unit else ""
@@ -120,12 +124,17 @@ def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarra
         axes.set(title="no label to compare", xticks=[], yticks=[])
         return
     failed = f", {np.sum(~good):,} failed" if not good.all() else ""
-    true, residual = true[good], residual[good]
+    true, residual, stars = true[good], residual[good], stars[good]
     x_range, y_range = robust_range(true), robust_range(np.append(residual, 0.0))
     inside = (true >= x_range[0]) & (true <= x_range[1]) & (residual >= y_range[0]) & (residual <= y_range[1])
     crowd = float(np.clip(400.0 / len(true), 0.1, 0.6))
     points: dict[str, Any] = {"alpha": crowd, "markersize": 5, "markeredgewidth": 0}
     axes.plot(true[inside], residual[inside], ".", color=BLUE, rasterized=len(true) > MANY_POINTS, **points)
+    if name in INTRINSIC:
+        means = means_by_star(true, residual, stars)
+        style: dict[str, Any] = {"markersize": 5, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        named = "mean of a star's visits" if len(means[0]) else None
+        axes.plot(*means, "o", color=BLACK, rasterized=len(means[0]) > MANY_POINTS, label=named, **style)
     axes.axhline(0.0, color=BLACK, linewidth=0.8)
     median = running_median(true, residual)
     axes.plot(*median, color=VERMILLION, linewidth=1.8, label="running median" if median[0] else None)
@@ -261,6 +270,14 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, [1.0, 99.0])
     margin = 0.1 * (high - low) or 0.5 * (abs(high) or 1.0)
     return float(low - margin), float(high + margin)
+
+
+def means_by_star(x: np.ndarray, y: np.ndarray, stars: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of x and y over the spectra of every star that has several, in the order of the stars' names."""
+    _, number, visits = np.unique(stars.astype(str), return_inverse=True, return_counts=True)
+    several = visits > 1
+    mean_x, mean_y = (np.bincount(number, values)[several] / visits[several] for values in (x, y))
+    return mean_x, mean_y
 
 
 def running_median(x: np.ndarray, y: np.ndarray, bins: int = 15) -> tuple[list[float], list[float]]:

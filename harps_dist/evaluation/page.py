@@ -229,7 +229,7 @@ def _cost(record: Record) -> list[tuple[str, str]]:
         rows.append(("time of the training steps", _duration(training.seconds)))
         rows.append(("spectra learned from", f"{last['samples']:,}" if known(last, "samples") else UNKNOWN))
         rows.append(("passes over the training split", f"{last['epoch']:g}" if known(last, "epoch") else UNKNOWN))
-        rows.append(("device of the training", UNKNOWN))
+        rows.append(("device of the training", ", then ".join(training.devices) or UNKNOWN))
     rows.append(("time of this evaluation", _duration(record.seconds)))
     rows.append(("device of this evaluation", f"{record.ranks} × {record.device}" if record.device else UNKNOWN))
     return rows

@@ -48,6 +48,7 @@ class Training(Frozen):
     log: list[dict[str, Any]]
     damaged: int
     seconds: float | None
+    devices: tuple[str, ...] = ()
 
 
 class Record(Frozen):

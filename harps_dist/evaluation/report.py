@@ -20,13 +20,9 @@ from harps_dist.sealed import sha256_of, unsealed
 from harps_dist.text import NAN, Shown, format_pair, format_value, markdown_table, sealed_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from harps_dist.evaluation.calibration import Calibration
 
 SCORES = "scores.json"
-TERMINAL = ("label", "MAE", "± by star", "bias", "scatter", "stars")  # columns that a terminal has room for
 FORMAT, FORMATS = 2, (1, 2)  # of scores.json; the first carries neither its number nor digests
 Origin = Literal["real", "observed-like", "simulated", "generative", "mixed"]
 OLD_ORIGINS = {"demo": "observed-like"}  # as version 0.1 called them
@@ -228,31 +224,6 @@ def check_table(path: Path, scores: Mapping[str, Any]) -> None:
     else:
         wrong = f"is damaged: {SCORES} expects sha256 {expected[:12]}, it has {actual[:12]}"
     raise ConfigError(f"{path} {wrong}. Evaluate the run again.")
-
-
-def console_table(report: Report) -> Table:
-    """The label errors as a rich table of 80 columns at most, the data in its caption; the report has the rest."""
-    from rich.table import Table
-
-    header, rows = label_table(report)
-    table = Table(title=f"{report.run}, step {report.step:,}", caption=f"{report.data_line}.")
-    for title in TERMINAL:
-        table.add_column(title, justify="right" if title != TERMINAL[0] else "left", no_wrap=True)
-    for row in rows:
-        cells = dict(zip(header, row, strict=True))
-        cells["label"] += f" [{cells['unit']}]" if cells["unit"] else ""
-        table.add_row(*(cells[title] for title in TERMINAL))
-    return table
-
-
-def print_report(report: Report, folder: Path, console: Console) -> None:
-    """Print the table of label errors, the other measures, and where the files of the report in `folder` lie."""
-    console.print(console_table(report))
-    for measure in report.measures:
-        console.print(f"{measure.name}: {format_pair(measure.value, measure.standard_error)}", highlight=False)
-    for caption, path in report.figures.items():
-        console.print(f"{caption}: {path}", soft_wrap=True)
-    console.print(f"Report: {folder / 'report.md'}", soft_wrap=True)
 
 
 def label_table(report: Report) -> Shown:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harps_dist.config import Log
 from harps_dist.errors import ConfigError
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOG = "log.jsonl"
+WANDB_ID = "wandb-id.txt"
 _ID_LENGTH = 8  # hexadecimal digits
 
 
 class RunLog:
-    """The log of one run. Opened at a step, it drops lines of later steps: those were lost with the process."""
+    """The log of one run. Opened at a step, it drops lines of later steps: those were lost with the process.
 
-    def __init__(self, run: Path, config: Log, settings: dict, step: int, console: Console):
+    device: what trains, such as "4 × NVIDIA H100"; the first line that is written says it.
+    """
+
+    def __init__(self, run: Path, config: Log, settings: dict, step: int, device: str, console: Console):
+        self._said_once = {"device": device}
         path = run / LOG
         lines, damage = read_lines(path)
         for sentence in damage:
@@ -34,31 +40,11 @@ class RunLog:
         with atomic_write(path) as file:
             file.write_text("".join(sealed_line(line) for line in lines if line["step"] <= step), encoding="utf-8")
         self._file = path.open("a")
-        self._wandb = self._start_wandb(run, config, settings) if config.wandb != "disabled" else None
-
-    @staticmethod
-    def _start_wandb(run: Path, config: Log, settings: dict) -> wandb.Run:
-        import wandb
-
-        identity = run / "wandb-id.txt"
-        if not identity.exists():
-            with atomic_write(identity) as aside:
-                aside.write_text(_checked_id(secrets.token_hex(4)))
-        known = identity.read_text(encoding="utf-8", errors="replace").strip()
-        if known not in (known[:_ID_LENGTH], _checked_id(known[:_ID_LENGTH])):
-            raise ConfigError(f"{identity} is damaged: {known!r} is no id that was given. Remove it for a new one.")
-        return wandb.init(
-            project=config.wandb_project,
-            name=run.name,
-            id=known,
-            resume="allow",
-            mode=config.wandb,
-            dir=run,
-            config=settings,
-        )
+        self._wandb = join_wandb(run, config, settings) if config.wandb != "disabled" else None
 
     def write(self, line: dict) -> None:
         """Log one step's figures, a flat dict with "step"."""
+        line, self._said_once = line | self._said_once, {}
         self._file.write(sealed_line(line))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -69,6 +55,45 @@ class RunLog:
         self._file.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def join_wandb(run: Path, config: Log, settings: dict[str, Any] | None = None) -> wandb.Run:
+    """The run of Weights & Biases that goes with a run, begun where there is none yet.
+
+    settings: what it shows as its configuration. Raises ConfigError where the file with its id is damaged.
+    """
+    import wandb
+
+    identity = run / WANDB_ID
+    if not identity.exists():
+        with atomic_write(identity) as aside:
+            aside.write_text(_checked_id(secrets.token_hex(4)))
+    known = identity.read_text(encoding="utf-8", errors="replace").strip()
+    if known not in (known[:_ID_LENGTH], _checked_id(known[:_ID_LENGTH])):
+        raise ConfigError(f"{identity} is damaged: {known!r} is no id that was given. Remove it for a new one.")
+    return wandb.init(
+        project=config.wandb_project,
+        name=run.name,
+        id=known,
+        resume="allow",
+        mode=config.wandb,
+        dir=run,
+        config=settings,
+    )
+
+
+def send_evaluation(run: Path, config: Log, scores: Mapping[str, float], figures: Mapping[str, Path]) -> None:
+    """Add scores and figures to the run of Weights & Biases that a training began; nothing where it began none.
+
+    scores: by name; they go into its summary. figures: PNG files by name.
+    """
+    if config.wandb == "disabled" or not (run / WANDB_ID).exists():
+        return
+    import wandb
+
+    with join_wandb(run, config) as there:
+        there.summary.update(dict(scores))
+        there.log({name: wandb.Image(str(path)) for name, path in figures.items()})
 
 
 def read_log(run: Path) -> list[dict]:
@@ -83,8 +108,9 @@ def read_log(run: Path) -> list[dict]:
 
 
 def lasting(run: Path) -> list[dict]:
-    """The lines of a run's log without what two equal runs may differ in: times, rates and memory."""
-    passing = ("ms_", "spectra_per_s", "data_wait", "peak_memory_gb", "flop_utilisation", "traffic_over_bandwidth")
+    """The lines of a run's log without what two equal runs may differ in: device, times, rates and memory."""
+    rates = ("spectra_per_s", "data_wait", "flop_utilisation", "traffic_over_bandwidth")
+    passing = ("device", "ms_", "peak_memory_gb", *rates)
     return [{key: value for key, value in line.items() if not key.startswith(passing)} for line in read_log(run)]
 
 

@@ -210,7 +210,10 @@ class Trainer:
             return
         config, world = self.recipe, self.world
         settings = config.model_dump(mode="json")
-        self._log = RunLog(self.run, config.log, settings, self.step, self.console) if world.is_main else None
+        device = f"{world.size} × {world.device_name}"
+        self._log = None
+        if world.is_main:
+            self._log = RunLog(self.run, config.log, settings, self.step, device, self.console)
         self._writer = CheckpointWriter(self.run / CHECKPOINTS, config.log.keep)
         best, damaged = best_checkpoint(self.run / CHECKPOINTS)
         for reason in damaged:
@@ -232,7 +235,8 @@ class Trainer:
                     self._log.close()
         if world.is_main:
             self._check_ledger()
-            if words := validation_words(self._validated):
+            observed = "observed-like" if self.release.manifest.not_genuine else "real"
+            if words := validation_words(self._validated, observed):
                 self.console.print(words, highlight=False, soft_wrap=True)
         world.barrier()  # what the main rank saved is there for all
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from harps_dist.models.config import Loss
+from harps_dist.spectra.labels import LABEL
 
 SECONDS_BETWEEN_LINES = 30.0
 WEIGHTS = {"unknown": "unknown_penalty"}  # fields of Loss that are not called as their part of the loss
@@ -93,8 +94,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def validation_words(line: dict[str, Any]) -> str:
-    """What the last validation found, of a line of the log; empty where it has none."""
+def validation_words(line: dict[str, Any], observed: str) -> str:
+    """What the last validation found, of a line of the log; empty where it has none.
+
+    observed: what spectra that are not simulated are called, such as "real".
+    """
     if "validation_loss" not in line:
         return ""
     parts = {
@@ -103,7 +107,16 @@ def validation_words(line: dict[str, Any]) -> str:
         if name.startswith("validation_") and name != "validation_loss"
     }
     each = ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
-    return f"validation at step {line['step']:,}: loss {line['validation_loss']:.3g}{f' ({each})' if each else ''}"
+    first = f"validation at step {line['step']:,}: loss {line['validation_loss']:.3g}{f' ({each})' if each else ''}"
+    errors = (_error_words(line, kind, name) for kind, name in (("real", observed), ("simulated", "simulated")))
+    return "\n".join([first, *filter(None, errors)])
+
+
+def _error_words(line: dict[str, Any], kind: str, name: str) -> str:
+    prefix = f"mae_{kind}_"
+    errors = {LABEL[key.removeprefix(prefix)]: value for key, value in line.items() if key.startswith(prefix)}
+    words = ", ".join(f"{label.name} {value:.3g} {label.unit}".rstrip() for label, value in errors.items())
+    return f"mean errors, {name} spectra: {words}" if words else ""
 
 
 def next_command(name: str, run: Path, called: str) -> str:

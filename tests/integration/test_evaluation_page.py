@@ -73,7 +73,13 @@ def test_the_page_says_how_the_run_came_about(evaluated, tiny_release):
     manifest, last = Release(tiny_release).manifest, read_log(run)[-1]
     said = (
         *(manifest.digest, manifest.not_genuine, manifest.description, manifest.grid.name),
-        *(record.date, record.git or "not noted", record.model.weights_sha256, record.model.recipe_digest),
+        *(
+            *record.training.devices,
+            record.date,
+            record.git or "not noted",
+            record.model.weights_sha256,
+            record.model.recipe_digest,
+        ),
         *("training.learning_rate", "model.decoder_width 0.125", "data.mix.real"),
         *(f"spectra learned from {last['samples']}", f"step {last['step']}", f"1 × {record.device}"),
         *("waiting for the next batch", "spectra a second", "most memory of the main rank", "validation weighted sum"),

@@ -16,7 +16,7 @@ import preprocessing.__main__ as cli
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ConfigError
 from harps_dist.evaluation.evaluate import evaluate_run
-from harps_dist.evaluation.report import console_table
+from harps_dist.evaluation.terminal import console_table
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.headers import Header
 from harps_dist.formats.readers import read_spectrum
@@ -189,7 +189,7 @@ def test_every_report_calls_spectra_what_their_files_say(name, words, releases, 
     reports = evaluate_run(run, release, "test", run / "evaluation", ALONE, Console(quiet=True))
     real = run / "evaluation/test-real"
     console = Console(width=200, record=True, file=(tmp_path / "log.txt").open("w"))
-    console.print(console_table(reports[real]))
+    console.print(console_table([reports[real]]))
     comparison = compare_runs(run, run, release, "test", tmp_path / "comparison", ALONE, Console(quiet=True))
     page = reproduce(tmp_path / "runs", True, release)
     export_run(run, tmp_path / "export", release)

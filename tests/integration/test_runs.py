@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from harps_dist.config import Recipe
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
-from harps_dist.evaluation.evaluate import evaluate
+from harps_dist.evaluation.evaluate import evaluate, evaluate_run
 from harps_dist.evaluation.predicting import Evaluator
 from harps_dist.ranks.world import World
 from harps_dist.recipes import RECIPES, find_recipe
@@ -27,6 +28,7 @@ from harps_dist.training.loop import train_run
 from harps_dist.training.precision import autocast
 from tests.commands import TINY, command, environment, run
 
+ALONE = World.alone()
 MODEL = "checkpoints/step-00000003/model.safetensors"
 MEASURES = {"MAE'", "MAE' (paper-comparable)", "RVIS"}
 AGAINST_THE_SIMULATOR = {"RVIS-true", "RV sensitivity"} | {
@@ -60,6 +62,22 @@ def test_a_run_says_what_it_was(trained, tiny_release):
     assert lines[-1]["samples"] == 96
     assert {"loss_label", "loss_reconstruction", "loss_unknown", "spectra_per_s", "data_wait"} <= lines[0].keys()
     assert lines[-1]["validation_reconstruction"] > 0
+
+
+def test_the_log_has_the_label_errors_of_the_validation(trained, tiny_release, tmp_path):
+    last = read_log(trained)[-1]
+    reports = evaluate_run(trained, Release(tiny_release), "validation", tmp_path / "out", ALONE, Console(quiet=True))
+    for folder, report in reports.items():
+        kind = folder.name.removeprefix("validation-")
+        errors = {f"mae_{kind}_{score.name}": score.mae for score in report.labels if score.count}
+        logged = {key: value for key, value in last.items() if key.startswith(f"mae_{kind}_")}
+        assert kind == "generative" or logged == pytest.approx(errors, rel=1e-4)
+    assert last["mae_real_teff"] != last["mae_simulated_teff"]
+
+
+def test_the_log_says_what_trained(trained):
+    devices = [line.get("device") for line in read_log(trained)]
+    assert devices == [f"1 × {ALONE.device_name}", *[None] * 7]
 
 
 def test_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
@@ -341,6 +359,12 @@ def test_weights_and_biases_offline_and_bf16(tiny_release, tmp_path):
     run(command("launch/train.py", *arguments), tmp_path)
     assert list((tmp_path / "w/wandb").glob("offline-run-*/*.wandb"))
     assert np.isfinite([line["loss_label"] for line in read_log(tmp_path / "w")]).all()
+    run(command("launch/evaluate.py", "w"), tmp_path)
+    first, second = sorted((tmp_path / "w/wandb").glob("offline-run-*/*.wandb"))
+    assert first.stem == second.stem  # one run, of one id
+    assert b"mae_real_teff" in first.read_bytes()
+    assert b"test-real/MAE teff [K]" in second.read_bytes()
+    assert list(second.parent.glob("files/media/images/test-real/residuals*.png"))
 
 
 @pytest.mark.parametrize(

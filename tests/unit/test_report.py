@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation import figures
 from harps_dist.evaluation.measures import Measured
 from harps_dist.evaluation.metrics import GROUPS, group_scores, label_scores
-from harps_dist.evaluation.report import PAPER_ROWS, Report, console_table
+from harps_dist.evaluation.report import PAPER_ROWS, Report
+from harps_dist.evaluation.terminal import console_table
 from harps_dist.files import atomic_write
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.text import format_pair, format_value, markdown_table
@@ -186,7 +188,7 @@ def test_console_table(report):
     from rich.console import Console
 
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(console_table(report))
+    console.print(console_table([report]))
     text = console.export_text()
     assert "60 simulated spectra" in text
     assert re.search(r"teff \[K\] ", text)
@@ -196,10 +198,10 @@ def test_the_table_of_a_terminal_keeps_the_result_in_80_columns(report):
     from rich.console import Console
 
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(console_table(report))
+    console.print(console_table([report]))
     text = console.export_text()
     assert "…" not in text
-    for words in ("label", "MAE", "± by star", "bias", "scatter", "stars"):
+    for words in ("MAE", "± by star", "bias", "scatter", "stars"):
         assert words in text
     score = report.labels[0]
     assert format_pair(score.mae, score.standard_error) in text
@@ -292,17 +294,27 @@ def test_residual_figure_says_what_it_leaves_out(tmp_path, monkeypatch):
     predicted[:, 2] = np.nan
     truth[:, 3] = predicted[:, 3] = 5777.0
     path = tmp_path / "residuals.png"
-    names = ["teff", "mh", "logg", "airmass"]
-    texts = drawn(monkeypatch, lambda: figures.residual_figure(path, truth, predicted, names, "simulated spectra"))
+    names, stars = ["teff", "mh", "logg", "airmass"], np.repeat(np.arange(250), 2)
+    draw = partial(figures.residual_figure, path, truth, predicted, names, stars, "simulated spectra")
+    texts = drawn(monkeypatch, draw)
     assert_png(path)
     (title,) = (text for text in texts if text.startswith("MAE") and " K " in text)
     outside = int(re.search(r"n = 398, (\d+) outside, 2 failed", title)[1])
     assert 3 <= outside <= 20
     assert texts.count("no label to compare") == 2
     assert texts.count("running median") == 1
+    assert texts.count("mean of a star's visits") == 1
     assert "simulated spectra" in texts
     assert r"true $T_\mathrm{eff}$ [K]" in texts
     assert "true airmass" in texts
+
+
+def test_stars_with_several_visits_have_a_mean():
+    stars = np.array(["b", "a", "b", "c", "b", "c"], object)
+    x, y = figures.means_by_star(np.arange(6.0), np.array([1.0, 9.0, 2.0, -1.0, 6.0, 2.0]), stars)
+    np.testing.assert_allclose(x, [2.0, 4.0])
+    np.testing.assert_allclose(y, [3.0, 0.5])
+    assert figures.means_by_star(np.arange(2.0), np.arange(2.0), np.array(["a", "b"]))[0].size == 0
 
 
 def test_intervention_figure_states_the_error(tmp_path, monkeypatch, spectrum):

@@ -49,8 +49,13 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
 
 
 def test_the_last_validation_in_words():
-    assert validation_words(VALIDATED) == "validation at step 100: loss 0.5 (label 0.4)"
-    assert validation_words({"step": 3}) == ""
+    assert validation_words(VALIDATED, "real") == "validation at step 100: loss 0.5 (label 0.4)"
+    assert validation_words({"step": 3}, "real") == ""
+    errors = {"mae_real_teff": 61.93, "mae_real_airmass": 0.0214, "mae_simulated_teff": 18.0}
+    assert validation_words(VALIDATED | errors, "observed-like").splitlines()[1:] == [
+        "mean errors, observed-like spectra: teff 61.9 K, airmass 0.0214",
+        "mean errors, simulated spectra: teff 18 K",
+    ]
 
 
 @pytest.mark.parametrize(
