@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tests.starting import Started, Starter, can_start
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--parent", "None", "--model.width", "0.25", "--training.batch-size", "12", "--log.every", "1")
@@ -30,32 +34,45 @@ def environment(gpu: bool = False) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "200"} | seen
 
 
+@functools.cache
+def _starter() -> Starter:
+    return Starter(environment())
+
+
 def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0, gpu: bool = False) -> str:
     """Run a command; returns what it printed, and fails with it where the exit code is not the expected one."""
-    done = subprocess.run(
-        arguments,
-        cwd=cwd,
-        env=environment(gpu),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert expect is None or done.returncode == expect, f"exit code {done.returncode}:\n{done.stdout[-6000:]}"
-    return done.stdout
+    with tempfile.TemporaryFile() as output:
+        if can_start(arguments) and not gpu:
+            code = _starter().start(arguments, cwd, environment(), output.fileno()).wait()
+        else:
+            done = subprocess.run(
+                arguments, cwd=cwd, env=environment(gpu), stdout=output, stderr=subprocess.STDOUT, check=False
+            )
+            code = done.returncode
+        output.seek(0)
+        printed = output.read().decode()
+    assert expect is None or code == expect, f"exit code {code}:\n{printed[-6000:]}"
+    return printed
 
 
 def kill_when(
-    arguments: Sequence[str], cwd: Path, ready: Callable[[], bool], patience_s: float = 120, gpu: bool = False
+    arguments: Sequence[str],
+    cwd: Path,
+    ready: Callable[[], bool],
+    patience_s: float = 120,
+    gpu: bool = False,
+    imports: bool = False,
 ) -> int:
-    """Start a command and kill -9 it with all its descendants as soon as `ready()`; returns its exit code."""
-    process = subprocess.Popen(
-        arguments,
-        cwd=cwd,
-        env=environment(gpu),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    """Start a command and kill -9 it with all its descendants as soon as `ready()`; returns its exit code.
+
+    imports: whether it may be killed while it imports.
+    """
+    process: Started | subprocess.Popen[bytes]
+    with open(os.devnull, "wb") as nothing:
+        if can_start(arguments) and not gpu and not imports:
+            process = _starter().start(arguments, cwd, environment(), nothing.fileno())
+        else:
+            process = subprocess.Popen(arguments, cwd=cwd, env=environment(gpu), stdout=nothing, stderr=nothing)
     deadline = time.monotonic() + patience_s
     while process.poll() is None and not ready():
         assert time.monotonic() < deadline, "the command was not ready to be killed in time"

@@ -140,7 +140,7 @@ def _residual_panel(axes: Axes, name: str, true: np.ndarray, residual: np.ndarra
     axes.plot(*median, color=VERMILLION, linewidth=1.8, label="running median" if median[0] else None)
     mae, _ = mean_with_error(np.abs(residual))
     outside = f", {np.sum(~inside):,} outside" if not inside.all() else ""
-    axes.set_title(f"MAE {mae:.3g}{unit}   n = {len(true):,}{outside}{failed}")
+    axes.set_title(f"MAE {mae:#.3g}{unit}   n = {len(true):,}{outside}{failed}")
     axes.set(xlim=x_range, ylim=y_range)
     axes.locator_params(axis="x", nbins=5)
 

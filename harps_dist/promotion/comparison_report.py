@@ -221,7 +221,7 @@ def _overview(comparison: Comparison, path: Path) -> bool:
 def _say_not_genuine(figure: Figure, comparison: Comparison, kinds: Sequence[SpectraKind]) -> None:
     """Title a figure with what its observed-like spectra are, where there are such."""
     if "real" in kinds and not comparison.release.genuine:
-        figure.suptitle(_words(comparison, "real"), fontsize=9)
+        figure.suptitle(_words(comparison, "real"), fontsize=9, wrap=True)
 
 
 def _bins(comparison: Comparison, path: Path) -> bool:
