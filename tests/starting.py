@@ -82,10 +82,10 @@ class Starter:
 
 
 def can_start(arguments: Sequence[str]) -> bool:
-    """Whether a command is a script, or several ranks of one, for the interpreter that runs the tests."""
+    """Whether a command is a script or `-m harps_dist` for the interpreter that runs the tests, on any ranks."""
     python, *rest = arguments
     rest = rest[len(TORCHRUN) + 1 :] if rest[: len(TORCHRUN)] == TORCHRUN else rest
-    return python == sys.executable and bool(rest) and rest[0].endswith(".py")
+    return python == sys.executable and bool(rest) and (rest[0].endswith(".py") or rest[:2] == ["-m", "harps_dist"])
 
 
 def serve(requests: socket.socket) -> None:
@@ -172,11 +172,16 @@ def run_ranks(script: list[str], ranks: int) -> int:
 
 
 def run_script(words: list[str]) -> None:
-    """Run a script as `python SCRIPT …` would, and end this process with its exit code."""
-    sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
+    """Run what `python SCRIPT …` or `python -m MODULE …` would, and end this process with its exit code."""
+    is_module = words[0] == "-m"
+    sys.argv = words[is_module:]
+    sys.path[0] = os.getcwd() if is_module else str(Path(words[0]).resolve().parent)
     code: object = 0
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if is_module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         code = end.code
     except BaseException:
