@@ -39,10 +39,13 @@ def _starter() -> Starter:
     return Starter(environment())
 
 
-def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0, gpu: bool = False) -> str:
-    """Run a command; returns what it printed, and fails with it where the exit code is not the expected one."""
+def run(arguments: Sequence[str], cwd: Path, expect: int | None = 0, gpu: bool = False, fresh: bool = False) -> str:
+    """Run a command; returns what it printed, and fails with it where the exit code is not the expected one.
+
+    fresh: whether Python, and torchrun, are started for it.
+    """
     with tempfile.TemporaryFile() as output:
-        if can_start(arguments) and not gpu:
+        if can_start(arguments) and not (gpu or fresh):
             code = _starter().start(arguments, cwd, environment(), output.fileno()).wait()
         else:
             done = subprocess.run(
@@ -61,15 +64,15 @@ def kill_when(
     ready: Callable[[], bool],
     patience_s: float = 120,
     gpu: bool = False,
-    imports: bool = False,
+    fresh: bool = False,
 ) -> int:
     """Start a command and kill -9 it with all its descendants as soon as `ready()`; returns its exit code.
 
-    imports: whether it may be killed while it imports.
+    fresh: whether Python, and torchrun, are started for it, so that it may be killed while it imports.
     """
     process: Started | subprocess.Popen[bytes]
     with open(os.devnull, "wb") as nothing:
-        if can_start(arguments) and not gpu and not imports:
+        if can_start(arguments) and not (gpu or fresh):
             process = _starter().start(arguments, cwd, environment(), nothing.fileno())
         else:
             process = subprocess.Popen(arguments, cwd=cwd, env=environment(gpu), stdout=nothing, stderr=nothing)

@@ -48,13 +48,14 @@ def test_the_deepspeed_launcher(tiny_release, tmp_path, monkeypatch):
     chosen = ("--strategy", "deepspeed", "--zero", 2)
     started = command("launch/train.py", *arguments, *chosen, "--out", "launched")
     run([*launcher, *started[1:]], tmp_path)
-    run(command("launch/train.py", *arguments, *chosen, "--out", "run", ranks=2), tmp_path)
+    run(command("launch/train.py", *arguments, *chosen, "--out", "run", ranks=2), tmp_path, fresh=True)
     weights = [tmp_path / out / "checkpoints/step-00000002/model.safetensors" for out in ("launched", "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_a_mistake_under_torchrun_is_told_once_and_again_at_the_end(tmp_path):
-    printed = run(command("launch/train.py", "demo-cnn-mix", "--data.release", "nowhere", ranks=2), tmp_path, expect=1)
+    wrong = command("launch/train.py", "demo-cnn-mix", "--data.release", "nowhere", ranks=2)
+    printed = run(wrong, tmp_path, expect=1, fresh=True)
     sentences = [line for line in printed.splitlines() if "ReleaseError: " in line]
     assert sum(line.startswith("ReleaseError: ") for line in sentences) == 1, printed
     assert any(line.startswith("  traceback : ReleaseError: ") for line in sentences), printed  # torchrun's summary

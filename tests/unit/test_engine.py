@@ -197,7 +197,7 @@ def test_compilation_that_fails_leaves_the_model_as_it_is(tiny_release, tmp_path
     run(command("launch/train.py", *arguments, "--out", "plain"), tmp_path)
     monkeypatch.setenv("CXX", "/nowhere/c++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    printed = run(command("launch/train.py", *arguments, "--out", "compiled", "--compile", True), tmp_path)
+    printed = run(command("launch/train.py", *arguments, "--out", "compiled", "--compile", True), tmp_path, fresh=True)
     assert "the model runs uncompiled" in printed
     weights = [tmp_path / f"{name}/checkpoints/step-00000002/model.safetensors" for name in ("plain", "compiled")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
