@@ -6,6 +6,7 @@ Tested in tests/integration/test_growth.py.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
+from harps_dist.formats.standing import exposures
 from harps_dist.ownership import json_file
 from harps_dist.spectra.labels import NAMES
 from preprocessing.catalog import telling_name, unit_vectors
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 DRIFT_COLUMNS = (*(name for name in NAMES if name != "pwv"), "snr")
 DESCRIBED = ("object", "snr", "mjd", "ra", "dec", "catalogue_id")
 SECONDS_A_DAY = 86400.0
+FEW = 5  # that a table names one by one
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Drift:
 class Difference:
     """Release B against release A, of which it need not be a descendant.
 
-    not_genuine: why the real spectra of either may not be called so, '' where they may. relabelled: spectra that both
-    have, with other labels; redescribed: with another position, time, S/N or name.
+    not_genuine: why the real spectra of either may not be called so, '' where they may. replaced: spectra of A, each
+    with the other form of its exposure that stands in B; one that is new there is not among the added. relabelled:
+    spectra that both have, with other labels; redescribed: with another position, time, S/N or name.
     Every list holds keys or stars, sorted. moved: stars that both have, in different splits. within: stars of B that
     lie in more than one split. aliases: pairs of stars of B in different splits that are one star by an id in a
     catalogue, or by a name or a place (within 5 arcsec) that no catalogue tells apart. twice: exposures of B that more
@@ -75,6 +79,7 @@ class Difference:
     superseded: list[str]
     withdrawn: dict[str, str]
     gone: list[str]
+    replaced: dict[str, str]
     relabelled: list[str]
     redescribed: list[str]
     stars_added: list[str]
@@ -104,8 +109,9 @@ def compare_releases(before: Release, after: Release) -> Difference:
     """Compare what two releases hold; reads their manifests and indices alone."""
     a, b = _Real(before.index), _Real(after.index)
     both = a.rows.keys() & b.rows.keys()
-    added = sorted(b.rows.keys() - a.rows.keys())
     gone = a.rows.keys() - b.rows.keys()
+    replaced = _replaced(a, b, gone)
+    added = sorted(b.rows.keys() - a.rows.keys() - set(replaced.values()))
     withdrawn = {key: after.manifest.withdrawn[key] for key in sorted(gone) if key in after.manifest.withdrawn}
     splits_a, splits_b = a.splits(), b.splits()
     shared = splits_a.keys() & splits_b.keys()
@@ -122,7 +128,8 @@ def compare_releases(before: Release, after: Release) -> Difference:
         added=added,
         superseded=sorted(key for key in both if a.value("pipeline", key) != b.value("pipeline", key)),
         withdrawn=withdrawn,
-        gone=sorted(gone - withdrawn.keys()),
+        gone=sorted(gone - withdrawn.keys() - replaced.keys()),
+        replaced=replaced,
         relabelled=sorted(key for key in both if not np.array_equal(a.labels(key), b.labels(key), equal_nan=True)),
         redescribed=sorted(
             key for key in both if any(not same(a.value(name, key), b.value(name, key)) for name in DESCRIBED)
@@ -224,6 +231,19 @@ def _close(b: _Real) -> set[tuple[int, int]]:
     return {(int(rows[i]), int(rows[j])) for i, j in pairs if b.index["star"][rows[i]] != b.index["star"][rows[j]]}
 
 
+def _replaced(a: _Real, b: _Real, gone: Set[str]) -> dict[str, str]:
+    """Spectra that B lacks, each with the one of B that shows its exposure."""
+    keys = [*sorted(gone), *sorted(b.rows)]
+    places = [(a if place < len(gone) else b, key) for place, key in enumerate(keys)]
+    targets = np.array([real.star(key) for real, key in places], object)
+    starts = np.array([real.value("mjd", key) for real, key in places], float)
+    numbers = exposures(targets, starts).tolist()
+    standing = dict(zip(numbers[len(gone) :], keys[len(gone) :], strict=True))
+    return {
+        key: standing[number] for key, number in zip(keys[: len(gone)], numbers, strict=False) if number in standing
+    }
+
+
 def _twice(b: _Real) -> list[tuple[str, str]]:
     """Pairs of spectra of one star that begin within a second of each other."""
     by_start = sorted((b.star(key), float(b.value("mjd", key)), key) for key in b.rows)
@@ -246,6 +266,9 @@ def difference_tables(difference: Difference) -> list[Table]:
         **{f"{kind} samples": f"{old:,} to {new:,}" for kind, (old, new) in d.counts.items()},
         "spectra added": f"{len(d.added):,}, {sum(d.new_visits.values()):,} of {len(d.new_visits):,} known stars",
         "spectra superseded": f"{len(d.superseded):,}",
+        "exposures that stand in another form": ", ".join(f"{one} by {other}" for one, other in d.replaced.items())
+        if len(d.replaced) <= FEW
+        else f"{len(d.replaced):,}",
         "spectra withdrawn": ", ".join(f"{n} {why or '(no reason given)'}" for why, n in _counted(d.withdrawn)) or "0",
         "spectra gone otherwise": f"{len(d.gone):,}",
         "spectra with other labels": f"{len(d.relabelled):,}",

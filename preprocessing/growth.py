@@ -29,7 +29,7 @@ from preprocessing.pack import (
     same_release,
     write_release,
 )
-from preprocessing.rows import Row, Wanted, real_rows, source_digest
+from preprocessing.rows import OTHER_FORM, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
     Coding,
     Sample,
@@ -88,8 +88,8 @@ def _grow(
 ) -> Manifest:
     manifest = old.manifest
     _check_lattice(archive, old)
-    rows, withdrawn = standing(archive)
-    left_out: Counter[str] = Counter()
+    rows, withdrawn, other_forms = standing(archive)
+    left_out = Counter({OTHER_FORM: len(other_forms)} if other_forms else {})
     wanted = Wanted(manifest.split_fractions, manifest.keep_out_of_range, rows)
     offered = {row["key"]: (number, row) for number, row in real_rows(archive, wanted, left_out)}
     settings = Settings(
@@ -107,7 +107,7 @@ def _grow(
     nothing = ArchiveError(f"{archive.path} has nothing that release {parent} has not. Ingest first.")
     if source == manifest.source:
         raise nothing
-    found = inherited(old, archive, offered, withdrawn)
+    found = inherited(old, archive, offered, withdrawn, other_forms)
     if changes is not None:
         changes.update(found.changes)
     coding = Coding.of(archive, settings.codec, _basis(old))

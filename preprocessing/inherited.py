@@ -21,7 +21,7 @@ from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.standardise import standardise
 from preprocessing.factorise import misses, terms_of
-from preprocessing.rows import REAL, RESPONSE, Fractions, Row, Simulations, same
+from preprocessing.rows import OTHER_FORM, REAL, RESPONSE, Fractions, Row, Simulations, same
 
 NOTED = ("split", "object", "snr", *NAMES, "mjd", "ra", "dec", "catalogue_id")  # of a spectrum, and may change
 SAID = ("origin", "simulated")  # the same, where the release knows it
@@ -45,9 +45,14 @@ class Inherited(NamedTuple):
 
 
 def inherited(
-    old: Release, archive: Archive, offered: Mapping[str, tuple[int, Row]], withdrawn: Mapping[str, str]
+    old: Release,
+    archive: Archive,
+    offered: Mapping[str, tuple[int, Row]],
+    withdrawn: Mapping[str, str],
+    other_forms: Mapping[str, str],
 ) -> Inherited:
     """Compare a release with its archive. offered: what the archive's spectra make, by key, with their rows there.
+    withdrawn, other_forms: see `Standing`.
 
     Raises ArchiveError where the release is not of this archive, or what its splits and samples stand on has changed.
     """
@@ -63,7 +68,8 @@ def inherited(
             stays[place], product = False, key.removeprefix(REAL)
             if product not in held:
                 wrong.add("not in the archive", product)
-            changes["withdrawn" if product in withdrawn else "left out now"] += 1
+            why = "withdrawn" if product in withdrawn else OTHER_FORM if product in other_forms else "left out now"
+            changes[why] += 1
             continue
         number, row = offered[key]
         if index["star"][place] != row["star"]:

@@ -47,7 +47,7 @@ from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import NAMES
-from preprocessing.rows import REAL, Row, Wanted, real_rows, source_digest
+from preprocessing.rows import OTHER_FORM, REAL, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
     Coding,
     Encoded,
@@ -145,8 +145,10 @@ def pack(
 def _pack(
     archive: Archive, release: Path, settings: Settings, workers: int, shard_bytes: int, progress: Progress
 ) -> Manifest:
-    rows, withdrawn = standing(archive)
+    rows, withdrawn, other_forms = standing(archive)
     source, left_out = source_digest(archive, rows, withdrawn), Counter[str]()
+    if other_forms:
+        left_out[OTHER_FORM] = len(other_forms)
     spectra = list(real_rows(archive, Wanted(settings.fractions, settings.keep_out_of_range, rows), left_out))
     settings = settings._replace(genuine=is_genuine(settings.genuine, [row for _, row in spectra]))
     if (there := same_release(release, settings, source, ())) is not None:

@@ -19,6 +19,7 @@ from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import CATALOGUED, INTRINSIC, LABEL, NAMES
 
 REAL = "real-"
+OTHER_FORM = "other form of an exposure"  # why a spectrum is left out
 RESPONSE = "response-"
 OBSERVED = ("mjd", "ra", "dec", "pipeline", "catalogue_id", "origin", "simulated")
 MADE_OF = {  # the columns of an archive that enter a release, or decide what enters it

@@ -135,7 +135,7 @@ def _of_archive(given: str) -> Iterator[Item]:
 
     archive = _archive(given)
     keys, pipelines = (archive.column("real", name) for name in ("key", "pipeline"))
-    for row in standing(archive)[0]:  # neither superseded nor withdrawn
+    for row in standing(archive).rows:
         yield Item(given, f"{os.path.realpath(given)} {keys[row]} {pipelines[row]}", int(row))
 
 

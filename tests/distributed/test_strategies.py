@@ -84,18 +84,25 @@ def stop_at(release: Path, folder: Path, step: int, ranks: int, *more: object) -
     assert f"at step {step + (ranks > 1)} of 12" in printed  # several ranks hear of it a step later
 
 
+GENTLE = ("--training.clip-norm", 0.5, "--training.learning-rate", 1e-5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_release, tmp_path_factory) -> Path:
+    """Twelve gentle steps of one rank in float64."""
+    return train(tiny_release, tmp_path_factory.mktemp("gentle"), "one", *GENTLE, *EXACT, ranks=1, steps=12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_deepspeed_learns_what_ddp_learns_and_they_load_each_other(tiny_release, tmp_path, zero):
+def test_deepspeed_learns_what_ddp_learns_and_they_load_each_other(undisturbed, tiny_release, tmp_path, zero):
     """DDP on 2 ranks, DeepSpeed on 3, DDP on 1: what an undisturbed run in float64 learns, to the noise of float32.
 
     DeepSpeed has no float64. At a rate that keeps weights close, losses measured 4e-6 off, the moments 2e-4 and what
     the weights gained 0.05 of their norm (Adam enlarges gradients that are nothing but rounding); moments or steps that
     were lost on the way, or gradients not averaged, are 0.3 and more.
     """
-    gentle = ("--training.clip-norm", 0.5, "--training.learning-rate", 1e-5)
-    undisturbed = train(tiny_release, tmp_path, "one", *gentle, *EXACT, ranks=1, steps=12)
-    settings = (*gentle, "--log.save-every", 1)
+    settings = (*GENTLE, "--log.save-every", 1)
     stop_at(tiny_release, tmp_path, 4, 2, *settings)
     before = last_weights(tmp_path / "changed")
     stop_at(tiny_release, tmp_path, 8, 3, *settings, "--strategy", "deepspeed", "--zero", zero)

@@ -1,4 +1,4 @@
-"""The whole chain of a retraining on a real SLURM: once undisturbed, once with a kill in each of its jobs."""
+"""The whole chain of a retraining on a real SLURM, with a kill in each of its jobs, and once more when it is done."""
 
 from __future__ import annotations
 
@@ -91,25 +91,12 @@ def check(world: Path, name: str) -> None:
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
 
 
-def test_the_chain_retrains_compares_and_promotes_and_again_does_nothing(slurm, world):
+@pytest.mark.timeout(1800)
+def test_a_chain_that_is_killed_in_each_of_its_jobs_promotes_the_model_once(slurm, world):
     dry = run(command("launch/chain.py", *chain(world, "chain"), "--dry-run"), world)
     assert "slurm/preprocess_array.sbatch" in dry
-    assert not (world / "chain").exists()
-    submit(slurm, world, "chain")
-    submit(slurm, world, "chain")  # while it is under way: nothing is submitted twice
-    assert len(set(slurm.run("squeue", "-h", "-o", "%F").split())) <= 9
-    drained(slurm)
-    check(world, "chain")
-    assert "is the current model" not in said(world, "chain")
-    submit(slurm, world, "chain")
-    drained(slurm)
-    check(world, "chain")
-    assert "is the current model" in said(world, "chain")
-
-
-@pytest.mark.timeout(1800)
-def test_the_chain_killed_in_each_of_its_jobs_ends_the_same(slurm, world):
     folder = world / "chain"
+    assert not folder.exists()
     killed = []
     for stage in ("ingest", "merge", "pack", "verify", "diff", "train", "evaluate", "compare", "gate"):
         submit(slurm, world, "chain")
@@ -127,7 +114,13 @@ def test_the_chain_killed_in_each_of_its_jobs_ends_the_same(slurm, world):
         killed.append(stage)
         drained(slurm)
         assert "promoted" in history(world)
+    assert len(killed) == 9
+    submit(slurm, world, "chain")
+    submit(slurm, world, "chain")  # while it is under way: nothing is submitted twice
+    assert len(set(slurm.run("squeue", "-h", "-o", "%F").split())) <= 9
+    drained(slurm)
+    check(world, "chain")
     submit(slurm, world, "chain")
     drained(slurm)
     check(world, "chain")
-    assert len(killed) == 9
+    assert "is the current model" in said(world, "chain")
