@@ -3,6 +3,8 @@
 Half a file lies in a hidden folder beside the whole one as `NAME.TAG.part`. TAG stands for the version that the server
 states (ETag or Last-Modified, and size), so that nothing is ever put together of two versions; where it states none, a
 half file is not gone on with.
+
+Tested in tests/integration/test_fetch.py.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -23,13 +26,13 @@ from urllib.parse import urlsplit, urlunsplit
 from harps_dist.errors import ConfigError, FetchError
 from harps_dist.files import publish_file
 from harps_dist.formats.hdus import BEGINS, open_hdus
-from harps_dist.formats.readers import MAX_BYTES
 from harps_dist.formats.records import RefusedError
 from harps_dist.intake import GZIP, IntakeError, named, open_regular, read_stream
 from harps_dist.text import cleaned
 
 PARTS = ".parts"
 ENDINGS = (".fits", ".fits.gz")
+MAX_BYTES = 128 * 2**20  # what readers take; they import torch
 RETRIES = 8
 LONGEST_WAIT_S = 600.0  # that a server may ask for
 
@@ -84,6 +87,7 @@ class Client:
                 prepared_request.headers.pop("Authorization", None)
                 client._authorise(prepared_request)
 
+        logging.getLogger("stamina").addHandler(logging.NullHandler())  # else it prints a word for every retry
         self._token, self._hosts, self.stop = token, hosts, Event()
         self.session = Guarded()
         self.session.auth = self._authorise

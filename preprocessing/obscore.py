@@ -168,7 +168,7 @@ def read_objects(path: Path) -> Objects:
 
 
 def _values(column: Any) -> list[Any]:
-    """Of a column of a table; None where it is masked."""
+    """What a column of a table holds; None where it is masked."""
     hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
     return [None if none else value for value, none in zip(np.ma.getdata(column).tolist(), hidden, strict=True)]
 
@@ -323,9 +323,8 @@ class _Service:
 
     def columns(self) -> set[str]:
         """Names of the columns of ObsCore; raises FetchError where one is missing without which nothing can be done."""
-        rows = self.ask(
-            f"SELECT column_name FROM TAP_SCHEMA.columns WHERE table_name IN ('{TABLE}', '{TABLE.lower()}')"
-        )
+        where = f"table_name IN ('{TABLE}', '{TABLE.lower()}')"
+        rows = self.pages(["column_name"], where, "column_name", of="TAP_SCHEMA.columns")
         found = {_text(row["column_name"]).lower() for row in rows}
         self.require(found, *NEEDED, "obs_collection")
         return found
