@@ -276,6 +276,10 @@ class _Service:
     def __init__(self, address: str, client: Client):
         from pyvo.dal import TAPService
 
+        if not re.match(r"https?://[^/]", address):
+            raise ConfigError(
+                f"--service is {cleaned(address, 200)!r}, expected an address as https://archive.eso.org/tap_obs."
+            )
         self.address, self._tap = address, TAPService(address.rstrip("/"), session=client.session)
 
     def ask(self, query: str, most: int = PAGE) -> list[dict[str, Any]]:
@@ -307,7 +311,7 @@ class _Service:
             code = error.code or 0
             if 400 <= code < 500 and code not in (408, 429):
                 raise self._refused(error) from None
-            raise TornError(cleaned(str(error), 300), getattr(error, "retry_after", None)) from None
+            raise TornError(cleaned(str(error), 300), getattr(error, "retry_after_seconds", None)) from None
         except (DALFormatError, RequestException) as error:
             raise TornError(named(error)) from None
         columns = {}

@@ -59,7 +59,9 @@ def test_what_servers_do_now_and_then_is_mended(fault, versioned, server, tmp_pa
     assert left(tmp_path) == [f"{NAME}.fits"]
 
 
-@pytest.mark.parametrize("faults", [["torn", "torn", "503", "torn"], ["torn", "no ranges"], ["torn", "states more"]])
+@pytest.mark.parametrize(
+    "faults", [["torn", "torn", "503", "torn"], ["torn", "no ranges"], ["torn", "states more"], ["torn", "little"]]
+)
 def test_torn_connections_go_on_where_they_ended(faults, server, tmp_path):
     server.files[NAME], server.faults[NAME] = fits_file(), [*faults]
     assert bring(server, tmp_path).read_bytes() == server.files[NAME]
@@ -123,6 +125,8 @@ def test_what_is_wrong_never_gets_the_name(fault, said, server, tmp_path):
     with pytest.raises(FetchError, match=re.escape(said)):
         bring(server, tmp_path)
     assert set(left(tmp_path)) <= {".parts"}
+    asked = {"wait": 1, "html": 1, "404": 1, "403": 1, "states more": 9}.get(fault, 2)
+    assert len(server.files_asked(NAME)) == asked
     server.faults.clear()  # and what is left does no harm
     assert bring(server, tmp_path).read_bytes() == server.files[NAME]
     assert left(tmp_path) == [f"{NAME}.fits"]
@@ -158,6 +162,13 @@ def test_a_datalink_document_leads_to_the_file(server, tmp_path):
 
 def test_what_readers_take_is_fetched():
     assert MAX_BYTES == readers.MAX_BYTES
+
+
+def test_genuine_files_are_whole(genuine_data):
+    files = sorted((genuine_data / "harps").glob("*.fits*"))
+    assert files
+    for path in files:
+        assert path.name.endswith(check_whole(path)), path
 
 
 def test_stale_sums_of_old_files_are_no_fault(tmp_path):

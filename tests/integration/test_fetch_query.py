@@ -125,6 +125,7 @@ def test_a_date_bounds_the_observation(server, fetch, tmp_path):
         ("--since last", "there is no --since last. Run it with a date, or without --since, first."),
         ("--programme \"x' OR '1'='1\"", "expected a programme as 072.C-0488"),
         ("--programme 072%", "expected a programme as 072.C-0488"),
+        ("--programme 1 --service archive.eso.org", "--service is 'archive.eso.org', expected an address as https://"),
         ("--programme 1 --connections 0", "--connections is 0, expected 1 to 16."),
         ("--programme 1 --objects {gone}", "ConfigError"),
     ],
@@ -180,6 +181,12 @@ def test_a_service_that_does_not_answer_is_one_sentence(fault, server, fetch, tm
     assert f"FetchError: the TAP service {server.url}/tap" in wrong
     assert "Traceback" not in wrong
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_asks_to_wait_long_is_asked_once(server, fetch, tmp_path):
+    server.faults["tap"], server.retry_after = ["429!"], "86400"
+    assert "does not answer" in fetch("--programme 1", tmp_path / "a")[2]
+    assert len(server.asked) == 1
 
 
 def test_a_column_that_is_missing_is_named(server, fetch, tmp_path):
