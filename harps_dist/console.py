@@ -31,6 +31,7 @@ EXTRAS = {
     "deepspeed": "train",
     "wandb": "train",
     "webdataset": "train",
+    "pyvo": "fetch",
     "obstore": "remote",
     "stamina": "remote",
     "specutils": "specutils",

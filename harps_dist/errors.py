@@ -32,6 +32,10 @@ class ExportError(HarpsDistError):
     """An exported model that is missing, damaged, or was made for something else."""
 
 
+class FetchError(HarpsDistError):
+    """An archive on the web that does not answer, or a file of it that does not come whole."""
+
+
 class OutputError(HarpsDistError):
     """Where a command is to write stands what it did not write, or another process is writing."""
 

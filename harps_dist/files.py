@@ -73,6 +73,15 @@ def publish_folder(path: Path, check: Callable[[], None] = lambda: None) -> Iter
     shutil.rmtree(old, ignore_errors=True)
 
 
+def publish_file(aside: Path, path: Path) -> None:
+    """Put a whole file in place in one step, flushed to disk. Raises FileExistsError where something stands there."""
+    _flush(aside)
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    os.rename(aside, path)
+    _flush(path.parent)
+
+
 def atomic_link(path: Path, target: Path) -> None:
     """Let a symbolic link lead to `target`, as given, in one step, whether it was there or not."""
     aside = _aside(path)

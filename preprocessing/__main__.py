@@ -21,6 +21,51 @@ from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home, is_built
 
 
+def fetch(
+    spectra: Path,
+    programme: tuple[str, ...] = (),
+    since: str | None = None,
+    objects: Path | None = None,
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False,
+    every_form: tyro.conf.FlagCreatePairsOff[bool] = False,
+    connections: int = 4,
+    service: str = "https://archive.eso.org/tap_obs",
+    collection: str = "HARPS",
+    token_hosts: tuple[str, ...] = ("archive.eso.org", "dataportal.eso.org"),
+) -> int:
+    """Fetch spectra from an archive on the web into a folder, as many as are missing there.
+
+    What is asked for has to hold together: a programme, and since then, and of these objects.
+
+    Example: `harps-dist fetch --spectra night --programme 072.C-0488 --since 2026-11-01`.
+
+    Args:
+        spectra: Folder that the files go to and that ingest reads; made where it is missing.
+        programme: Observing programmes with all their runs, as 072.C-0488, or runs, as 072.C-0488(E).
+        since: Day from which on spectra were taken, as 2026-11-01; or last, for what the archive has gained since the
+            last such fetch into this folder.
+        objects: List of stars with names, or with ra and dec in degrees: CSV, FITS, VOTable, Parquet, or .txt of names.
+        dry_run: Say how many there are and how large, and write nothing.
+        every_form: Fetch all products of an exposure, not the newest alone.
+        connections: Files that are fetched at a time.
+        service: Address of the archive's TAP service, which has a table ivoa.ObsCore.
+        collection: Name of the collection in that table.
+        token_hosts: Servers that get the token in the environment variable HARPS_DIST_TOKEN; no other does.
+    """
+    from preprocessing.fetch import FETCHED, Fetch, Request, lines_of
+
+    check(spectra, FETCHED)
+    request = Request(service, collection, programme, since, objects, every_form, connections, token_hosts)
+    asked = Fetch(spectra, request)
+    plan = asked.plan()
+    console_for().print(plan.table())
+    with progress_bars(quiet=dry_run) as progress:
+        done = None if dry_run else asked.run(plan, progress)
+    for line in lines_of(spectra, plan, done):
+        say(line)
+    return 1 if done and done.failed else 0
+
+
 def ingest(
     spectra: Path,
     archive: Path,
@@ -320,7 +365,7 @@ def _say(report, archive: Path) -> int:
 
 def main() -> int:
     return tyro.extras.subcommand_cli_from_dict(
-        {made.__name__: made for made in (ingest, merge, etc, generative, withdraw, pack, verify, diff, demo)},
+        {made.__name__: made for made in (fetch, ingest, merge, etc, generative, withdraw, pack, verify, diff, demo)},
         prog="python -m preprocessing" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name,
         description=__doc__,
     )

@@ -7,6 +7,7 @@ from importlib.resources import files
 PROGRAM = "harps-dist"
 COMMANDS: dict[str, dict[str, str]] = {
     "From files to a release": {
+        "fetch": "spectra from an archive on the web into a folder",
         "ingest": "spectra (ESO Phase 3, s1d) into an archive",
         "etc": "Exposure Time Calculator outputs and SEDs into an archive",
         "generative": "the set on which interventions are measured into an archive",

@@ -24,6 +24,7 @@ from tests.commands import ROOT
 
 MAIN = "preprocessing.__main__"
 READ = {  # options that name what is only read
+    "preprocessing fetch objects",
     "preprocessing ingest spectra", "preprocessing ingest catalog", "preprocessing etc json", "preprocessing etc seds",
     "preprocessing generative design", "preprocessing withdraw listed", "preprocessing pack archive",
     "preprocessing pack grow", "preprocessing verify path", "preprocessing diff before", "preprocessing diff after",
@@ -37,6 +38,9 @@ READ = {  # options that name what is only read
 }  # fmt: skip
 # option: module, its arguments, what is written, and what else is, where another thing may be in the way
 WRITTEN = {
+    "preprocessing fetch spectra": (
+        MAIN, "fetch --spectra {out} --since 2026-01-01 --service http://127.0.0.1:9", "night", (),
+    ),
     "preprocessing ingest archive": (
         MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny", "a.zarr", ("a.zarr.quarantine.csv",),
     ),
@@ -255,6 +259,8 @@ def test_one_process_writes_at_a_time(script, arguments, locked, inputs, tmp_pat
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
+        (MAIN, "fetch --spectra {out} --objects {gone}.csv"),
+        (MAIN, "fetch --spectra {files}/catalog.csv/x --since 2026-01-01"),
         (MAIN, "ingest --spectra {gone} --archive {out}"),
         (MAIN, "ingest --spectra {empty} --archive {out}"),
         (MAIN, "ingest --spectra {files}/spectra --catalog {gone} --archive {out}"),
