@@ -23,7 +23,8 @@ import numpy as np
 from specutils.io.registers import data_loader
 
 from harps_dist.errors import ConfigError, SpectrumError
-from harps_dist.formats.readers import is_fibre_b, read_stream
+from harps_dist.formats.belonging import is_fibre_b
+from harps_dist.formats.readers import read_stream
 from harps_dist.formats.records import Refusal, SpectrumRecord
 from harps_dist.intake import IntakeError, open_regular
 from harps_dist.spectra.instrument import instrument_of, named_instrument

@@ -50,6 +50,7 @@ def write_adp(
     ]
     table = fits.BinTableHDU.from_columns(columns, name="SPECTRUM")
     primary = fits.PrimaryHDU()
+    primary.header["INSTRUME"] = "HARPS"
     primary.header["SPECSYS"] = "BARYCENT"
     primary.header["PROCSOFT"] = cards.pop("procsoft", "HARPS_3.5")
     table.header["TUCD1"] = "em.wl"
