@@ -1,4 +1,4 @@
-"""Read HARPS spectra as ESO Phase 3 (ADP) tables or DRS s1d images.
+"""Read HARPS spectra: products of ESO's archive, of the HARPS DRS and of the newer pipeline.
 
 A bad file is a `Refusal` with its reason, never an exception: an archive of a quarter of a million files
 always holds some, and one of them must not stop the rest.
@@ -15,18 +15,15 @@ import numpy as np
 
 from harps_dist.formats.air import in_air
 from harps_dist.formats.belonging import belonging
-from harps_dist.formats.hdus import BEGINS, open_hdus
 from harps_dist.formats.headers import Header
 from harps_dist.formats.layouts import find
+from harps_dist.formats.packing import SUFFIXES, unpacked_hdus
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord, refusing, require
 from harps_dist.intake import open_regular
-from harps_dist.intake import read_stream as whole_stream
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range
 from harps_dist.spectra.standardise import without_wild
 from harps_dist.text import printable
 
-SUFFIXES = (".fits", ".fits.gz", ".fit", ".fit.gz")
-MAX_BYTES = 128 * 2**20  # decompressed; twenty-five times the largest HARPS product
 WAVE_RANGE_AA = QUANTITIES["wave"].low, QUANTITIES["wave"].high
 
 _COLON = r"(?:[:_ .-]|%3A)"  # as file systems and downloads write it
@@ -59,10 +56,10 @@ def find_spectra(folder: Path) -> list[Path]:
 
 
 def read_spectrum(path: Path) -> SpectrumRecord | Refusal:
-    """Read one ADP or s1d file, plain or gzipped; a file that cannot be used gives a Refusal, never an error.
+    """Read one spectrum, plain or packed; a file that cannot be used gives a Refusal, never an error.
 
-    Formats: ESO Science Data Products Standard (one table row of vectors WAVE and FLUX in HDU 1); DRS manual
-    (image in HDU 0 with CRVAL1 and CDELT1). Both hold air wavelengths in the barycentric frame.
+    `formats.layouts` has the products with their sources, `formats.packing` what they may be packed in. Wavelengths
+    come out in air and in the barycentric frame.
     """
 
     def read() -> SpectrumRecord:
@@ -78,8 +75,8 @@ def read_stream(stream: IO[bytes], source: str) -> SpectrumRecord | Refusal:
 
 
 def _of_stream(stream: IO[bytes], source: str) -> SpectrumRecord:
-    with open_hdus(whole_stream(stream, MAX_BYTES, BEGINS)) as hdus:
-        return _read(hdus, printable(source))
+    with unpacked_hdus(stream, source) as (hdus, name):
+        return _read(hdus, printable(name))
 
 
 def _read(hdus: Any, source: str) -> SpectrumRecord:
