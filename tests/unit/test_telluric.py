@@ -93,6 +93,13 @@ def test_no_medium_and_no_frame_goes_wrong_unsaid(medium, frame, says, tmp_path)
         assert "telluric lines" in found.detail
 
 
+@pytest.mark.parametrize("says", SAYS)
+def test_a_spectrum_in_the_frame_of_its_star_is_refused(says, tmp_path):
+    found = write(tmp_path / "x.fits", WAVE_AA / (1 - 22 / C_KMS), flux_of(WAVE_AA, BERV_KMS), **SAYS[says])
+    assert isinstance(found, Refusal)
+    assert found.reason == Reason.WRONG_FRAME
+
+
 def test_without_a_barycentric_velocity_tellurics_do_not_decide_but_may_contradict(tmp_path):
     flux = flux_of(WAVE_AA, BERV_KMS)
     for number, (wave_aa, says, read) in enumerate(
