@@ -23,7 +23,7 @@ ACCURACY_KMS = 1.5  # the genuine files agree with their barycentric velocities 
 
 _BAND_AA = 6270.0, 6335.0
 _LEAST_AA = 35.0  # of the band that a spectrum must have
-_LARGEST_KMS = 150.0  # beyond both: 83 of vacuum and 33 of the barycentric velocity
+_LARGEST_KMS = 120.0  # 83 of vacuum and 33 of the barycentric velocity, and a little room
 _STEP_KMS = 0.5
 _AIRMASS, _WATER_MM = 1.3, 2.0  # of a usual night; only the places of the lines matter
 _SMOOTH_KMS, _BROAD_KMS = 2.0, 60.0  # narrower is noise, broader is continuum

@@ -126,3 +126,5 @@ def test_a_spectrum_in_memory_of_the_newer_pipeline_is_asked_about():
     assert _vacuum_note({"header": {"ESO PRO REC1 PIPE ID": NEWER}}) is not None
     assert _vacuum_note({"header": {"PROCSOFT": "espdr/3.0.0"}}) is not None
     assert _vacuum_note({"pipeline": DRS, "header": {"PROCSOFT": DRS, "CTYPE1": "AWAV"}}) is None
+    assert _vacuum_note({"medium": "air", "pipeline": NEWER}) is None  # brought to air by our readers
+    assert _vacuum_note({"medium": "vacuum", "pipeline": DRS}) is not None
