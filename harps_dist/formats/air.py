@@ -51,7 +51,7 @@ def in_air(
     words = ", ".join(f"{what} ({medium})" for what, medium in said.items())
     if len(media) > 1:
         raise RefusedError(Reason.VACUUM, f"expected wavelengths in one medium, air or vacuum, got {words}")
-    medium = _by_tellurics(axis.wave_aa, flux, berv_kms, media.pop() if media else None, words, bool(primary.simulated))
+    medium = _by_tellurics(axis.wave_aa, flux, berv_kms, media.pop() if media else None, words)
     return axis.wave_aa if medium == "air" else vacuum_to_air(axis.wave_aa)
 
 
@@ -92,9 +92,7 @@ def _gap_says(instrument: Instrument, wave_aa: np.ndarray, flux: np.ndarray, ber
     return {}
 
 
-def _by_tellurics(
-    wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float, said: Medium | None, words: str, simulated: bool
-) -> Medium:
+def _by_tellurics(wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float, said: Medium | None, words: str) -> Medium:
     """The medium that is said, if telluric lines do not contradict it, else the one that they show without doubt."""
     shift = telluric_shift(wave_aa, flux)
     if math.isnan(shift):
@@ -118,7 +116,7 @@ def _by_tellurics(
     for medium, place in places.items():
         detail = f"expected barycentric wavelengths, got {seen}, as in the observer's frame ({medium})"
         require(abs(shift - place) > ACCURACY_KMS, Reason.WRONG_FRAME, detail)
-    if said and simulated:  # drawn spectra carry the lines along where a velocity is asked for
+    if said:  # a drawn spectrum carries the lines along where a velocity is asked for
         return said
     detail = f"expected barycentric wavelengths, got {seen}, as in a frame that is neither, such as the star's"
     raise RefusedError(Reason.WRONG_FRAME, detail)

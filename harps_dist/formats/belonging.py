@@ -85,7 +85,8 @@ def _instrument(header: Header, source: str) -> Instrument:
     detail = f"expected TELESCOP = 'ESO-3.6', where HARPS stands, got {telescope!r}"
     require(not telescope or telescope.startswith(_TELESCOPES), Reason.WRONG_INSTRUMENT, detail)
     mode, made_by = header.text("ESO INS MODE"), header.text("ESO DRS VERSION", "PROCSOFT")
-    return EGGS if mode.upper().startswith("EGGS") or made_by.startswith("EGGS_") else HARPS
+    coarse = header.number("SPEC_RES") < (EGGS.resolution + HARPS.resolution) / 2  # of Phase 3
+    return EGGS if coarse or mode.upper().startswith("EGGS") or made_by.startswith("EGGS_") else HARPS
 
 
 def _of_version(version: str) -> str:

@@ -117,6 +117,11 @@ def _of_image(hdu: Any) -> Found:
     detail = f"expected numbers in CRVAL1 and CDELT1, got {start} and {step}"
     require(np.isfinite([start, step]).all(), Reason.MISSING_FIELD, detail)
     kind = header.text("CTYPE1").upper()  # the DRS writes the unit here
+    detail = (
+        "expected a product of a pipeline, got an image that IRAF or its kin rewrote (CTYPE1 = 'LINEAR'), which may be "
+        "normalised or shifted to rest: give the file as the archive has it"
+    )
+    require(kind != "LINEAR", Reason.WRONG_UNIT, detail)
     check_unit("" if kind.startswith(("AWAV", "WAVE", "VAC")) else kind, "CTYPE1")
     check_unit(header.text("CUNIT1"), "CUNIT1")
     reference = header.number("CRPIX1")

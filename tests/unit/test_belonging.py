@@ -37,7 +37,8 @@ NO_PIPELINE = {"ESO__DRS__VERSION": None, "CTYPE1": "AWAV"}
     [
         {},
         {"TELESCOP": "ESO-3P6"},
-        {"TELESCOP": "ESO-3.6"},
+        {"TELESCOP": "ESO-3.6", "SPEC_RES": 115_000.0},
+        {"ESO__INS__MODE": "HARPS+NIRPS"},
         {"ESO__DPR__TYPE": "OBJECT,SKY"},
         {"ESO__DPR__TYPE": "STAR,SKY,G2"},
         {"ESO__DPR__TYPE": None, "ESO__DPR__CATG": None},
@@ -129,7 +130,12 @@ def test_sky_and_lamps_are_refused(change, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"ESO__INS__MODE": "EGGS"}, {"ESO__DRS__VERSION": "EGGS_3.5"}, {"ESO__INS__MODE": "EGGS", "INSTRUME": None}],
+    [
+        {"ESO__INS__MODE": "EGGS"},
+        {"ESO__DRS__VERSION": "EGGS_3.5"},
+        {"ESO__INS__MODE": "EGGS", "INSTRUME": None},
+        {"SPEC_RES": 80_000.0},
+    ],
 )
 def test_the_mode_of_lower_resolution_is_read_and_kept_apart(change, tmp_path):
     found = read(tmp_path, **change)
@@ -145,3 +151,9 @@ def test_the_mode_of_lower_resolution_is_read_and_kept_apart(change, tmp_path):
 def test_fibre_a_is_not_fibre_b():
     for name in (NAME, "blaze_A.fits", "bis_G2_A.fits", "HD1B.fits", "ccf_Beta_A.fits"):
         assert not is_fibre_b(name), name
+
+
+def test_what_iraf_rewrote_is_refused_by_name(tmp_path):
+    found = read(tmp_path, CTYPE1="LINEAR")
+    assert isinstance(found, Refusal)
+    assert "IRAF" in found.detail
