@@ -5,6 +5,7 @@ Whatever is wrong with a file is an `IntakeError`, which says what in a word and
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
 import stat
@@ -19,7 +20,7 @@ from harps_dist.errors import ConfigError, HarpsDistError
 from harps_dist.text import cleaned, printable
 
 MAX_TEXT_BYTES = 2**20  # of settings that a person writes
-GZIP = b"\x1f\x8b"
+GZIP, BZIP2, COMPRESS = b"\x1f\x8b", b"BZh", b"\x1f\x9d"
 
 Fault = Literal["unreadable", "not_regular", "too_large", "truncated", "checksum", "foreign"]
 
@@ -49,30 +50,43 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
 
 
 def read_stream(stream: IO[bytes], limit: int, begins: bytes = b"") -> bytes:
-    """All of a binary stream, gunzipped where it is gzipped.
+    """All of a binary stream, unpacked where it is packed by gzip or bzip2.
 
     limit: bytes, packed and unpacked. begins: what the content must begin with; nothing more is read where it does not.
     Raises IntakeError.
     """
     try:
-        start = stream.tell()
-        packed = stream.read(len(GZIP)) == GZIP
-        stream.seek(start)
-        source = gzip.GzipFile(fileobj=stream) if packed else stream
+        source = unpacking(stream, stream.tell())
         head = source.read(len(begins))
         if head != begins:
             got = f"{len(head)} bytes, {head!r}" if len(head) < len(begins) else repr(head)
             raise IntakeError("foreign", f"expected a file that begins {begins.decode()!r}, got {got}")
         content = head + source.read(limit + 1 - len(head))
     except EOFError:
-        raise IntakeError("truncated", "the gzip stream ends before its end mark") from None
+        raise IntakeError("truncated", "the packed stream ends before its end mark") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise IntakeError("checksum", f"the gzip stream is damaged: {named(error)}") from None
     except OSError as error:
+        if error.errno is None:  # of bzip2; those of the system have a number
+            raise IntakeError("checksum", f"the bzip2 stream is damaged: {named(error)}") from None
         raise IntakeError("unreadable", f"expected a readable file, got {named(error)}") from None
     if len(content) > limit:
         raise IntakeError("too_large", f"expected at most {limit} bytes unpacked, got more")
     return content
+
+
+def unpacking(stream: IO[bytes], start: int = 0) -> IO[bytes]:
+    """A stream, unpacked while it is read where it is packed by gzip or bzip2. start: where it stands.
+
+    Raises IntakeError for one that is packed by compress (.Z), which Python cannot unpack.
+    """
+    head = stream.read(len(BZIP2))
+    stream.seek(start)
+    if head.startswith(COMPRESS):
+        raise IntakeError("unreadable", "expected gzip, bzip2 or no packing, got compress (.Z): uncompress it")
+    if head.startswith(GZIP):
+        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
+    return bz2.BZ2File(stream) if head == BZIP2 else stream
 
 
 def read_file(path: Path, limit: int, begins: bytes = b"") -> bytes:

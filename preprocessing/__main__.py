@@ -79,7 +79,7 @@ def ingest(
     Example: `harps-dist ingest --spectra spectra --catalog labels.csv --archive A.zarr`.
 
     Args:
-        spectra: Folder (searched recursively) or single file; .fits or .fits.gz.
+        spectra: Folder (searched recursively) or single file; .fits, .fits.gz, .bz2, .fz, or a .tar that holds one.
         archive: Zarr archive, made where it is missing.
         catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
         grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.

@@ -1,62 +1,131 @@
-"""Whether a spectrum's wavelengths are in air. It is never guessed: in vacuum they are 83 km/s off.
+"""A spectrum's wavelengths in air. Their medium is never guessed: in vacuum they are 83 km/s off.
 
-Evidence is what a file says of its wavelengths; else the pipeline that made it, for the HARPS DRS works in air and the
-newer pipeline in vacuum; else where the gap between the detectors lies.
+What a file says of its wavelengths (column, UCD, keyword, the pipeline that made it) and where the gap between the
+detectors lies must agree. Where nothing is said, telluric lines decide, if they do so without doubt; where something is
+said, they must not contradict it.
+
+Tested in tests/unit/test_air.py.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
 from harps_dist.formats.headers import Header
+from harps_dist.formats.layouts import Axis
 from harps_dist.formats.records import Reason, RefusedError, require
+from harps_dist.formats.telluric import ACCURACY_KMS, MEDIUM_KMS, telluric_shift
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.instrument import Instrument
+from harps_dist.spectra.medium import vacuum_to_air
 
+Medium = Literal["air", "vacuum"]
 GAP_VACUUM_SHIFT_AA = 1.48  # redward, at HARPS's gap; a missing BERV moves it by 0.57 Å at most
-_EXPECTED = "expected wavelengths that are shown to be in air"
+FORMULA_KMS = 5.0  # by which formulae of the refractive index, and roundings of it, may differ
+LARGEST_BERV_KMS = 33.0
+_EXPECTED = "expected wavelengths that are shown to be in air or in vacuum"
 
 
-def require_air(
-    instrument: Instrument,
-    primary: Header,
-    ucd: str,
-    kind: str,
-    wave_aa: np.ndarray,
-    flux: np.ndarray,
-    berv_kms: float,
-) -> None:
-    """Refuse a spectrum unless its wavelengths are shown to be in air.
+def in_air(
+    instrument: Instrument, primary: Header, axes: tuple[Axis, ...], flux: np.ndarray, berv_kms: float
+) -> np.ndarray:
+    """The wavelengths (n,) [Å] of a spectrum in air, float64.
 
-    instrument: whose file it is. primary: header of HDU 0. ucd: of the column of wavelengths, '' for an image. kind:
-    CTYPE1 of an image, '' for a table. wave_aa, flux: (n,). Raises RefusedError with Reason.VACUUM.
+    Those of its air column where there is one, else those that are in air, else vacuum ones brought to air by
+    `vacuum_to_air` (Birch & Downs 1994). instrument: whose file it is. primary: header of HDU 0. axes: its
+    wavelengths, of air and vacuum columns those in air last. flux: (n,). berv_kms: NaN where not known.
+    Raises RefusedError with Reason.VACUUM where the medium is not shown or what shows it disagrees, and with
+    Reason.WRONG_FRAME where telluric lines stand still.
     """
+    axis = axes[-1]
+    if len(axes) == 2:
+        apart = float(np.nanmax(np.abs(axis.wave_aa / vacuum_to_air(axes[0].wave_aa) - 1)) * C_KMS)
+        detail = f"expected {axes[0].name} in vacuum and {axis.name} in air, got them {apart:.3g} km/s from that"
+        require(apart < FORMULA_KMS, Reason.VACUUM, detail)
+    said = _said(instrument, primary, axis, alone=len(axes) == 1)
+    said |= _gap_says(instrument, axis.wave_aa, flux, berv_kms)
+    media = set(said.values())
+    words = ", ".join(f"{what} ({medium})" for what, medium in said.items())
+    if len(media) > 1:
+        raise RefusedError(Reason.VACUUM, f"expected wavelengths in one medium, air or vacuum, got {words}")
+    medium = _by_tellurics(axis.wave_aa, flux, berv_kms, media.pop() if media else None, words)
+    return axis.wave_aa if medium == "air" else vacuum_to_air(axis.wave_aa)
+
+
+def _said(instrument: Instrument, primary: Header, axis: Axis, alone: bool) -> dict[str, Medium]:
+    """What a file says of the medium: by what, and which. alone: whether it has no other wavelengths."""
+    said: dict[str, Medium] = {}
+    name, ucd, kind, keyword = axis.name, axis.ucd.lower(), axis.kind, primary.text("AIRORVAC").lower()
+    known = instrument.pipelines_in_air
+    newer = primary.text("ESO PRO REC1 PIPE ID", "ESO PRO REC2 PIPE ID")
+    newer = "" if newer.startswith(known) else newer
+    made_by = primary.text("ESO DRS VERSION", "PROCSOFT")
+    if name.endswith("_AIR"):
+        said[f"column {name}"] = "air"
+    elif "VAC" in name or (name == "WAVELENGTH" and newer):  # 'wavelength' of S1D_A is the newer pipeline's vacuum
+        said[f"column {name}"] = "vacuum"
+    if "obs.atmos" in ucd:
+        said[f"UCD {ucd!r}"] = "air"
+    elif ucd == "em.wl;meta.main" or (ucd == "em.wl" and newer):
+        # ESO's rule is 'em.wl' for vacuum, but products of the HARPS DRS, whose s1d is in air, carry it too
+        said[f"UCD {ucd!r}"] = "vacuum"
+    require(ucd.startswith("em.wl") or not ucd, Reason.VACUUM, f"{_EXPECTED}, got UCD {ucd!r}, which is not 'em.wl'")
+    if kind.startswith(("AWAV", "WAVE", "VAC")):
+        said[f"CTYPE1 {kind!r}"] = "air" if kind.startswith("AWAV") else "vacuum"
+    if alone and keyword.startswith(("air", "vac")):
+        said[f"AIRORVAC {keyword!r}"] = "air" if keyword.startswith("air") else "vacuum"
+    if alone and not newer and made_by.startswith(known):
+        said[f"pipeline {made_by!r}"] = "air"
+    return said
+
+
+def _gap_says(instrument: Instrument, wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float) -> dict[str, Medium]:
     gap = instrument.gap_edges_aa
     shift_aa = _gap_shift(gap, wave_aa, flux, berv_kms) if gap else math.nan
-    gap_in_air = abs(shift_aa) < GAP_VACUUM_SHIFT_AA / 2  # not where there is no gap
+    if gap and abs(shift_aa) < GAP_VACUUM_SHIFT_AA / 2:
+        return {f"the detector gap at {gap[0]} Angstrom": "air"}
     if gap and abs(shift_aa - GAP_VACUUM_SHIFT_AA) <= GAP_VACUUM_SHIFT_AA / 2:
-        where = f"got it {shift_aa:.2f} Angstrom redward"
-        raise RefusedError(Reason.VACUUM, f"expected the detector gap at {gap[0]} Angstrom (air), {where}")
-    ucd, kind, medium = ucd.lower(), kind.upper(), primary.text("AIRORVAC").lower()
-    says_vacuum = kind.startswith(("WAVE", "VAC")) or medium.startswith("vac")
-    require(not says_vacuum, Reason.VACUUM, f"{_EXPECTED}, got CTYPE1 = {kind!r}, AIRORVAC = {medium!r} (vacuum)")
-    if "obs.atmos" in ucd or kind.startswith("AWAV") or medium == "air":
-        return
-    # ESO's rule is 'em.wl' for vacuum and 'em.wl;obs.atmos' for air, but products of the HARPS DRS, whose
-    # s1d is in air, carry a bare 'em.wl'. 'em.wl;meta.main' is the newer pipeline's vacuum.
-    require(ucd in ("", "em.wl"), Reason.VACUUM, f"{_EXPECTED}, got UCD {ucd!r}, which is not 'em.wl;obs.atmos'")
-    known = instrument.pipelines_in_air
-    made_by = primary.text("ESO DRS VERSION", "PROCSOFT")
-    newer = primary.text("ESO PRO REC1 PIPE ID", "ESO PRO REC2 PIPE ID")
-    detail = f"{_EXPECTED}, got a product of {newer!r}, whose wavelengths are in vacuum unless it says otherwise"
-    require(not newer or newer.startswith(known), Reason.VACUUM, detail)
-    detail = (
-        f"{_EXPECTED}, got no UCD 'em.wl;obs.atmos', no CTYPE1 = 'AWAV', no detector gap to tell it from, and a "
-        f"product of {made_by or 'no pipeline'!r}, which is not the {instrument.keyword} DRS"
-    )
-    require(made_by.startswith(known) or gap_in_air, Reason.VACUUM, detail)
+        return {f"the detector gap {shift_aa:.2f} Angstrom redward of its {gap[0]} in air": "vacuum"}
+    return {}
+
+
+def _by_tellurics(wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float, said: Medium | None, words: str) -> Medium:
+    """The medium that is said, if telluric lines do not contradict it, else the one that they show without doubt."""
+    shift = telluric_shift(wave_aa, flux)
+    if math.isnan(shift):
+        detail = f"{_EXPECTED}, got no column, UCD or keyword that says so, no detector gap and no telluric lines"
+        return _or_refused(said, f"{detail} to tell it from")
+    places: dict[Medium, float] = {"air": 0.0, "vacuum": MEDIUM_KMS}
+    seen = f"telluric lines {shift:.1f} km/s redward of their places in air, with a BERV of {berv_kms:.1f} km/s"
+    if math.isnan(berv_kms):
+        near = [medium for medium, place in places.items() if abs(shift - place) <= LARGEST_BERV_KMS]
+        detail = f"expected wavelengths in one medium, got {words}, but {seen}"
+        require(not said or not near or said in near, Reason.VACUUM, detail)
+        return _or_refused(said, f"{_EXPECTED}, got {seen}: without it they do not tell for certain")
+    # a line at rest in the observer's frame stands redward by BERV in the barycentric one
+    for medium, place in places.items():
+        if abs(shift - place - berv_kms) <= ACCURACY_KMS:
+            detail = f"expected wavelengths in one medium, got {words}, but {seen}, as in {medium}"
+            require(said in (None, medium), Reason.VACUUM, detail)
+            return medium
+    if said and abs(shift - places[said] - berv_kms) <= 2 * ACCURACY_KMS:
+        return said
+    for medium, place in places.items():
+        detail = f"expected barycentric wavelengths, got {seen}, as in the observer's frame ({medium})"
+        require(abs(shift - place) > ACCURACY_KMS, Reason.WRONG_FRAME, detail)
+    if said:  # a drawn spectrum carries the lines along where a velocity is asked for
+        return said
+    detail = f"expected barycentric wavelengths, got {seen}, as in a frame that is neither, such as the star's"
+    raise RefusedError(Reason.WRONG_FRAME, detail)
+
+
+def _or_refused(said: Medium | None, detail: str) -> Medium:
+    if said is None:
+        raise RefusedError(Reason.VACUUM, detail)
+    return said
 
 
 def _gap_shift(gap_aa: tuple[float, float], wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float) -> float:

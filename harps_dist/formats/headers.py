@@ -18,7 +18,7 @@ LONGEST_TEXT = 100  # characters; a FITS card holds 68
 NO_VELOCITY = -99999  # and less: ESO's word for an unknown radial velocity
 
 _SIMULATED = re.compile("simul|synth|mock", re.IGNORECASE)  # in ORIGIN
-_SIGNAL_TO_NOISE = re.compile(r"ESO DRS SPE EXT SN\d+")
+_SIGNAL_TO_NOISE = re.compile(r"ESO (DRS SPE EXT SN\d+|QC ORDER\d+ SNR)")  # of the HARPS DRS; of the newer pipeline
 
 
 class Header:
@@ -92,8 +92,12 @@ class Header:
     @property
     def radvel_guess(self) -> float:
         """The observer's guess of the radial velocity [km/s]."""
-        guess = self.number("ESO TEL TARG RADVEL")
+        guess = self.number("ESO TEL TARG RADVEL", "ESO OCS OBJ RV")
         return self.checked("radvel_guess", [math.nan if guess <= NO_VELOCITY else guess])
+
+    def has_prefix(self, prefix: str) -> bool:
+        """Whether any card's key begins so."""
+        return any(key.startswith(prefix) for key in self._cards)
 
     @property
     def position(self) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from harps_dist.errors import SpectrumError
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.instrument import named_instrument
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import BROKEN_SHARE, MINIMUM_COVERAGE, is_broken, standardise
 
@@ -41,6 +42,11 @@ def prepare(
     if record.instrument != grid.instrument.name:
         expected = f"expected a spectrum of {grid.instrument.name}, on whose lattice grid {grid.name} is"
         detail = f"{expected}, got one of {record.instrument}"
+        taken = named_instrument(record.instrument)
+        if taken.keyword == grid.instrument.keyword:
+            detail += (
+                f", its mode of resolving power {taken.resolution:,.0f} instead of {grid.instrument.resolution:,.0f}"
+            )
         return Refusal(record.source, Reason.WRONG_INSTRUMENT, detail)
     broken = record.wild > BROKEN_SHARE
     least = least_if_broken if broken and least_if_broken is not None else least

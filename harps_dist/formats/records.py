@@ -26,7 +26,7 @@ class SpectrumRecord:
 
     dp_id: str  # ESO data-product id: 'ADP.2014-09-16T11:04:45.123', 'HARPS.2012-03-24T08:37:45.581_s1d_A'
     instrument: str  # its name in `spectra.instrument.INSTRUMENTS`
-    product: str  # 'ADP' (ESO Phase 3 table) or 's1d' (DRS image)
+    product: str  # 'ADP' and 's1d' of the HARPS DRS; 'S1D_FINAL_A', 'S1D_A', 'S1D_FLUXCAL_A' of the newer pipeline
     source: str  # file name
     object: str  # OBJECT, as typed by the observer
     target_name: str  # HIERARCH ESO OBS TARG NAME
@@ -45,6 +45,8 @@ class SpectrumRecord:
     origin: str = ""  # ORIGIN, who made the file: 'ESO', 'TEST' of the DRS, 'SIMULATED' …
     simulated: str = ""  # what in the header says that no telescope took it, such as 'ORIGIN = SIMULATED'
     out_of_range: tuple[str, ...] = ()  # header values that cannot be, by their names in the archive; they are NaN
+    sigma: np.ndarray | None = None  # (n,) float32, errors in the flux's unit, NaN where not known; None without any
+    unit: str = ""  # of the flux, as the file writes it
     wild: float = 0.0  # share of pixels that are NaN because their value lies beyond all reason
 
 

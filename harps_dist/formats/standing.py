@@ -17,7 +17,7 @@ from harps_dist.formats.versions import newest_versions, version_order
 
 SAME_START_S = 1.0  # starts that differ by less are one exposure's; the shortest one takes longer, with its read-out
 SECONDS_A_DAY = 86_400.0
-PHASE_3 = "ADP"  # of the column `product`
+PHASE_3 = ("ADP", "S1D_FINAL_A")  # of the column `product`
 
 
 class Standing(NamedTuple):
@@ -58,7 +58,7 @@ def standing(archive: Archive) -> Standing:
             good = [row for row in of_exposure if version_order(pipelines[row]) > version_order(until)]
             reasons |= {keys[row]: withdrawn.get(keys[row], ("", reason))[1] for row in of_exposure if row not in good}
         if good:
-            first = max(good, key=lambda row: (version_order(str(pipelines[row])), products[row] == PHASE_3, row))
+            first = max(good, key=lambda row: (version_order(str(pipelines[row])), products[row] in PHASE_3, row))
             rows.append(first)
             others |= {keys[row]: keys[first] for row in good if row != first}
     return Standing(np.array(sorted(rows), np.int64), reasons, others)

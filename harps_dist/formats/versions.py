@@ -11,8 +11,11 @@ import numpy as np
 
 
 def version_order(pipeline: str) -> tuple[tuple[int, ...], str]:
-    """What versions of a pipeline are ordered by: 'HARPS_3.10' is newer than 'HARPS_3.8'."""
-    return tuple(map(int, re.findall(r"\d+", pipeline))), pipeline
+    """What versions of a pipeline are ordered by: 'HARPS_3.10' is newer than 'HARPS_3.8'.
+
+    ESO's pipelines, as 'espdr/3.0.0', are newer than all of the old one.
+    """
+    return ("/" in pipeline, *map(int, re.findall(r"\d+", pipeline))), pipeline
 
 
 def newest_versions(keys: np.ndarray, pipelines: np.ndarray) -> np.ndarray:

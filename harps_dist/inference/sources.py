@@ -87,7 +87,7 @@ def find_items(inputs: Sequence[str | Path]) -> tuple[list[Item], list[Refusal]]
                 refused.append(found)
         if not items and (len(items), len(refused)) == before:
             raise ConfigError(
-                f"{printable(given)} holds no spectrum: no file ends in .fits or .fits.gz. Check the path."
+                f"{printable(given)} holds no spectrum: no file ends in .fits (packed or not) or .tar. Check the path."
             )
     return list(items.values()), refused
 
@@ -113,7 +113,8 @@ def _expanded(given: str) -> Iterator[Item | Refusal]:
 
 
 def _of_folder(path: Path) -> Iterator[Item | Refusal]:
-    from harps_dist.formats.readers import SUFFIXES, find_spectra
+    from harps_dist.formats.packing import SUFFIXES
+    from harps_dist.formats.readers import find_spectra
     from harps_dist.formats.records import Reason, Refusal
 
     found = find_spectra(path) if path.is_dir() else [path]

@@ -127,8 +127,11 @@ def _of_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _vacuum_note(meta: Any) -> str | None:
     """What a spectrum's notes, or the FITS header among them, say of vacuum; None where they do not.
 
-    The newer HARPS pipeline's wavelengths are in vacuum, and it is known by its name.
+    The newer HARPS pipeline's wavelengths are in vacuum, and it is known by its name; this package's readers bring them
+    to air and say so.
     """
+    if meta and str(meta.get("medium", "")).strip().lower() == "air":
+        return None
     headers = [meta] + [meta[key] for key in ("header", "primary_header") if meta and key in meta] if meta else []
     for header in headers:
         for key in header:

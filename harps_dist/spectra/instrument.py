@@ -7,7 +7,7 @@ Tested in tests/unit/test_grid.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harps_dist.errors import GridError
 
@@ -74,7 +74,9 @@ HARPS = Instrument(
     changes_mjd=(57171.0,),  # 2015-05-29, when the fibres were changed
     pipelines_in_air=("HARPS_", "EGGS_"),  # EGGS_3.5: the same pipeline's mode of lower resolution
 )
-INSTRUMENTS = {HARPS.name: HARPS}
+# The mode of higher throughput: the same detectors and lattice, a wider fibre. Its spectra never mix with HARPS's.
+EGGS = replace(HARPS, name="harps-eggs", resolution=80_000.0, windows={"eggs": HARPS.windows["harps"]})
+INSTRUMENTS = {HARPS.name: HARPS, EGGS.name: EGGS}
 
 
 def named_instrument(name: str) -> Instrument:
@@ -88,5 +90,5 @@ def named_instrument(name: str) -> Instrument:
 
 
 def instrument_of(keyword: str) -> Instrument | None:
-    """The instrument whose files have this INSTRUME; None for one that is not known."""
+    """The instrument whose files have this INSTRUME, in its usual mode; None for one that is not known."""
     return next((instrument for instrument in INSTRUMENTS.values() if instrument.keyword == keyword), None)

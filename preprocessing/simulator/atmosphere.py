@@ -18,18 +18,17 @@ import numpy as np
 
 from harps_dist.files import atomic_write
 from harps_dist.formats.hdus import BEGINS, open_hdus
+from harps_dist.formats.telluric import ASSET, STEP_AA
 from harps_dist.intake import read_file
 from harps_dist.spectra.exact import exp, gaussian_blur
 from harps_dist.spectra.medium import vacuum_to_air
 from harps_dist.spectra.spline import linear
 
-STEP_AA = 0.01
 MAX_LIST_BYTES = 2**30  # of a list of lines
 RESOLUTION = 115_000.0
 PRESSURE_ATM = 0.76  # La Silla, 2400 m
 H2O_PER_MM = 3.343e21  # molecules / cm² in 1 mm of precipitable water
 O2_COLUMN = 0.2095 * 2.15e25 * PRESSURE_ATM  # molecules / cm² at the zenith
-ASSET = Path(__file__).parent / "assets" / "telluric_5950_6360.npz"
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,7 @@ def write_adp(
     ]
     table = fits.BinTableHDU.from_columns(columns, name="SPECTRUM")
     primary = fits.PrimaryHDU()
+    primary.header["INSTRUME"] = "HARPS"
     primary.header["SPECSYS"] = "BARYCENT"
     primary.header["PROCSOFT"] = cards.pop("procsoft", "HARPS_3.5")
     table.header["TUCD1"] = "em.wl"
@@ -203,7 +204,7 @@ def test_promises_are_checked_before_data_are_read(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes().replace(b"NAXIS1  =                 4000", b"NAXIS1  =         999999999999"))
     assert "999999999999" in refused(path, Reason.TOO_LARGE)
     bomb = tmp_path / "bomb.fits.gz"
-    monkeypatch.setattr("harps_dist.formats.readers.MAX_BYTES", 10**6)
+    monkeypatch.setattr("harps_dist.formats.packing.MAX_BYTES", 10**6)
     bomb.write_bytes(gzip.compress(write_s1d(tmp_path, name="y.fits").read_bytes() + bytes(2 * 10**6)))
     refused(bomb, Reason.TOO_LARGE)
 

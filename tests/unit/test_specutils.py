@@ -188,3 +188,43 @@ def test_a_refusal_is_an_error_with_its_reason(simulated, tmp_path):
     path.write_bytes(simulated.read_bytes()[:-5760])
     with pytest.raises(SpectrumError, match=r"cut\.fits: truncated \(.*the file ends at"):
         Spectrum.read(path)
+
+
+@pytest.mark.parametrize("kind", [{}, {"format": ADP}])
+def test_an_open_hdulist_is_read_as_its_file_is(kind, simulated):
+    with fits.open(simulated) as hdus:
+        found = Spectrum.read(hdus, **kind)
+        assert hdus[0].header["INSTRUME"] == "HARPS"  # it stays open
+    expected = Spectrum.read(simulated)
+    np.testing.assert_array_equal(found.flux.value, expected.flux.value)
+    assert found.meta["dp_id"] == expected.meta["dp_id"]
+    assert found.meta["source"] == simulated.name
+
+
+def test_an_open_hdulist_of_an_image_is_claimed_by_its_loader_and_refused_by_name(tmp_path):
+    path = image("HARPS.2012-03-24T08:37:45.581_s1d_A.fits")(tmp_path)
+    with fits.open(path) as hdus:
+        assert specutils_loaders.identify_s1d("read", None, None, hdus)
+        assert not specutils_loaders.identify_adp("read", None, None, hdus)
+        hdus[0].header["INSTRUME"] = "HARPN"
+        assert not specutils_loaders.identify_s1d("read", None, None, hdus)
+        with pytest.raises(SpectrumError, match="HARPN"):
+            Spectrum.read(hdus, format=S1D)
+
+
+def test_errors_and_units_of_a_newer_product_are_kept(tmp_path):
+    from harps_dist.formats.specutils_loaders import NEWER
+    from tests.unit.test_newer_products import write
+
+    for kind, name, unit in (
+        ("S1D_A", NEWER, units.electron),
+        ("S1D_FLUXCAL_A", NEWER, units.erg / units.s / units.cm**2 / units.AA),
+    ):
+        path = write(tmp_path / f"{kind}.fits", kind)
+        formats = set(np.atleast_1d(identify_spectrum_format(str(path))))
+        assert {ADP, S1D, NEWER} & formats == {name}
+        spectrum = Spectrum.read(path)
+        assert spectrum.flux.unit == unit
+        np.testing.assert_allclose(spectrum.uncertainty.array, spectrum.flux.value / 80, rtol=1e-6)
+        assert Spectrum.read(path, uncertainty="none").uncertainty is None
+        assert spectrum.meta["product"] == kind
