@@ -42,7 +42,7 @@ def test_stars_that_a_catalogue_tells_apart_stay_two():
 
 
 def test_versions_are_ordered_by_their_numbers():
-    assert version_order("HARPS_3.10") > version_order("HARPS_3.8") > version_order("")
+    assert version_order("espdr/2.0.0") > version_order("HARPS_3.10") > version_order("HARPS_3.8") > version_order("")
     made = {"key": "k", "pipeline": "HARPS_3.8", "source": "a.fits"}
     versions = KnownVersions([made])
     assert versions.objection("other", "") is None
