@@ -28,6 +28,7 @@ def ingest(
     grid: str | None = None,
     workers: int = 1,
     part: str | None = None,
+    columns: str | None = None,
 ) -> int:
     """Add ESO Phase 3 (ADP) and DRS s1d spectra to an archive.
 
@@ -36,18 +37,23 @@ def ingest(
     Args:
         spectra: Folder (searched recursively) or single file; .fits or .fits.gz.
         archive: Zarr archive, made where it is missing.
-        catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
+        catalog: Stellar labels: CSV, TSV, ECSV, FITS, VOTable or Parquet.
         grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
         workers: Processes that read files.
         part: Part of the files that alone is ingested, as 3/16, into an archive in ARCHIVE.parts, to be merged.
+        columns: Columns of the catalogue that names do not tell, as teff=Teff_spec,logg=g_spec.
     """
     from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
+    from preprocessing.catalog_files import column_lines, parse_columns
     from preprocessing.ingest import existing, ingest_spectra
     from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
 
     check(archive, ARCHIVE)
-    share, known = Part.parse(part) if part else None, Catalog.read(catalog) if catalog else None
+    share, mapping = Part.parse(part) if part else None, parse_columns(columns) if columns else None
+    known = Catalog.read(catalog, mapping=mapping) if catalog else None
+    for line in column_lines(known.used, known.unused) if known else ():
+        say(line)
     if share:
         check(parts_path(archive), PARTS)
         archive = share.archive(archive)

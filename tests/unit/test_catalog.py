@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import SpectrumRecord
-from preprocessing.catalog import Catalog, CatalogError, normalise_name, resolve_target
+from preprocessing.catalog import Catalog, normalise_name, resolve_target
+from preprocessing.catalog_files import CatalogError
 
 NAN = float("nan")
 NAMELESS = SpectrumRecord(
