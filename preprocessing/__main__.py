@@ -306,6 +306,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _say(report, archive: Path) -> int:
+    from harps_dist.formats.matches import matches_path
     from harps_dist.formats.quarantine import quarantine_path
     from preprocessing.refused import refusal_lines
 
@@ -314,6 +315,8 @@ def _say(report, archive: Path) -> int:
     if counts:
         say(f"spectra: {_counts(counts)}")
     made = (archive / "zarr.json").exists()
+    if matches_path(archive).exists() and report.counts:
+        say(f"which star each spectrum is of, and how it was matched: {matches_path(archive)}")
     for line in refusal_lines(report.refused, report.added + report.already + len(report.refused), made):
         say(line)
     if report.refused:

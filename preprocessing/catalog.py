@@ -21,6 +21,7 @@ from harps_dist.formats.units import plain
 from harps_dist.spectra.labels import CATALOGUED
 from harps_dist.spectra.quantities import in_range, in_range_each
 from preprocessing.catalog_files import COLUMNS, TEXTS, UNITS, read_catalog, without_marks
+from preprocessing.sky import Sky, is_place, year_of
 
 _GREEK = {  # as SIMBAD shortens them; the others are too short to be shortened
     "ALPHA": "ALF", "ALP": "ALF", "BETA": "BET", "GAMMA": "GAM", "DELTA": "DEL", "EPSILON": "EPS",
@@ -37,6 +38,8 @@ _BAYER = re.compile(rf"({'|'.join(_GREEK)})(?=\d*(?:{_CONSTELLATIONS.replace(' '
 _DURCHMUSTERUNG = re.compile(r"(BD|CO?D|CPD?) ?([+-]) ?(?:(\d\d)(\d+)|(\d\d?)[ -](\d+))[ -]?([A-Z]*)")
 _COORDINATES = re.compile(r"\d{4}(?:\.\d+)?[+-]\d{4}")
 _TIC = re.compile(r"TIC([1-9]\d*)")
+_SUNLIT = re.compile(r"\d{0,3}(CERES|PALLAS|JUNO|VESTA|MOON|LUNA|IO|EUROPA|GANYMEDE|CALLISTO|SUN|SUNSKY|SOLAR)")
+SUN = "SUN"
 _GENERIC = re.compile(r"(STAR|OBJECT|TARG|TARGET|CALIB|SCIENCE|TEST|NONE|UNKNOWN|DEFAULT|NONAME|SKY|FIELD)?[\d-]*")
 
 
@@ -81,20 +84,25 @@ def _respell(text: str) -> str:
     return _BAYER.sub(lambda greek: _GREEK[greek[1]], text, count=1) if _BAYER.match(text) else text
 
 
-def telling_names(record: SpectrumRecord) -> str:
-    """Normalised names of a spectrum that say which star it is, each once, with semicolons between them."""
-    return ";".join(dict.fromkeys(_names(record)))
+def telling_names(record: SpectrumRecord, match: Match | None = None) -> str:
+    """Normalised names of a spectrum that say which star it is, each once, with semicolons between them.
+
+    Names that contradict the position say nothing.
+    """
+    return "" if match is not None and match.note else ";".join(dict.fromkeys(_names(record)))
 
 
 def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
     """The star a spectrum is of: the catalogue's id, else its normalised name, else its place on the sky.
 
     Places are rounded to 1 s in right ascension (15 arcsec at the equator) and 10 arcsec in declination. A
-    spectrum with neither a telling name nor a place is a star of its own.
+    spectrum with neither a telling name nor a place is a star of its own. Where the name contradicts the position, the
+    position counts. Bodies that reflect the Sun are one star, the Sun.
     """
     if match is not None:
         return match.target_id
-    for name in _names(record):
+    names = _names(record)
+    for name in [SUN] if SUN in names else names:
         tic = _TIC.fullmatch(name)
         return f"TIC {tic[1]}" if tic else name
     return _position_id(record.ra_deg, record.dec_deg) or record.dp_id
@@ -102,7 +110,8 @@ def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
 
 def _names(record: SpectrumRecord) -> list[str]:
     """Normalised names of a spectrum that say which star it is."""
-    return [name for name in map(telling_name, (record.object, record.target_name)) if name]
+    names = [name for name in map(telling_name, (record.object, record.target_name)) if name]
+    return [*names, SUN] if any(map(_SUNLIT.fullmatch, names)) else names
 
 
 def telling_name(text: str) -> str:
@@ -132,6 +141,7 @@ class Match:
     labels: dict[str, float]  # in the units of the label table: only those present and physical
     by: str  # 'tic', 'name' or 'position'
     out_of_range: tuple[str, ...]  # labels whose value is unphysical, hence left out of `labels`
+    note: str = ""  # why no label is taken: the name is that of a star far from where the spectrum was taken
 
 
 class Catalog:
@@ -180,7 +190,9 @@ class Catalog:
         for name, known in (aliases or {}).items():
             if (row := self._by_name.get(normalise_name(known))) is not None:
                 self._by_name.setdefault(normalise_name(name), row)
-        self._place(numbers["ra_deg"], numbers["dec_deg"], radius_arcsec)
+        self._sky = Sky(**{name: numbers[name] for name in ("ra_deg", "dec_deg", "pm_ra", "pm_dec", "epoch")})
+        self._radius_arcsec = radius_arcsec
+        self.counts["catalogue's labels of a star that has a row before"] = self._of_further_rows()
 
     def __len__(self) -> int:
         return len(self.target_ids)
@@ -202,7 +214,12 @@ class Catalog:
         return catalog
 
     def match(self, record: SpectrumRecord) -> Match | None:
-        """The star of a spectrum: by TIC number, else by name, else the nearest within the radius."""
+        """The star of a spectrum: by TIC number, else by name, else the nearest within the radius.
+
+        Positions are compared as of the exposure, of 2000 and of the catalogue's epoch, and the nearest counts: headers
+        give the one or the other. A star that is found by number or name, but lies farther off than it can have moved,
+        gives no labels.
+        """
         row, by = None, ""
         for name in _names(record):
             if tic := _TIC.fullmatch(name):
@@ -211,9 +228,18 @@ class Catalog:
                 row, by = self._by_name.get(name), "name"
             if row is not None:
                 break
+        place = record.ra_deg, record.dec_deg, year_of(record.mjd_obs)
         if row is None:
-            row, by = self._nearest(record.ra_deg, record.dec_deg), "position"
-        return None if row is None else self._match(row, by)
+            row, by = self._sky.nearest(*place, self._radius_arcsec), "position"
+        elif (apart := self._sky.too_far(row, *place)) is not None:
+            note = f"not taken: {name} lies {f'{apart:.2f} deg' if apart >= 1 else f'{apart * 60:.1f} arcmin'} away"
+            return Match(_position_id(record.ra_deg, record.dec_deg), {}, by, (), note)
+        if row is None:
+            return None
+        found = self._match(row, by)
+        if self.target_ids[row] == SUN and SUN not in _names(record)[:1]:  # what reflects it has a velocity of its own
+            found.labels.pop("rv", None)
+        return found
 
     def _match(self, row: int, by: str) -> Match:
         labels, out_of_range = {}, []
@@ -238,29 +264,19 @@ class Catalog:
             index = {name: row for name, row in rows.items() if name not in shared} | index
         return index
 
-    def _place(self, ra_deg: np.ndarray, dec_deg: np.ndarray, radius_arcsec: float) -> None:
-        from scipy.spatial import cKDTree
-
-        self._placed = np.flatnonzero(np.isfinite(ra_deg) & np.isfinite(dec_deg))
-        self._tree = cKDTree(unit_vectors(ra_deg[self._placed], dec_deg[self._placed]))
-        self._chord = 2.0 * np.sin(np.radians(radius_arcsec / 3600.0) / 2.0)
-
-    def _nearest(self, ra_deg: float, dec_deg: float) -> int | None:
-        if not (len(self._placed) and np.isfinite([ra_deg, dec_deg]).all()):
-            return None
-        distance, index = self._tree.query(unit_vectors(ra_deg, dec_deg))
-        return int(self._placed[index]) if distance <= self._chord else None
+    def _of_further_rows(self) -> int:
+        """How many labels stand in rows of a star of which an earlier row is taken."""
+        named: dict[str, int] = {}
+        for row, target in enumerate(self.target_ids):
+            if target and not is_place(target):
+                named.setdefault(target, row)
+        further = [row for row, target in enumerate(self.target_ids) if named.get(target, row) != row]
+        return int(sum(np.isfinite(values[further]).sum() for values in self.labels.values()))
 
 
 def _filled(texts: Any) -> list[Any]:
     """Texts in memory, '' where they are masked."""
     return np.ma.filled(np.ma.asarray(texts, dtype=object), "").tolist() if hasattr(texts, "mask") else list(texts)
-
-
-def unit_vectors(ra_deg: Any, dec_deg: Any) -> np.ndarray:
-    """(..., 3) for (...,) degrees."""
-    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
 
 
 def _tic_number(text: str) -> str:

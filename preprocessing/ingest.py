@@ -23,6 +23,7 @@ import numpy as np
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
 from harps_dist.formats.etc import EtcRecord, read_etc
+from harps_dist.formats.matches import OF_ARCHIVE, write_matches
 from harps_dist.formats.prepare import prepare
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.readers import find_spectra, read_spectrum
@@ -36,7 +37,7 @@ from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, WILD
 from harps_dist.text import printable
-from preprocessing.catalog import Catalog, resolve_target, telling_names
+from preprocessing.catalog import Catalog, Match, resolve_target, telling_names
 from preprocessing.identity import KnownStars, KnownVersions
 
 BROKEN_COVERAGE = 0.5  # of valid pixels, that a spectrum has which is kept for the record alone
@@ -120,6 +121,8 @@ def ingest_spectra(
             report.added += len(rows)
             report.refused += refused
             progress("ingest spectra", report.already + report.added + len(report.refused), len(paths))
+        if writer.count("real"):
+            write_matches(archive, writer.rows("real", *OF_ARCHIVE))
     return report
 
 
@@ -158,7 +161,7 @@ def _on_grid(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] |
 def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) -> tuple[dict[str, Any], Counter[str]]:
     """A spectrum's columns, and what is to be counted of them."""
     match, counts = catalog.match(record) if catalog else None, Counter[str]()
-    counts[f"matched by {match.by}" if match else "not in the catalogue"] += 1
+    counts[_how(match)] += 1
     labels = dict.fromkeys(CATALOGUED, np.nan)
     if match:
         labels |= match.labels
@@ -171,10 +174,10 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) 
         "source": source,
         "product": record.product,
         "object": record.object,
-        "names": telling_names(record),
+        "names": telling_names(record, match),
         "target": resolve_target(record, match),
-        "catalogue_id": match.target_id if match else "",
-        "matched_by": match.by if match else "",
+        "catalogue_id": match.target_id if match and not match.note else "",
+        "matched_by": (match.note or match.by) if match else "",
         "prog_id": record.prog_id,
         "origin": record.origin,
         "simulated": record.simulated,
@@ -189,6 +192,13 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) 
         **labels,
     }
     return columns, counts
+
+
+def _how(match: Match | None) -> str:
+    """How a spectrum was matched, for counts."""
+    if match is None:
+        return "not in the catalogue"
+    return "with a name that contradicts the position (no label taken)" if match.note else f"matched by {match.by}"
 
 
 def ingest_etc(

@@ -38,7 +38,8 @@ READ = {  # options that name what is only read
 # option: module, its arguments, what is written, and what else is, where another thing may be in the way
 WRITTEN = {
     "preprocessing ingest archive": (
-        MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny", "a.zarr", ("a.zarr.quarantine.csv",),
+        MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny", "a.zarr",
+        ("a.zarr.quarantine.csv", "a.zarr.stars.csv"),
     ),
     "preprocessing ingest part": (
         MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny --part 0/2", "a.zarr", ("a.zarr.parts",),

@@ -306,7 +306,7 @@ def test_order_is_tic_then_name_then_position():
         {
             "object": ["HD 1", "HD 2", "HD 3"],
             "tic": ["11", "", "33"],
-            "ra_deg": [10.0, 20.0, 30.0],
+            "ra_deg": [29.98, 29.99, 30.0],  # near enough that no name contradicts the place
             "dec_deg": [0.0, 0.0, 0.0],
             "teff": [1001.0, 1002.0, 1003.0],
         }
