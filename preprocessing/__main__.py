@@ -306,11 +306,14 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _say(report, archive: Path) -> int:
+    from harps_dist.formats.folders import passed_over_line
     from harps_dist.formats.matches import matches_path
     from harps_dist.formats.quarantine import quarantine_path
     from preprocessing.refused import refusal_lines
 
     say(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
+    if line := passed_over_line(report.passed_over):
+        say(line)
     counts = {name: count for name, count in sorted(report.counts.items()) if count}
     if counts:
         say(f"spectra: {_counts(counts)}")

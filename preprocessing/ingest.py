@@ -23,6 +23,7 @@ import numpy as np
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
 from harps_dist.formats.etc import EtcRecord, read_etc
+from harps_dist.formats.folders import MACOS, passed_over
 from harps_dist.formats.matches import OF_ARCHIVE, write_matches
 from harps_dist.formats.prepare import prepare
 from harps_dist.formats.quarantine import Quarantine
@@ -49,12 +50,16 @@ Entry = TypeVar("Entry")
 
 @dataclass
 class IngestReport:
-    """What an ingest did. `counts` says how stars were matched, which labels are there or out of range, and flags."""
+    """What an ingest did. `counts` says how stars were matched, which labels are there or out of range, and flags.
+
+    passed_over: files in its folders that it did not look at, by ending.
+    """
 
     added: int = 0
     already: int = 0
     refused: list[Refusal] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     @property
     def nothing_good(self) -> bool:
@@ -81,6 +86,7 @@ def ingest_spectra(
     report = IngestReport(counts=Counter(catalog.counts if catalog else {}))
     root = existing(spectra) if spectra.is_dir() else existing(spectra).parent
     sources = {path: printable(path.relative_to(root)) for path in find_spectra(spectra)}
+    report.passed_over = passed_over(spectra, sources)
     paths = [path for path, source in sources.items() if wanted(source)]
     if not paths:
         return report
@@ -131,6 +137,12 @@ def existing(path: Path) -> Path:
     if not path.exists():
         raise ArchiveError(f"there is nothing at {path} to be taken in. Check the path.")
     return path
+
+
+def _below(folder: Path, *patterns: str) -> list[Path]:
+    """Files below a folder by the patterns of their names, sorted; raises ArchiveError where there is no folder."""
+    found = (path for pattern in patterns for path in existing(folder).rglob(pattern))
+    return sorted(path for path in found if not path.name.startswith(MACOS))
 
 
 def _stamp(path: Path) -> str:
@@ -215,8 +227,10 @@ def ingest_etc(
     is no file to take in; raises ArchiveError where a folder is missing.
     """
     report = IngestReport()
-    sed_paths = sorted((*existing(seds).rglob("*.fits"), *seds.rglob("*.npz"))) if seds else []
-    etc_paths = sorted((*existing(runs).rglob("*.json"), *runs.rglob("*.json.gz")))
+    sed_paths = _below(seds, "*.fits", "*.npz") if seds else []
+    etc_paths = _below(runs, "*.json", "*.json.gz")
+    for folder in {runs, seds or runs}:
+        report.passed_over |= passed_over(folder, [*sed_paths, *etc_paths])
     if not sed_paths and not etc_paths:
         return report
     with Archive.writing(archive, grid) as writer:
