@@ -58,6 +58,7 @@ class Sky:
         self._fastest = float(np.linalg.norm(self._motion[self._placed], axis=1).max(initial=0.0))
         self._epochs = np.unique(self._epoch[self._placed])
         self._tree = cKDTree(self._at[self._placed])
+        self._grain_arcsec = 3600 * np.sqrt(0.5) * _grain(np.concatenate([ra_deg, dec_deg]))
 
     def nearest(self, ra_deg: float, dec_deg: float, year: float, radius_arcsec: float) -> int | None:
         """The row of the star nearest to a place within the radius; None where there is none."""
@@ -85,7 +86,7 @@ class Sky:
             years = (abs(year - self._epoch[row]), abs(2000.0 - self._epoch[row])) if np.isfinite(year) else ()
             moved = FASTEST_MAS / 1000 * max(years, default=SPAN_YEARS)
         apart = float(np.degrees(2 * np.arcsin(min(distance / 2, 1.0))))
-        return apart if apart * 3600 > NAMES_SLOP_ARCSEC + moved else None
+        return apart if apart * 3600 > NAMES_SLOP_ARCSEC + self._grain_arcsec + moved else None
 
     def _distances(self, rows: np.ndarray, place: np.ndarray, year: float) -> np.ndarray:
         """(n,) chords from a place to where stars were in that year, in 2000, or at their catalogue's epoch."""
@@ -96,6 +97,13 @@ class Sky:
             moved = self._at[rows] + self._motion[rows] * (date - epochs)[:, None]
             found.append(np.linalg.norm(moved / np.linalg.norm(moved, axis=1, keepdims=True) - place, axis=1))
         return np.min(found, axis=0)
+
+
+def _grain(degrees: np.ndarray) -> float:
+    """The last decimal [deg] of a catalogue's coordinates, by half of which they are off; 0.001 where it is less."""
+    known = degrees[np.isfinite(degrees)]
+    grains = (1.0, 0.1, 0.01)
+    return next((grain for grain in grains if np.allclose(known / grain, np.round(known / grain), atol=1e-6)), 0.001)
 
 
 def _chord(arcsec: float) -> float:

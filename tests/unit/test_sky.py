@@ -70,7 +70,9 @@ def test_motion_over_the_pole_and_across_zero_hours():
 
 
 def test_a_name_that_contradicts_the_position_gives_no_labels():
-    catalog = Catalog({"object": ["HR 1217"], "tic": ["7"], "ra_deg": [58.8], "dec_deg": [-12.1], "teff": [7250.0]})
+    catalog = Catalog(
+        {"object": ["HR 1217"], "tic": ["7"], "ra_deg": [58.8001], "dec_deg": [-12.1001], "teff": [7250.0]}
+    )
     for name in ("HR1217", "TIC 7"):
         record = at((4.10021, -35.31147), 2010.0, name)
         match = catalog.match(record)
@@ -84,12 +86,20 @@ def test_a_name_that_contradicts_the_position_gives_no_labels():
 
 
 def test_how_far_a_star_can_have_moved_decides():
-    place = {"object": ["A 1"], "ra_deg": [10.0], "dec_deg": [0.0], "teff": [5000.0]}
+    place = {"object": ["A 1"], "ra_deg": [10.0001], "dec_deg": [0.0001], "teff": [5000.0]}
     off = at((10.0, 0.07), 2020.0, "A 1")  # 252 arcsec: 2 arcmin and 20 years of the fastest star allow 328
     assert Catalog(place).match(off).labels
     slow = place | {"pm_ra": [10.0], "pm_dec": [10.0]}
     assert not Catalog(slow).match(off).labels
     assert not Catalog(place).match(at((10.0, 0.1), 2020.0, "A 1")).labels
+
+
+def test_rounded_positions_contradict_no_name_within_their_last_decimal():
+    place = {"object": ["A 1", "B 2"], "ra_deg": [10.1, 20.0], "dec_deg": [0.1, 5.2], "pm_ra": [0, 0], "pm_dec": [0, 0]}
+    off = at((10.15, 0.15), 2020.0, "A 1")
+    assert not Catalog(place).match(off).note
+    assert Catalog(place | {"ra_deg": [10.1, 20.001]}).match(off).note
+    assert Catalog(place).match(at((10.3, 0.1), 2020.0, "A 1")).note
 
 
 @pytest.mark.parametrize("name", ["Ceres", "(1) Ceres", "4 Vesta", "MOON", "Ganymede", "Sun", "Sun-sky"])
