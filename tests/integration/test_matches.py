@@ -64,3 +64,14 @@ def test_a_file_of_someone_else_in_its_place_is_refused_before_any_work(spectra,
     assert "a.zarr.stars.csv" in run(ingest, tmp_path, expect=1)
     assert not (tmp_path / "a.zarr").exists()
     assert matches_path(tmp_path / "a.zarr").read_text() == "mine\n"
+
+
+def test_parts_that_are_merged_have_the_table_of_one_ingest(spectra, tmp_path):
+    arguments = ("ingest", "--spectra", spectra, "--grid", "tiny", "--archive")
+    run(command(PREPROCESSING, *arguments, "one.zarr"), tmp_path)
+    for part in ("0/2", "1/2"):
+        run(command(PREPROCESSING, *arguments, "a.zarr", "--part", part), tmp_path)
+    run(command(PREPROCESSING, "merge", "--archive", "a.zarr", "--parts", 2), tmp_path)
+    tables = [matches_path(tmp_path / name).read_text() for name in ("one.zarr", "a.zarr")]
+    assert tables[0] == tables[1]
+    assert tables[0].count("\n") == 3

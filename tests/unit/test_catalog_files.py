@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from astropy import units as u
 from astropy.table import QTable
@@ -76,6 +78,9 @@ def test_units_in_the_name_of_a_column_and_units_that_are_none(tmp_path):
     assert counted(catalog) == {"catalogue's teff in mag, expected K": 1}
     QTable({"name": ["A 1"], "teff": [5000] * u.K, "rv": [200] * u.m / u.s}).write(tmp_path / "q.ecsv")
     assert Catalog.read(tmp_path / "q.ecsv").match(named("A 1")).labels["rv"] == pytest.approx(0.2)
+    fields = [pa.field("name", pa.string()), pa.field("rv", pa.float64(), metadata={"unit": "m/s"})]
+    pq.write_table(pa.table([["A 1"], [200.0]], schema=pa.schema(fields)), tmp_path / "q.parquet")
+    assert Catalog.read(tmp_path / "q.parquet").match(named("A 1")).labels == {"rv": pytest.approx(0.2)}
     columns = {
         "object": ["A 1", "B 2"],
         "teff": np.ma.masked_array([5000.0, 1.0], [False, True]),
