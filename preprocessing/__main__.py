@@ -73,6 +73,7 @@ def ingest(
     grid: str | None = None,
     workers: int = 1,
     part: str | None = None,
+    columns: str | None = None,
 ) -> int:
     """Add ESO Phase 3 (ADP) and DRS s1d spectra to an archive.
 
@@ -81,18 +82,23 @@ def ingest(
     Args:
         spectra: Folder (searched recursively) or single file; .fits, .fits.gz, .bz2, .fz, or a .tar that holds one.
         archive: Zarr archive, made where it is missing.
-        catalog: Stellar labels: CSV, FITS, VOTable or Parquet.
+        catalog: Stellar labels: CSV, TSV, ECSV, FITS, VOTable or Parquet.
         grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
         workers: Processes that read files.
         part: Part of the files that alone is ingested, as 3/16, into an archive in ARCHIVE.parts, to be merged.
+        columns: Columns of the catalogue that names do not tell, as teff=Teff_spec,logg=g_spec.
     """
     from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
+    from preprocessing.catalog_files import column_lines, parse_columns
     from preprocessing.ingest import existing, ingest_spectra
     from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
 
     check(archive, ARCHIVE)
-    share, known = Part.parse(part) if part else None, Catalog.read(catalog) if catalog else None
+    share, mapping = Part.parse(part) if part else None, parse_columns(columns) if columns else None
+    known = Catalog.read(catalog, mapping=mapping) if catalog else None
+    for line in column_lines(known.used, known.unused) if known else ():
+        say(line)
     if share:
         check(parts_path(archive), PARTS)
         archive = share.archive(archive)
@@ -345,14 +351,20 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _say(report, archive: Path) -> int:
+    from harps_dist.formats.folders import passed_over_line
+    from harps_dist.formats.matches import matches_path
     from harps_dist.formats.quarantine import quarantine_path
     from preprocessing.refused import refusal_lines
 
     say(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
+    if line := passed_over_line(report.passed_over):
+        say(line)
     counts = {name: count for name, count in sorted(report.counts.items()) if count}
     if counts:
         say(f"spectra: {_counts(counts)}")
     made = (archive / "zarr.json").exists()
+    if matches_path(archive).exists() and report.counts:
+        say(f"which star each spectrum is of, and how it was matched: {matches_path(archive)}")
     for line in refusal_lines(report.refused, report.added + report.already + len(report.refused), made):
         say(line)
     if report.refused:

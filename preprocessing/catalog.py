@@ -6,7 +6,6 @@ split a star belongs to and must not hang on how an observer spelt the name.
 
 from __future__ import annotations
 
-import io
 import re
 import unicodedata
 from collections import Counter
@@ -17,33 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from harps_dist.errors import HarpsDistError
 from harps_dist.formats.records import SpectrumRecord
-from harps_dist.formats.tables import read_ascii, read_table
-from harps_dist.spectra.labels import CATALOGUED, LABEL
+from harps_dist.formats.units import plain
+from harps_dist.spectra.labels import CATALOGUED
 from harps_dist.spectra.quantities import in_range, in_range_each
-from harps_dist.text import printable
-
-LONGEST_NAME = 1000  # characters, with all aliases
-
-# Our columns and what catalogues call them, in lower case and order of preference; those of labels stand in the label
-# table. `ra_j2000` goes before `ra`, which GR8 and Gaia give at their own epoch.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "object": ("object", "primary", "name", "star", "target", "main_id"),
-    "aliases": ("aliases", "alias", "simbad"),
-    "tic": ("tic", "tic_id", "ticid"),  # and a column `ID` where no column holds names, as in the TIC itself
-    "hd": ("hd",),
-    "hip": ("hip",),
-    "ra_deg": ("ra_deg", "ra_j2000", "raj2000", "_raj2000", "ra"),
-    "dec_deg": ("dec_deg", "dec_j2000", "dej2000", "_dej2000", "dec"),
-    **{name: LABEL[name].columns for name in CATALOGUED},
-}
-_TEXTS = ("object", "aliases", "tic", "hd", "hip")
-_UNITS = {name: LABEL[name].unit for name in CATALOGUED if LABEL[name].unit != "dex"} | {
-    "ra_deg": "deg",
-    "dec_deg": "deg",
-}
-_GTO_COLUMNS = ("object", "snr", "teff", "logg", "vt", "[fe/h]")  # HARPS-GTO list of 1111 stars: no header line
+from preprocessing.catalog_files import COLUMNS, TEXTS, UNITS, read_catalog, without_marks
+from preprocessing.sky import Sky, is_place, year_of
 
 _GREEK = {  # as SIMBAD shortens them; the others are too short to be shortened
     "ALPHA": "ALF", "ALP": "ALF", "BETA": "BET", "GAMMA": "GAM", "DELTA": "DEL", "EPSILON": "EPS",
@@ -60,12 +38,9 @@ _BAYER = re.compile(rf"({'|'.join(_GREEK)})(?=\d*(?:{_CONSTELLATIONS.replace(' '
 _DURCHMUSTERUNG = re.compile(r"(BD|CO?D|CPD?) ?([+-]) ?(?:(\d\d)(\d+)|(\d\d?)[ -](\d+))[ -]?([A-Z]*)")
 _COORDINATES = re.compile(r"\d{4}(?:\.\d+)?[+-]\d{4}")
 _TIC = re.compile(r"TIC([1-9]\d*)")
+_SUNLIT = re.compile(r"\d{0,3}(CERES|PALLAS|JUNO|VESTA|MOON|LUNA|IO|EUROPA|GANYMEDE|CALLISTO|SUN|SUNSKY|SOLAR)")
+SUN = "SUN"
 _GENERIC = re.compile(r"(STAR|OBJECT|TARG|TARGET|CALIB|SCIENCE|TEST|NONE|UNKNOWN|DEFAULT|NONAME|SKY|FIELD)?[\d-]*")
-_SEXAGESIMAL = re.compile(r"[+-]?\d+[: ]+\d+[: ]+\d+(\.\d*)?")
-
-
-class CatalogError(HarpsDistError):
-    """A catalogue that cannot be read, or holds nothing to match or to label by."""
 
 
 # --- names -------------------------------------------------------------------------------------------
@@ -109,20 +84,25 @@ def _respell(text: str) -> str:
     return _BAYER.sub(lambda greek: _GREEK[greek[1]], text, count=1) if _BAYER.match(text) else text
 
 
-def telling_names(record: SpectrumRecord) -> str:
-    """Normalised names of a spectrum that say which star it is, each once, with semicolons between them."""
-    return ";".join(dict.fromkeys(_names(record)))
+def telling_names(record: SpectrumRecord, match: Match | None = None) -> str:
+    """Normalised names of a spectrum that say which star it is, each once, with semicolons between them.
+
+    Names that contradict the position say nothing.
+    """
+    return "" if match is not None and match.note else ";".join(dict.fromkeys(_names(record)))
 
 
 def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
     """The star a spectrum is of: the catalogue's id, else its normalised name, else its place on the sky.
 
     Places are rounded to 1 s in right ascension (15 arcsec at the equator) and 10 arcsec in declination. A
-    spectrum with neither a telling name nor a place is a star of its own.
+    spectrum with neither a telling name nor a place is a star of its own. Where the name contradicts the position, the
+    position counts. Bodies that reflect the Sun are one star, the Sun.
     """
     if match is not None:
         return match.target_id
-    for name in _names(record):
+    names = _names(record)
+    for name in [SUN] if SUN in names else names:
         tic = _TIC.fullmatch(name)
         return f"TIC {tic[1]}" if tic else name
     return _position_id(record.ra_deg, record.dec_deg) or record.dp_id
@@ -130,7 +110,8 @@ def resolve_target(record: SpectrumRecord, match: Match | None) -> str:
 
 def _names(record: SpectrumRecord) -> list[str]:
     """Normalised names of a spectrum that say which star it is."""
-    return [name for name in map(telling_name, (record.object, record.target_name)) if name]
+    names = [name for name in map(telling_name, (record.object, record.target_name)) if name]
+    return [*names, SUN] if any(map(_SUNLIT.fullmatch, names)) else names
 
 
 def telling_name(text: str) -> str:
@@ -160,6 +141,7 @@ class Match:
     labels: dict[str, float]  # in the units of the label table: only those present and physical
     by: str  # 'tic', 'name' or 'position'
     out_of_range: tuple[str, ...]  # labels whose value is unphysical, hence left out of `labels`
+    note: str = ""  # why no label is taken: the name is that of a star far from where the spectrum was taken
 
 
 class Catalog:
@@ -177,17 +159,19 @@ class Catalog:
         radius_arcsec: float = 5.0,
     ):
         size = len(next(iter(columns.values())))
-        texts = {name: list(columns.get(name, [""] * size)) for name in _TEXTS}
+        texts = {name: [str(text or "") for text in _filled(columns.get(name, [""] * size))] for name in TEXTS}
         numbers = {
-            name: np.asarray(columns.get(name, np.full(size, np.nan)), dtype=float)
-            for name in COLUMNS.keys() - set(_TEXTS)
+            name: plain(columns.get(name, np.full(size, np.nan)), UNITS[name], name).astype(float)
+            for name in COLUMNS.keys() - set(TEXTS)
         }
-        self.counts: Counter[str] = Counter()  # of positions that cannot be, which count as missing
+        self.counts: Counter[str] = Counter()  # of cells that are not used, by why
+        self.used: dict[str, str] = {}  # our columns to the file's, where a file was read
+        self.unused: tuple[str, ...] = ()  # columns of the file that were not
         for name in ("ra", "dec"):
             wrong = ~np.isnan(numbers[f"{name}_deg"]) & ~in_range_each(name, numbers[f"{name}_deg"])
             numbers[f"{name}_deg"] = np.where(wrong, np.nan, numbers[f"{name}_deg"])
             self.counts[f"catalogue's {name} out of physical range"] += int(wrong.sum())
-        self.labels = {name: numbers[name] for name in CATALOGUED}
+        self.labels = without_marks({name: numbers[name] for name in CATALOGUED}, self.counts)
         primary = [[normalise_name(name)] for name in texts["object"]]
         designated = [
             [_designation("HD", hd), _designation("HIP", hip)]
@@ -200,12 +184,15 @@ class Catalog:
             for tic, name, others, place in zip(tics, primary, designated, places, strict=True)
         ]
         self._by_tic = {tic: row for row, tic in reversed(list(enumerate(tics))) if tic}  # the first row wins
-        also = [[normalise_name(name) for name in text.split(";")] for text in texts["aliases"]]
-        self._by_name = self._index(primary, designated, also)
+        also = [[normalise_name(name) for name in re.split("[;|]", text)] for text in texts["aliases"]]
+        gaia = [[f"GAIADR3-{number[0]}"] if (number := re.search(r"\d{6,}$", text)) else [""] for text in texts["gaia"]]
+        self._by_name = self._index(primary, designated, also, gaia)
         for name, known in (aliases or {}).items():
             if (row := self._by_name.get(normalise_name(known))) is not None:
                 self._by_name.setdefault(normalise_name(name), row)
-        self._place(numbers["ra_deg"], numbers["dec_deg"], radius_arcsec)
+        self._sky = Sky(**{name: numbers[name] for name in ("ra_deg", "dec_deg", "pm_ra", "pm_dec", "epoch")})
+        self._radius_arcsec = radius_arcsec
+        self.counts["catalogue's labels of a star that has a row before"] = self._of_further_rows()
 
     def __len__(self) -> int:
         return len(self.target_ids)
@@ -219,16 +206,20 @@ class Catalog:
         aliases: Mapping[str, str] | None = None,
         radius_arcsec: float = 5.0,
     ) -> Catalog:
-        """Read CSV, FITS, VOTable (each also .gz), Parquet, or .dat and .txt with blanks between columns.
-
-        mapping: our column name (a key of COLUMNS) to the file's, where COLUMNS does not choose right.
-        Raises CatalogError where the file cannot be read, or has no label or nothing to match by.
-        """
-        columns = _columns(_table(path), mapping or {}, path)
-        return cls(columns, aliases=aliases, radius_arcsec=radius_arcsec)
+        """Read a file; mapping and errors are those of `catalog_files.read_catalog`."""
+        found = read_catalog(path, mapping or {})
+        catalog = cls(found.columns, aliases=aliases, radius_arcsec=radius_arcsec)
+        catalog.counts = found.counts + catalog.counts
+        catalog.used, catalog.unused = found.used, found.unused
+        return catalog
 
     def match(self, record: SpectrumRecord) -> Match | None:
-        """The star of a spectrum: by TIC number, else by name, else the nearest within the radius."""
+        """The star of a spectrum: by TIC number, else by name, else the nearest within the radius.
+
+        Positions are compared as of the exposure, of 2000 and of the catalogue's epoch, and the nearest counts: headers
+        give the one or the other. A star that is found by number or name, but lies farther off than it can have moved,
+        gives no labels.
+        """
         row, by = None, ""
         for name in _names(record):
             if tic := _TIC.fullmatch(name):
@@ -237,9 +228,18 @@ class Catalog:
                 row, by = self._by_name.get(name), "name"
             if row is not None:
                 break
+        place = record.ra_deg, record.dec_deg, year_of(record.mjd_obs)
         if row is None:
-            row, by = self._nearest(record.ra_deg, record.dec_deg), "position"
-        return None if row is None else self._match(row, by)
+            row, by = self._sky.nearest(*place, self._radius_arcsec), "position"
+        elif (apart := self._sky.too_far(row, *place)) is not None:
+            note = f"not taken: {name} lies {f'{apart:.2f} deg' if apart >= 1 else f'{apart * 60:.1f} arcmin'} away"
+            return Match(_position_id(record.ra_deg, record.dec_deg), {}, by, (), note)
+        if row is None:
+            return None
+        found = self._match(row, by)
+        if self.target_ids[row] == SUN and SUN not in _names(record)[:1]:  # what reflects it has a velocity of its own
+            found.labels.pop("rv", None)
+        return found
 
     def _match(self, row: int, by: str) -> Match:
         labels, out_of_range = {}, []
@@ -264,24 +264,19 @@ class Catalog:
             index = {name: row for name, row in rows.items() if name not in shared} | index
         return index
 
-    def _place(self, ra_deg: np.ndarray, dec_deg: np.ndarray, radius_arcsec: float) -> None:
-        from scipy.spatial import cKDTree
-
-        self._placed = np.flatnonzero(np.isfinite(ra_deg) & np.isfinite(dec_deg))
-        self._tree = cKDTree(unit_vectors(ra_deg[self._placed], dec_deg[self._placed]))
-        self._chord = 2.0 * np.sin(np.radians(radius_arcsec / 3600.0) / 2.0)
-
-    def _nearest(self, ra_deg: float, dec_deg: float) -> int | None:
-        if not (len(self._placed) and np.isfinite([ra_deg, dec_deg]).all()):
-            return None
-        distance, index = self._tree.query(unit_vectors(ra_deg, dec_deg))
-        return int(self._placed[index]) if distance <= self._chord else None
+    def _of_further_rows(self) -> int:
+        """How many labels stand in rows of a star of which an earlier row is taken."""
+        named: dict[str, int] = {}
+        for row, target in enumerate(self.target_ids):
+            if target and not is_place(target):
+                named.setdefault(target, row)
+        further = [row for row, target in enumerate(self.target_ids) if named.get(target, row) != row]
+        return int(sum(np.isfinite(values[further]).sum() for values in self.labels.values()))
 
 
-def unit_vectors(ra_deg: Any, dec_deg: Any) -> np.ndarray:
-    """(..., 3) for (...,) degrees."""
-    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
-    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
+def _filled(texts: Any) -> list[Any]:
+    """Texts in memory, '' where they are masked."""
+    return np.ma.filled(np.ma.asarray(texts, dtype=object), "").tolist() if hasattr(texts, "mask") else list(texts)
 
 
 def _tic_number(text: str) -> str:
@@ -294,85 +289,3 @@ def _designation(survey: str, text: str) -> str:
     """'HD146361B' for the HD column's '146361B' or 'HD 146361B'; '' where there is none."""
     name = normalise_name(text).removesuffix(".0").removeprefix(survey)
     return survey + name if re.match(r"[1-9]", name) else ""
-
-
-# --- files -------------------------------------------------------------------------------------------
-
-
-def _table(path: Path) -> Any:
-    """The file as an astropy Table."""
-    return read_table(path, "catalogue", CatalogError, {".dat": _read_whitespace, ".txt": _read_whitespace})
-
-
-def _read_whitespace(text: str) -> Any:
-    """A table with blanks between columns; without a header line it is taken for the HARPS-GTO list."""
-    lines = (line for line in io.StringIO(text) if line.strip() and not line.startswith("#"))
-    first = next(lines, "").split()
-    if not any(re.fullmatch(r"[+-]?\d+(\.\d*)?", field) for field in first):
-        return read_ascii(text, "basic")
-    if len(first) != len(_GTO_COLUMNS):
-        raise CatalogError(
-            f"the catalogue has {len(first)} columns and no header line; without one only the HARPS-GTO "
-            f"columns {' '.join(_GTO_COLUMNS)} are known. Add a header line."
-        )
-    return read_ascii(text, "no_header", names=_GTO_COLUMNS)
-
-
-def _columns(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """Our columns from the file's, cleaned."""
-    unknown = [*(mapping.keys() - COLUMNS.keys()), *(set(mapping.values()) - set(table.colnames))]
-    if unknown:
-        raise CatalogError(
-            f"catalogue {printable(path)}: the mapping has {', '.join(sorted(unknown))}, but our columns are "
-            f"{', '.join(COLUMNS)} and the file's are {', '.join(table.colnames)}."
-        )
-    actual = {name.lower(): name for name in reversed(table.colnames)}
-    chosen = {
-        ours: actual[known] for ours, names in COLUMNS.items() if (known := next((n for n in names if n in actual), ""))
-    }
-    if "ID" in table.colnames and not {"object", "tic"} & chosen.keys():
-        chosen["tic"] = "ID"
-    chosen |= mapping
-    identity = {"object", "tic", "hd", "hip"} & chosen.keys() or {"ra_deg", "dec_deg"} <= chosen.keys()
-    if not identity or not set(CATALOGUED) & chosen.keys():
-        raise CatalogError(
-            f"catalogue {printable(path)}: expected names, TIC numbers or coordinates and at least one of "
-            f"{', '.join(CATALOGUED)}, got columns {', '.join(table.colnames)}. Pass a mapping."
-        )
-    return {
-        ours: _texts(table[name]) if ours in _TEXTS else _numbers(table[name], ours) for ours, name in chosen.items()
-    }
-
-
-def _texts(column: Any) -> list[str]:
-    mask = np.broadcast_to(getattr(column, "mask", False), len(column))
-    values = zip(np.ma.getdata(column).tolist(), mask, strict=True)
-    return ["" if hidden or value is None or value != value else _text(value) for value, hidden in values]
-
-
-def _text(value: Any) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text[:LONGEST_NAME].strip()
-
-
-def _numbers(column: Any, ours: str) -> np.ndarray:
-    """(rows,) float64 in our unit, NaN where missing; sexagesimal texts become degrees."""
-    from astropy import units
-    from astropy.coordinates import Angle
-
-    if column.dtype.kind in "fiu":
-        values: np.ndarray = np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
-        unit, wanted = column.unit, _UNITS.get(ours)
-        if wanted and isinstance(unit, units.UnitBase) and unit.is_equivalent(wanted):
-            values = values * unit.to(wanted)
-        return values
-    values = np.full(len(column), np.nan)
-    for row, text in enumerate(_texts(column)):
-        try:
-            if ours in ("ra_deg", "dec_deg") and _SEXAGESIMAL.fullmatch(text):
-                values[row] = Angle(text, unit="hourangle" if ours == "ra_deg" else "deg").deg
-            else:
-                values[row] = float(text)
-        except ValueError:
-            values[row] = np.nan  # '', '--', '~', 61 minutes: catalogues have many words for missing
-    return values

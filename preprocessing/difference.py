@@ -18,9 +18,10 @@ from harps_dist.data.reader import Release
 from harps_dist.formats.standing import exposures
 from harps_dist.ownership import json_file
 from harps_dist.spectra.labels import NAMES
-from preprocessing.catalog import telling_name, unit_vectors
+from preprocessing.catalog import telling_name
 from preprocessing.identity import RADIUS_ARCSEC
 from preprocessing.rows import same
+from preprocessing.sky import unit_vectors
 
 if TYPE_CHECKING:
     from rich.table import Table

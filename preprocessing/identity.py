@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from harps_dist.formats.versions import version_order
-from preprocessing.catalog import unit_vectors
+from preprocessing.catalog import SUN
+from preprocessing.sky import is_place, unit_vectors
 
 RADIUS_ARCSEC = 5.0
 _CHORD = 2 * np.sin(np.radians(RADIUS_ARCSEC / 3600) / 2)
@@ -22,8 +23,9 @@ class KnownStars:
     """The stars of an archive's spectra, each under the id that it came in with.
 
     A star is known again by its id in a catalogue, else by a name of its headers that no other star has, else by its
-    place within 5 arcsec, unless a catalogue tells the two apart. So a catalogue that learns of a star, or an observer
-    who calls it otherwise, gives it no second id, by which it would have a second split. rows: what the archive holds.
+    place within 5 arcsec, unless a catalogue tells the two apart: by two TIC numbers, or at one place by two names. So
+    a catalogue that learns of a star, or an observer or a catalogue that calls it otherwise, gives it no second id, by
+    which it would have a second split. rows: what the archive holds.
     """
 
     def __init__(self, rows: Sequence[Columns]):
@@ -41,10 +43,16 @@ class KnownStars:
 
     def _known(self, row: Columns) -> str | None:
         catalogued = row["catalogue_id"]
+        if row["target"] == SUN:  # what reflects it was a star of its own once
+            own = next((self._by_id[name] for name in _names(row) if name in self._by_id), None)
+            if own is not None:
+                return own
         if found := self._by_id.get(catalogued or row["target"]):
             return found
         for name in _names(row):
-            named = [t for t, other in self._by_name.get(name, {}).items() if not (catalogued and other)]
+            named = [
+                t for t, other in self._by_name.get(name, {}).items() if _kinds(catalogued, other) != ("tic", "tic")
+            ]
             if len(named) == 1:
                 return named[0]
         place = _place(row)
@@ -54,7 +62,7 @@ class KnownStars:
             (float(np.linalg.norm(place - other)), target)
             for cell in _cells(place, _NEIGHBOURS)
             for other, target, other_catalogued in self._by_cell.get(cell, ())
-            if not (catalogued and other_catalogued)
+            if not _told_apart(catalogued, other_catalogued)
         ]
         distance, target = min(near, default=(np.inf, None))
         return target if distance <= _CHORD else None
@@ -100,6 +108,18 @@ class KnownVersions:
     def is_there(self, key: str, pipeline: str, source: str) -> bool:
         """Whether just this version came from just this file."""
         return self._newest.get(key) == (pipeline, source)
+
+
+def _kinds(one: str, other: str) -> tuple[str, str]:
+    """Whether the ids that catalogues give are numbers of the TIC, places, other names, or ''."""
+    one, other = ("tic" if x.startswith("TIC ") else "place" if is_place(x) else x and "name" for x in (one, other))
+    return one, other
+
+
+def _told_apart(one: str, other: str) -> bool:
+    """Whether two different ids, both of one kind, say that there are two stars at a place."""
+    first, second = _kinds(one, other)
+    return bool(first) and first == second
 
 
 def _names(row: Columns) -> list[str]:

@@ -23,6 +23,8 @@ import numpy as np
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import RESPONSE_TERMS, ROWS_PER_SHARD, Archive
 from harps_dist.formats.etc import EtcRecord, read_etc
+from harps_dist.formats.folders import MACOS, passed_over
+from harps_dist.formats.matches import OF_ARCHIVE, write_matches
 from harps_dist.formats.prepare import prepare
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.readers import find_spectra, read_spectrum
@@ -36,7 +38,7 @@ from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, WILD
 from harps_dist.text import printable
-from preprocessing.catalog import Catalog, resolve_target, telling_names
+from preprocessing.catalog import Catalog, Match, resolve_target, telling_names
 from preprocessing.identity import KnownStars, KnownVersions
 
 BROKEN_COVERAGE = 0.5  # of valid pixels, that a spectrum has which is kept for the record alone
@@ -48,12 +50,16 @@ Entry = TypeVar("Entry")
 
 @dataclass
 class IngestReport:
-    """What an ingest did. `counts` says how stars were matched, which labels are there or out of range, and flags."""
+    """What an ingest did. `counts` says how stars were matched, which labels are there or out of range, and flags.
+
+    passed_over: files in its folders that it did not look at, by ending.
+    """
 
     added: int = 0
     already: int = 0
     refused: list[Refusal] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     @property
     def nothing_good(self) -> bool:
@@ -80,6 +86,7 @@ def ingest_spectra(
     report = IngestReport(counts=Counter(catalog.counts if catalog else {}))
     root = existing(spectra) if spectra.is_dir() else existing(spectra).parent
     sources = {path: printable(path.relative_to(root)) for path in find_spectra(spectra)}
+    report.passed_over = passed_over(spectra, sources)
     paths = [path for path, source in sources.items() if wanted(source)]
     if not paths:
         return report
@@ -120,6 +127,8 @@ def ingest_spectra(
             report.added += len(rows)
             report.refused += refused
             progress("ingest spectra", report.already + report.added + len(report.refused), len(paths))
+        if writer.count("real"):
+            write_matches(archive, writer.rows("real", *OF_ARCHIVE))
     return report
 
 
@@ -128,6 +137,12 @@ def existing(path: Path) -> Path:
     if not path.exists():
         raise ArchiveError(f"there is nothing at {path} to be taken in. Check the path.")
     return path
+
+
+def _below(folder: Path, *patterns: str) -> list[Path]:
+    """Files below a folder by the patterns of their names, sorted; raises ArchiveError where there is no folder."""
+    found = (path for pattern in patterns for path in existing(folder).rglob(pattern))
+    return sorted(path for path in found if not path.name.startswith(MACOS))
 
 
 def _stamp(path: Path) -> str:
@@ -158,7 +173,7 @@ def _on_grid(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] |
 def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) -> tuple[dict[str, Any], Counter[str]]:
     """A spectrum's columns, and what is to be counted of them."""
     match, counts = catalog.match(record) if catalog else None, Counter[str]()
-    counts[f"matched by {match.by}" if match else "not in the catalogue"] += 1
+    counts[_how(match)] += 1
     labels = dict.fromkeys(CATALOGUED, np.nan)
     if match:
         labels |= match.labels
@@ -171,10 +186,10 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) 
         "source": source,
         "product": record.product,
         "object": record.object,
-        "names": telling_names(record),
+        "names": telling_names(record, match),
         "target": resolve_target(record, match),
-        "catalogue_id": match.target_id if match else "",
-        "matched_by": match.by if match else "",
+        "catalogue_id": match.target_id if match and not match.note else "",
+        "matched_by": (match.note or match.by) if match else "",
         "prog_id": record.prog_id,
         "origin": record.origin,
         "simulated": record.simulated,
@@ -191,6 +206,13 @@ def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) 
     return columns, counts
 
 
+def _how(match: Match | None) -> str:
+    """How a spectrum was matched, for counts."""
+    if match is None:
+        return "not in the catalogue"
+    return "with a name that contradicts the position (no label taken)" if match.note else f"matched by {match.by}"
+
+
 def ingest_etc(
     runs: Path,
     archive: Path,
@@ -205,8 +227,10 @@ def ingest_etc(
     is no file to take in; raises ArchiveError where a folder is missing.
     """
     report = IngestReport()
-    sed_paths = sorted((*existing(seds).rglob("*.fits"), *seds.rglob("*.npz"))) if seds else []
-    etc_paths = sorted((*existing(runs).rglob("*.json"), *runs.rglob("*.json.gz")))
+    sed_paths = _below(seds, "*.fits", "*.npz") if seds else []
+    etc_paths = _below(runs, "*.json", "*.json.gz")
+    for folder in {runs, seds or runs}:
+        report.passed_over |= passed_over(folder, [*sed_paths, *etc_paths])
     if not sed_paths and not etc_paths:
         return report
     with Archive.writing(archive, grid) as writer:

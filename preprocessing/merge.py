@@ -16,6 +16,7 @@ from typing import NamedTuple
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
 from harps_dist.formats.archive import DATA, ROWS_PER_SHARD, Archive
+from harps_dist.formats.matches import OF_ARCHIVE, write_matches
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.records import Reason, Refusal
 from harps_dist.ownership import OutputKind
@@ -99,6 +100,8 @@ def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
         quarantine.update(refused)
         for group in DATA:
             _merge_group(group, parts, writer, quarantine, report, progress)
+        if writer.count("real"):
+            write_matches(whole, writer.rows("real", *OF_ARCHIVE))
     return report
 
 

@@ -25,8 +25,10 @@ from harps_dist.formats.tables import read_ascii, read_table
 from harps_dist.intake import named
 from harps_dist.spectra.quantities import in_range, number
 from harps_dist.text import cleaned, printable
-from preprocessing.catalog import COLUMNS, telling_name, unit_vectors
+from preprocessing.catalog import telling_name
+from preprocessing.catalog_files import COLUMNS
 from preprocessing.download import RETRIES, Client, TornError, again
+from preprocessing.sky import unit_vectors
 
 TABLE = "ivoa.ObsCore"
 PAGE = 10_000  # rows

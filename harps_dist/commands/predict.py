@@ -74,6 +74,8 @@ def main() -> int:
     console = console_for(quiet=not world.is_main)
     done = f"{report.predicted} spectra predicted, {report.already} before, in {exported.computing.precision}"
     console.print(f"{done}: {report.table}", soft_wrap=True)
+    if report.not_looked_at:
+        console.print(report.not_looked_at, soft_wrap=True)
     if report.failed:
         console.print(f"{len(report.failed)} could not be: {report.failed_path} says why", soft_wrap=True)
     return 1 if report.failed else 0

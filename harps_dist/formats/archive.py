@@ -33,6 +33,7 @@ from harps_dist.errors import ArchiveError
 from harps_dist.files import publish_folder, remove
 from harps_dist.formats.columns import DATA, LABEL_COLUMNS, RESPONSE_TERMS, SCHEMAS, content_of
 from harps_dist.formats.committed import ROOT, Committed
+from harps_dist.formats.matches import MATCHES, matches_path
 from harps_dist.formats.quarantine import QUARANTINE, quarantine_path
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.spectra.doppler import MARGIN
@@ -110,7 +111,7 @@ class Archive:
         process is writing to it.
         """
         path = Path(path)
-        with claimed(path, ARCHIVE, (quarantine_path(path), QUARANTINE)):
+        with claimed(path, ARCHIVE, (quarantine_path(path), QUARANTINE), (matches_path(path), MATCHES)):
             remove(path.with_name(f".{path.name}.new"))  # as older versions left it
             if not (path / ROOT).exists():
                 cls._create(path, grid)

@@ -15,6 +15,7 @@ import numpy as np
 
 from harps_dist.formats.air import in_air
 from harps_dist.formats.belonging import belonging
+from harps_dist.formats.folders import MACOS
 from harps_dist.formats.headers import Header
 from harps_dist.formats.layouts import find
 from harps_dist.formats.packing import SUFFIXES, unpacked_hdus
@@ -36,7 +37,8 @@ _PRODUCT_ID = re.compile(r"ADP\.[\w.:+-]{1,80}", re.ASCII)
 def find_spectra(folder: Path) -> list[Path]:
     """All FITS files in and below `folder` (or the one file it names), sorted by path.
 
-    Folders reached through links are entered once, so a link that leads back up does no harm.
+    Folders reached through links are entered once, so a link that leads back up does no harm. Names that begin with
+    '._' are none: macOS writes such files, without a spectrum, beside every file on a foreign disk.
     Raises FileNotFoundError where `folder` does not exist.
     """
     if not folder.exists():
@@ -51,7 +53,9 @@ def find_spectra(folder: Path) -> list[Path]:
             folders.clear()
             continue
         entered.add(real)
-        found += [Path(parent, name) for name in files if name.lower().endswith(SUFFIXES)]
+        found += [
+            Path(parent, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(MACOS)
+        ]
     return sorted(found)
 
 

@@ -15,26 +15,28 @@ from typing import Any
 from harps_dist.errors import HarpsDistError, Interrupted
 from harps_dist.formats.hdus import open_hdus
 from harps_dist.formats.records import RefusedError
+from harps_dist.formats.text_tables import MAX_COLUMNS, read_ascii, read_text_table
+from harps_dist.formats.units import unit_named
 from harps_dist.intake import IntakeError, named, read_file
 from harps_dist.text import printable
 
 MAX_BYTES = 512 * 2**20  # unpacked, and as columns in memory
-MAX_COLUMNS = 2000
-MAX_TEXT_LINE = 2**20  # characters, in which that many columns have their names
 _ROWS_AT_ONCE = 4096
+_UNIT_KEYS = (b"unit", b"units", b"UNIT", b"Unit")  # of a column's metadata in Parquet
 
 
 def read_table(
     path: Path, what: str, error: type[HarpsDistError], others: Mapping[str, Callable[[str], Any]] | None = None
 ) -> Any:
-    """An astropy Table of CSV, ECSV, FITS, VOTable (each also .gz) or Parquet, by the name's ending.
+    """An astropy Table of CSV, TSV, ECSV, FITS, VOTable (each also .gz) or Parquet, by the name's ending, with units.
 
     what: it is called so in messages. error: raised where it cannot be read, or is larger than `MAX_BYTES`. others:
     what makes a Table of the text of files with other endings.
     """
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     as_text: dict[str, Callable[[str], Any]] = {
-        ".csv": partial(read_ascii, kind="csv"),
+        ".csv": read_text_table,
+        ".tsv": read_text_table,
         ".ecsv": partial(read_ascii, kind="ecsv"),
         **(others or {}),
     }
@@ -57,16 +59,6 @@ def read_table(
     if several := [name for name in table.colnames if table[name].ndim > 1]:
         raise error(f"{what} {printable(path)}: expected one value a row, got several in {printable(several[0])}.")
     return table
-
-
-def read_ascii(text: str, kind: str, **options: Any) -> Any:
-    """A Table of a text in one of astropy's forms of ASCII tables."""
-    from astropy.io import ascii
-
-    widest = max(text[:MAX_TEXT_LINE].partition("\n")[0].count(mark) for mark in ", \t") + 1
-    if widest > MAX_COLUMNS:
-        raise IntakeError("too_large", f"expected at most {MAX_COLUMNS} columns, got {widest} or more")
-    return ascii.read(f"{text}\n", format=kind, guess=False, **options)  # a text of one line would be a file's name
 
 
 def _fits(content: bytes) -> Any:
@@ -97,4 +89,33 @@ def _parquet(content: bytes) -> Any:
             raise IntakeError("too_large", f"expected at most {MAX_BYTES} bytes unpacked, got more")
         batches.append(batch)
     table = pa.Table.from_batches(batches, file.schema_arrow)
-    return Table({name: table[name].to_numpy() for name in table.column_names})
+    found = Table({name: _column(table[name]) for name in table.column_names})
+    for name in found.colnames:
+        said = table.schema.field(name).metadata or {}
+        if unit := next((said[key].decode("utf-8", "replace") for key in _UNIT_KEYS if key in said), ""):
+            found[name].unit = unit_named(unit)
+    return _as_astropy_wrote_it(found, (table.schema.metadata or {}).get(b"table_meta_yaml", b"").decode())
+
+
+def _column(values: Any) -> Any:
+    """A column of Parquet, what is null in it masked."""
+    from astropy.table import MaskedColumn
+
+    numbers = values.to_numpy()
+    if numbers.dtype.kind not in "fiub" or not values.null_count:
+        return numbers
+    return MaskedColumn(numbers, mask=values.is_null().to_numpy())
+
+
+def _as_astropy_wrote_it(table: Any, header: str) -> Any:
+    """The Table with the units and masks that astropy keeps in the metadata of Parquet and in columns beside."""
+    from astropy.table import meta, serialize
+
+    if not header:
+        return table
+    said = meta.get_header_from_yaml(header.split("\n"))
+    table.meta = dict(said.get("meta", {}))
+    for column in said["datatype"]:
+        if column["name"] in table.colnames and column.get("unit"):
+            table[column["name"]].unit = unit_named(str(column["unit"]))
+    return serialize._construct_mixins_from_columns(table)  # the one way to what `Table.write` takes apart

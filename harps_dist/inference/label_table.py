@@ -71,36 +71,33 @@ def read_request(
 
 def _numbers(column: Any, name: str, where: str) -> np.ndarray:
     """(rows,) float64 in the label's unit; raises ConfigError with the row of what is missing or no number."""
-    from astropy import units
+    from harps_dist.formats.units import UnitError, in_unit, number_of, plain
 
     hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
     values = np.full(len(column), np.nan)
     if column.dtype.kind in "fiu":
-        values = np.asarray(np.ma.filled(np.ma.asarray(column, dtype=float), np.nan))
+        values = plain(column).astype(np.float64)
     else:
         for row, text in enumerate(np.ma.getdata(column).tolist()):
             try:
-                values[row] = np.nan if hidden[row] else float(_number_text(text))
+                values[row] = np.nan if hidden[row] else number_of(_number_text(text))
             except (TypeError, ValueError):
                 raise ConfigError(_wrong(where, row, name, cleaned(repr(text), 100))) from None
     usable = ~np.isnan(values) if name == SNR else np.isfinite(values)  # an infinite S/N: no noise
     if not usable.all():
         row = int(np.argmin(usable))
         raise ConfigError(_wrong(where, row, name, "nothing" if hidden[row] else str(values[row])))
-    unit, wanted = getattr(column, "unit", None), LABEL[name].unit if name in LABEL else ""
-    if wanted and wanted != "dex" and unit is not None and unit != units.dimensionless_unscaled:
-        try:
-            return values * unit.to(wanted)
-        except (units.UnitConversionError, AttributeError):
-            raise ConfigError(f"{where}: {name} is in {unit}, expected {wanted}. Convert it.") from None
-    return values
+    try:
+        return in_unit(values, getattr(column, "unit", None), LABEL[name].unit if name in LABEL else "", name)
+    except UnitError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
-def _number_text(value: Any) -> Any:
-    """What a number is made of; raises ValueError for truth values, which would be 0 and 1."""
+def _number_text(value: Any) -> str:
+    """The text of a number; raises ValueError for truth values, which would be 0 and 1."""
     if isinstance(value, bool | np.bool_):
         raise ValueError("a truth value is no number")
-    return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _wrong(where: str, row: int, name: str, found: str) -> str:

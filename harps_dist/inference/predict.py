@@ -27,7 +27,7 @@ from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.model import BATCH, Exported, load
 from harps_dist.inference.precision import Precision, computing
-from harps_dist.inference.sources import Item, Observed, duplicate, find_items, read_items
+from harps_dist.inference.sources import Item, Observed, duplicate, find_items, not_looked_at, read_items
 from harps_dist.inference.table import (
     NOTES,
     PREDICTIONS,
@@ -58,12 +58,16 @@ FAILED = OutputKind("list of what could not be predicted", "-o", lambda path: fi
 
 @dataclass
 class PredictReport:
-    """What a run of `predict_files` did. already: rows that were there before. failed: what has no row, and why."""
+    """What a run of `predict_files` did.
+
+    already: rows that were there before. failed: what has no row, and why. not_looked_at: of the folders, in one line.
+    """
 
     table: Path
     predicted: int = 0
     already: int = 0
     failed: list[Refusal] = field(default_factory=list)
+    not_looked_at: str = ""
 
     @property
     def failed_path(self) -> Path:
@@ -165,6 +169,7 @@ def predict_files(
             raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
         report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
         report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed))
+        report.not_looked_at = not_looked_at(inputs, items) if world.is_main else ""
         report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
     return report
 

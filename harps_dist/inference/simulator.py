@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harps_dist.data.keyed import key_of
 from harps_dist.errors import ConfigError
+from harps_dist.formats.units import plain
 from harps_dist.inference.simulated import Request, Simulated, noise_sigma, relative_velocity
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, resample_shifted
@@ -83,8 +84,11 @@ class Simulator:
         if strange := [name for name in labels if name not in self.labels]:
             known = f"its labels are {', '.join(self.labels)}" if self.labels else "it has no labels"
             raise ConfigError(f"{self.name} has no node for {', '.join(strange)}: {known}. Leave it out.")
-        given = {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in labels.items()}
-        ratio = np.atleast_1d(np.asarray(np.inf if snr is None else snr, np.float64))
+        given = {
+            name: np.atleast_1d(plain(value, LABEL[name].unit, name).astype(np.float64))
+            for name, value in labels.items()
+        }
+        ratio = np.atleast_1d(plain(np.inf if snr is None else snr, "", "snr").astype(np.float64))
         seeds, called = _whole(seed), np.atleast_1d(np.asarray(names, object))
         factors: str | np.ndarray = (
             unknown if isinstance(unknown, str) else np.atleast_2d(np.asarray(unknown, np.float64))

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -86,10 +87,23 @@ def find_items(inputs: Sequence[str | Path]) -> tuple[list[Item], list[Refusal]]
             else:
                 refused.append(found)
         if not items and (len(items), len(refused)) == before:
+            line = not_looked_at([given], [])
             raise ConfigError(
-                f"{printable(given)} holds no spectrum: no file ends in .fits (packed or not) or .tar. Check the path."
+                f"{printable(given)} holds no spectrum: no file ends in .fits (packed or not) or .tar"
+                f"{f' ({line})' if line else ''}. Check the path."
             )
     return list(items.values()), refused
+
+
+def not_looked_at(inputs: Sequence[str | Path], items: Sequence[Item]) -> str:
+    """What lies in the folders among the inputs and is none of the items, by ending, in one line; '' for nothing."""
+    from harps_dist.formats.folders import passed_over, passed_over_line
+
+    taken, counts = [Path(item.where) for item in items], Counter[str]()
+    for folder in {Path(given) for given in map(str, inputs) if os.path.isdir(given)}:
+        if not any((folder / name).is_file() for name in (MANIFEST, ZARR)):
+            counts += passed_over(folder, taken)
+    return passed_over_line(counts)
 
 
 def _expanded(given: str) -> Iterator[Item | Refusal]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from harps_dist.errors import ConfigError, SpectrumError
+from harps_dist.formats.units import plain
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.medium import vacuum_to_air
 from harps_dist.spectra.quantities import expected, in_range
@@ -38,9 +39,9 @@ def on_grid(spectrum: Any, flux: np.ndarray | None, medium: Medium | None, grid:
     """Bring spectra in memory onto a grid of air wavelengths and standardise them.
 
     spectrum: a specutils Spectrum; the path of a Phase 3 or s1d file; or barycentric wavelengths (sample,) [Å] with
-    `flux` (sample,) or (n, sample) in any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or
-    (n, pixel) on the grid. medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is
-    refused until the medium is given; then it is brought to air.
+    `flux` (sample,) or (n, sample) in any unit, NaN or masked where missing, also as a pair; or, alone, flux
+    (pixel,) or (n, pixel) on the grid. medium: of the wavelengths, air if not given. A spectrum that says it is in
+    vacuum is refused until the medium is given; then it is brought to air.
     Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be standardised.
     """
     wave_aa, values = _arrays(spectrum, flux, medium)
@@ -89,16 +90,15 @@ def _arrays(spectrum: Any, flux: np.ndarray | None, medium: Medium | None) -> tu
             )
         axis = spectrum.spectral_axis
         wave_aa = np.asarray(axis.to_value(units.AA, units.spectral()), np.float64)
-        flux = np.asarray(getattr(spectrum.flux, "value", spectrum.flux))
+        flux = plain(spectrum.flux)
         mask = getattr(spectrum, "mask", None)
         if mask is not None:
             flux = np.where(mask, np.nan, flux)
     elif flux is not None:
-        wave_aa = np.asarray(spectrum, np.float64)
+        wave_aa = plain(spectrum, "Angstrom", "wavelength").astype(np.float64)
     else:
         flux = spectrum
-    values = np.atleast_2d(np.asarray(flux))
-    values = values if values.dtype.kind == "f" else values.astype(np.float64)
+    values = np.atleast_2d(plain(flux))
     if values.ndim != 2 or not values.size or (wave_aa is not None and wave_aa.shape != values.shape[1:]):
         shape = None if wave_aa is None else wave_aa.shape
         raise ConfigError(

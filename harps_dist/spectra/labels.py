@@ -27,25 +27,29 @@ class Label(NamedTuple):
 
 
 _INF = float("inf")
-# Catalogues' columns are ours, then those of TIC, Gaia, VizieR, SWEET-Cat, GR8. GR8 has four temperature scales. Its
-# `_paws` values come from one homogeneous analysis of high-resolution spectra; Gaia's and the SED's have other zero
-# points, so a star without a `_paws` value stays without one.
+# Catalogues' columns are ours, then those of TIC, Gaia, VizieR, SWEET-Cat, GR8, the NASA Exoplanet Archive, SIMBAD. GR8
+# has four temperature scales. Its `_paws` values come from one homogeneous analysis of high-resolution spectra; Gaia's
+# and the SED's have other zero points, so a star without a `_paws` value stays without one.
 LABELS = (  # stored in this order: a new label is the last
     Label(
         "rv", r"$v_\mathrm{rad}$", "km/s", (-_INF, _INF), (-1000.0, 1000.0), 15.64, "radial velocity",
-        ("rv_kms", "rv", "radial_velocity", "rvel"),
+        ("rv_kms", "rv", "radial_velocity", "rvel", "rvz_radvel", "st_radv"),
     ),
     Label("berv", "BERV", "km/s", (-_INF, _INF), (-35.0, 35.0), 11.26, "barycentric velocity of the Earth"),
     Label(
         "teff", r"$T_\mathrm{eff}$", "K", (3000.0, 11000.0), (1000.0, 100000.0), 401.2, "effective temperature",
-        ("teff", "teff_k", "teff_paws"),
+        ("teff", "teff_k", "teff_paws", "st_teff", "mesfe_h.teff", "fe_h_teff", "teff_gspphot", "teff_gspspec"),
     ),
     Label(
         "mh", "[M/H]", "dex", (-1.2, 0.4), (-6.0, 2.0), 0.1855, "metallicity",
-        ("mh", "[m/h]", "m_h", "feh", "[fe/h]", "fe_h", "feh_paws"),
+        (
+            *("mh", "[m/h]", "m_h", "feh", "[fe/h]", "fe_h", "feh_paws", "st_met", "mesfe_h.fe_h", "fe_h_fe_h"),
+            *("mh_gspphot", "mh_gspspec"),
+        ),
     ),
     Label(
-        "logg", r"$\log g$", "dex", (3.5, 5.0), (-2.0, 10.0), 0.1325, "surface gravity (cgs)", ("logg", "logg_paws")
+        "logg", r"$\log g$", "dex", (3.5, 5.0), (-2.0, 10.0), 0.1325, "surface gravity (cgs)",
+        ("logg", "logg_paws", "log_g", "st_logg", "mesfe_h.log_g", "fe_h_log_g", "logg_gspphot", "logg_gspspec"),
     ),
     Label("airmass", "airmass", "", (1.0, 2.9), (1.0, 40.0), 0.1374, "airmass, mean over the exposure"),
     Label("pwv", "PWV", "mm", (-_INF, _INF), (0.0, 100.0), None, "precipitable water vapour"),

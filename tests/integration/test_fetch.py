@@ -15,7 +15,7 @@ pytest.importorskip("pyvo")
 import stamina
 
 from harps_dist.errors import ConfigError, FetchError
-from harps_dist.formats import readers
+from harps_dist.formats import packing
 from preprocessing.download import MAX_BYTES, Client, DeniedError, check_whole, download, parts_of
 from tests.archive_server import ArchiveServer, archive_server
 
@@ -142,7 +142,7 @@ def test_a_gzipped_file_gets_its_ending_and_a_cut_one_none(server, tmp_path):
     server.files[NAME] = gzip.compress(fits_file(), mtime=0)
     assert bring(server, tmp_path).name == f"{NAME}.fits.gz"
     server.faults["b"], server.files["b"] = ["cut!"], server.files[NAME]
-    with pytest.raises(FetchError, match="the gzip stream ends before its end mark"):
+    with pytest.raises(FetchError, match="the packed stream ends before its end mark"):
         bring(server, tmp_path, "b")
 
 
@@ -161,7 +161,7 @@ def test_a_datalink_document_leads_to_the_file(server, tmp_path):
 
 
 def test_what_readers_take_is_fetched():
-    assert MAX_BYTES == readers.MAX_BYTES
+    assert MAX_BYTES == packing.MAX_BYTES
 
 
 def test_genuine_files_are_whole(genuine_data):

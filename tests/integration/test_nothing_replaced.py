@@ -42,7 +42,8 @@ WRITTEN = {
         MAIN, "fetch --spectra {out} --since 2026-01-01 --service http://127.0.0.1:9", "night", (),
     ),
     "preprocessing ingest archive": (
-        MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny", "a.zarr", ("a.zarr.quarantine.csv",),
+        MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny", "a.zarr",
+        ("a.zarr.quarantine.csv", "a.zarr.stars.csv"),
     ),
     "preprocessing ingest part": (
         MAIN, "ingest --spectra {files}/spectra --archive {out} --grid tiny --part 0/2", "a.zarr", ("a.zarr.parts",),

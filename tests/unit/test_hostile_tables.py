@@ -30,7 +30,8 @@ from harps_dist.promotion.gate import Gate, read_gate
 from harps_dist.ranks.world import World
 from harps_dist.spectra.quantities import in_range
 from harps_dist.training.strategies.deepspeed import deepspeed_config
-from preprocessing.catalog import Catalog, CatalogError
+from preprocessing.catalog import Catalog
+from preprocessing.catalog_files import CatalogError
 from preprocessing.generative import ingest_generative, read_design
 from preprocessing.ingest import _real_columns
 from preprocessing.simulator.design import DESIGN, FIELDS

@@ -41,6 +41,24 @@ def test_stars_that_a_catalogue_tells_apart_stay_two():
     assert known.settle(row("TIC 1", "", "TIC 1"))["target"] == "TIC 1"
 
 
+def test_a_star_keeps_its_id_whatever_kind_of_id_the_next_catalogue_has():
+    here = {"ra": 10.0, "dec": 5.0}
+    known = KnownStars([row("HD5", "HD5", "HD5", **here), row("J010000+300000", "", "J010000+300000", 15.0, 30.0)])
+    assert known.settle(row("TIC 7", "HD5", "TIC 7", **here))["target"] == "HD5"  # by name
+    assert known.settle(row("TIC 7", "", "TIC 7", **here))["target"] == "HD5"
+    assert known.settle(row("HIP9", "HD5", "HIP9"))["target"] == "HD5"
+    assert known.settle(row("TIC 8", "", "TIC 8", 15.0, 30.0))["target"] == "J010000+300000"  # by place
+    assert KnownStars([row("A", "", "A", **here)]).settle(row("B", "", "B", **here))["target"] == "B"
+
+
+def test_what_reflects_the_sun_is_one_star_and_stays_what_it_was():
+    fresh = KnownStars([])
+    assert {fresh.settle(row("SUN", names))["target"] for names in ("CERES;SUN", "SUN", "VESTA;SUN")} == {"SUN"}
+    old = KnownStars([row("CERES", "CERES"), row("SUN", "SUN", "SUN"), row("VESTA", "VESTA")])
+    found = [old.settle(row("SUN", names))["target"] for names in ("CERES;SUN", "VESTA;SUN", "GANYMEDE;SUN")]
+    assert found == ["CERES", "VESTA", "SUN"]
+
+
 def test_versions_are_ordered_by_their_numbers():
     assert version_order("espdr/2.0.0") > version_order("HARPS_3.10") > version_order("HARPS_3.8") > version_order("")
     made = {"key": "k", "pipeline": "HARPS_3.8", "source": "a.fits"}

@@ -1,0 +1,172 @@
+"""Catalogues as services and people write them: what is used, and that every other cell is counted with its reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy import units as u
+from astropy.table import QTable
+
+from preprocessing.catalog import Catalog
+from preprocessing.catalog_files import CatalogError, column_lines, parse_columns
+from tests.unit.test_catalog import named, placed
+
+
+def catalog_of(tmp_path, text, name="c.csv", **options) -> Catalog:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return Catalog.read(tmp_path / name, **options)
+
+
+def counted(catalog: Catalog) -> dict[str, int]:
+    return {why: count for why, count in catalog.counts.items() if count}
+
+
+GTO = "# Name, RA, Dec, N_exp, SNR, Teff, logg, [M/H]\nHD30698,86.8,-51.1,5.0,640.0,5817.0,4.17,0.07\n"
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.txt", "c.dat"])
+def test_a_header_behind_a_hash_names_the_columns(name, tmp_path):
+    text = GTO if name != "c.dat" else GTO.replace(", ", " ").replace(",", " ")
+    catalog = catalog_of(tmp_path, text, name)
+    assert catalog.match(named("HD 30698")).labels == {"teff": 5817.0, "logg": 4.17, "mh": 0.07}
+    assert catalog.unused == ("N_exp", "SNR")
+
+
+def test_zeros_for_unknown_are_no_labels_and_are_counted(tmp_path):
+    text = "Name,Teff,logg,[M/H],rv\nA 1,0.0,0.0,0.0,0.0\nB 2,5800,4.4,0.0,0.0\nC 3,5000,0.0,0.0,12\nD 4,0,4.1,0.1,7\n"
+    catalog = catalog_of(tmp_path, text)
+    assert catalog.match(named("A 1")).labels == {}
+    assert catalog.match(named("B 2")).labels == {"teff": 5800, "logg": 4.4, "mh": 0, "rv": 0}
+    assert catalog.match(named("C 3")).labels == {"teff": 5000, "rv": 12}
+    assert catalog.match(named("D 4")).labels == {"rv": 7}
+    zeros = "beside a temperature or gravity of 0, which stands for unknown"
+    assert counted(catalog) == {
+        "catalogue's teff out of physical range": 2,
+        f"catalogue's logg {zeros}": 3,
+        f"catalogue's mh {zeros}": 3,
+        f"catalogue's rv {zeros}": 1,
+    }
+
+
+def test_marks_of_missing_are_no_labels_and_are_counted(tmp_path):
+    text = (
+        "name,teff,logg,mh,rv\n"
+        "A 1,-9999,-9.99,-999,-999\nB 2,9999,4.4,99.9,99.9\nC 3,9999,n/a,,99.9\nD 4,6000,x,--,-99\n"
+    )
+    catalog = catalog_of(tmp_path, text)
+    assert [catalog.match(named(name)).labels for name in ("A 1", "B 2", "C 3", "D 4")] == [
+        {}, {"logg": 4.4}, {}, {"teff": 6000, "rv": -99},
+    ]  # fmt: skip
+    assert counted(catalog) == {
+        "catalogue's logg no number": 1,
+        "catalogue's teff out of physical range": 1,
+        "catalogue's teff a mark of missing, such as -999": 2,
+        "catalogue's logg out of physical range": 1,
+        "catalogue's mh out of physical range": 2,
+        "catalogue's rv a mark of missing, such as -999": 3,
+    }
+    assert catalog_of(tmp_path, "name,teff\nA 1,9999\nB 2,5000\n").match(named("A 1")).labels == {"teff": 9999}
+
+
+def test_units_in_the_name_of_a_column_and_units_that_are_none(tmp_path):
+    catalog = catalog_of(tmp_path, "Name,Teff [K],RV (m/s),[Fe/H]\nA 1,5000,200,-0.1\n")
+    assert catalog.match(named("A 1")).labels == {"teff": 5000, "rv": pytest.approx(0.2), "mh": -0.1}
+    catalog = catalog_of(tmp_path, "Name,Teff [mag],RV\nA 1,5000,3\nB 2,,4\n")
+    assert catalog.match(named("A 1")).labels == {"rv": 3}
+    assert counted(catalog) == {"catalogue's teff in mag, expected K": 1}
+    QTable({"name": ["A 1"], "teff": [5000] * u.K, "rv": [200] * u.m / u.s}).write(tmp_path / "q.ecsv")
+    assert Catalog.read(tmp_path / "q.ecsv").match(named("A 1")).labels["rv"] == pytest.approx(0.2)
+    fields = [pa.field("name", pa.string()), pa.field("rv", pa.float64(), metadata={"unit": "m/s"})]
+    pq.write_table(pa.table([["A 1"], [200.0]], schema=pa.schema(fields)), tmp_path / "q.parquet")
+    assert Catalog.read(tmp_path / "q.parquet").match(named("A 1")).labels == {"rv": pytest.approx(0.2)}
+    columns = {
+        "object": ["A 1", "B 2"],
+        "teff": np.ma.masked_array([5000.0, 1.0], [False, True]),
+        "rv": [1, 2] * u.m / u.s,
+    }
+    assert Catalog(columns).match(named("A 1")).labels == {"teff": 5000, "rv": 0.001}
+    assert Catalog(columns).match(named("B 2")).labels == {"rv": 0.002}
+
+
+def test_vizier_s_separated_values(tmp_path):
+    text = (
+        "#\n#   VizieR Astronomical Server\n#Column\t_RAJ2000\t(F9.5)\t[ucd=pos.eq.ra]\n\n"
+        "_RAJ2000\t_DEJ2000\tName\tTeff\tlogg\tRV\n"
+        "\"h:m:s\"\t\"d:m:s\"\t \tK\t[cm/s2]\tm/s\n------\t------\t----\t-----\t----\t---\n"
+        "12 20 43.02\t+17 47 34.33\t11 Com\t4824\t2.53\t43000\n00 00 01.0\t-00 30 00.0\tX 1\t\t\t\n"
+    )  # fmt: skip
+    catalog = catalog_of(tmp_path, text, "v.tsv")
+    match = catalog.match(placed(185.17925, 17.79287))
+    assert (match.target_id, match.labels) == ("11COM", {"teff": 4824, "logg": 2.53, "rv": pytest.approx(43)})
+    assert catalog.match(placed(1 / 240, -0.5)).target_id == "X1"
+
+
+def test_positions_in_hours_minutes_seconds_and_decimal_commas(tmp_path):
+    text = (
+        "Name;RA;Dec;Teff;[Fe/H]\n11 Com;12h20m43,02s;+17d47m34,33s;4824,5;-0,26\nB 2;12:20:43.02;-0:30:00;5000;0,1\n"
+    )
+    catalog = catalog_of(tmp_path, text)
+    match = catalog.match(placed(185.17925, 17.79287))
+    assert (match.target_id, match.labels) == ("11COM", {"teff": 4824.5, "mh": -0.26})
+    assert catalog.match(placed(185.17925, -0.5)).target_id == "B2"
+    catalog = catalog_of(tmp_path, "Name,ra [h],dec [deg],Teff\nA 1,12.0,5.0,5000\n")
+    assert catalog.match(placed(180.0, 5.0)).target_id == "A1"
+
+
+GAIA = (
+    "source_id,ra,dec,ref_epoch,pmra,pmdec,radial_velocity,teff_gspphot,logg_gspphot,mh_gspphot,"
+    "teff_gspspec,logg_gspspec,mh_gspspec,flags_gspspec\n"
+    f"1000001,10,5,2016.0,1,1,3.5,5700,4.4,0.1,5750,4.5,0.2,{'0' * 13}{'9' * 28}\n"
+    f"1000002,20,5,2016.0,1,1,,5701,4.41,0.11,5751,4.51,0.21,0009{'0' * 9}{'9' * 28}\n"
+    "1000003,30,5,2016.0,1,1,,5702,4.42,0.12,,,,\n"
+)
+
+
+def test_gaia_takes_a_star_s_labels_from_one_analysis_and_heeds_flags(tmp_path):
+    catalog = catalog_of(tmp_path, GAIA)
+    assert catalog.match(named("Gaia DR3 1000001")).labels == {"teff": 5750, "logg": 4.5, "mh": 0.2, "rv": 3.5}
+    assert catalog.match(placed(20, 5)).labels == {"teff": 5701, "logg": 4.41, "mh": 0.11}
+    assert catalog.match(placed(30, 5)).labels == {"teff": 5702, "logg": 4.42, "mh": 0.12}
+    for name in ("teff", "logg", "mh"):
+        assert catalog.counts[f"catalogue's {name}_gspspec flagged by flags_gspspec"] == 1
+        assert catalog.counts[f"catalogue's {name}_gspphot of a star that has GSP-Spec's"] == 1
+    asked = catalog_of(tmp_path, GAIA, mapping={"teff": "teff_gspphot"})
+    assert asked.match(placed(10, 5)).labels["teff"] == 5700
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "labels"),
+    [
+        ("main_id,ra,dec,pmra,pmdec,rvz_radvel,rvz_type,ids,mesfe_h.teff,mesfe_h.log_g,mesfe_h.fe_h\n"
+         "* 11 Com,185.18,17.79,1,1,43.3,v,HD 107383|HIP 60202,4824,2.5,-0.2\n", "HIP 60202",
+         {"teff": 4824, "logg": 2.5, "mh": -0.2, "rv": 43.3}),
+        ("main_id,ra,dec,rvz_radvel,rvz_type,fe_h.teff,teff\nA 1,1,1,0.02,z,1,5000\n", "A 1", {"teff": 5000}),
+        ("# This file was produced by the NASA Exoplanet Archive\n# COLUMN pl_name: Planet\npl_name,hostname,hd_name,"
+         "default_flag,st_teff,st_met,st_logg,st_radv\nA b,11 Com,HD 107383,0,1111,1,1,1\n"
+         "A b,11 Com,HD 107383,1,4824,-0.2,2.5,43\n", "HD 107383", {"teff": 4824, "logg": 2.5, "mh": -0.2, "rv": 43}),
+        ("ID,ra,dec,HIP,GAIA,pmRA,pmDEC,Teff,e_Teff,logg,MH\n7,1,1,60202,12,0,0,4824,10,2.5,\n", "TIC 7",
+         {"teff": 4824, "logg": 2.5}),
+    ],
+)  # fmt: skip
+def test_simbad_nasa_and_tic(text, name, labels, tmp_path):
+    assert catalog_of(tmp_path, text).match(named(name)).labels == labels
+
+
+def test_columns_that_names_do_not_tell_are_mapped(tmp_path):
+    text = "Star,Teff_spec,g\nA 1,5000,4\n"
+    with pytest.raises(CatalogError, match="--columns teff=YOURS"):
+        catalog_of(tmp_path, text)
+    catalog = catalog_of(tmp_path, text, mapping=parse_columns("teff=Teff_spec, logg=g"))
+    assert catalog.match(named("A 1")).labels == {"teff": 5000, "logg": 4}
+    assert column_lines(catalog.used, catalog.unused) == [
+        "catalogue: object from Star, teff from Teff_spec, logg from g"
+    ]
+    with pytest.raises(CatalogError, match="Correct --columns"):
+        catalog_of(tmp_path, text, mapping=parse_columns("teff=Teff"))
+    with pytest.raises(CatalogError, match="given as teff=YOURS"):
+        parse_columns("teff")
+    nameless = catalog_of(tmp_path, "ra,dec,who,teff\n1,2,A 1,5000\n")
+    assert "no column of names" in column_lines(nameless.used, nameless.unused)[1]
+    assert parse_columns("ra=X")["ra_deg"] == "X"
