@@ -33,7 +33,7 @@ from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import CATALOGUED
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
-from harps_dist.spectra.regrid import regrid
+from harps_dist.spectra.regrid import regrid, regrid_covered
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE, WILD
 from harps_dist.text import printable
 from preprocessing.catalog import Catalog, resolve_target, telling_names
@@ -327,8 +327,9 @@ def etc_response(record: EtcRecord, grid: Grid) -> Response:
         )
         parity = order.order % 2
         for name, value in zip(names, values, strict=True):
-            on_grid = regrid(order.wave_aa, value, grid)
-            arrays[name][parity] = np.where(np.isfinite(on_grid), on_grid, arrays[name][parity])
+            pixel, on_grid = regrid_covered(order.wave_aa, value, grid)
+            finite = np.isfinite(on_grid)
+            arrays[name][parity, pixel[finite]] = on_grid[finite]
     return fold_response(*((even, odd) for even, odd in arrays.values()))
 
 

@@ -358,7 +358,9 @@ def _with_sed(orders: list[OrderRecord], sed: SedRecord | None, path: Path) -> t
         if not own:
             raise RefusedError(Reason.NO_SED, "no SED in the output, and none of the name it gives in the SED folder")
         return orders, _merged_sed(orders, path)
-    sampled = [interpolate_sed(sed.wave_aa, sed.flux, order.wave_aa) for order in orders]
+    ends = np.cumsum([order.wave_aa.size for order in orders])[:-1]
+    at_aa = np.concatenate([order.wave_aa for order in orders])  # all at once: the spline of an SED takes a while
+    sampled = np.split(interpolate_sed(sed.wave_aa, sed.flux, at_aa), ends)
     if own:
         ratio = np.concatenate([s / order.sed for s, order in zip(sampled, orders, strict=True)])
         scale = float(np.median(ratio))
