@@ -316,21 +316,22 @@ def etc_response(record: EtcRecord, grid: Grid) -> Response:
     Wavelengths are the detector's, topocentric.
     """
     widest = max(order.dispersion_m_per_px.max() for order in record.orders)
-    names = ("throughput", "blaze_dispersion", "sky", "readout")
-    arrays = {name: np.full((2, grid.length), np.nan) for name in names}
+    arrays = np.full((4, 2, grid.length), np.nan)  # throughput, blaze · dispersion, sky and readout of even, odd orders
     for order in record.orders:
-        values = (
-            order.target / order.sed,
-            np.where(order.blaze > LEAST_LIGHT, order.blaze, np.nan) * order.dispersion_m_per_px / widest,
-            order.sky,
-            np.full(len(order.wave_aa), order.readout_variance),
+        values = np.stack(
+            (
+                order.target / order.sed,
+                np.where(order.blaze > LEAST_LIGHT, order.blaze, np.nan) * order.dispersion_m_per_px / widest,
+                order.sky,
+                np.full(len(order.wave_aa), order.readout_variance),
+            )
         )
-        parity = order.order % 2
-        for name, value in zip(names, values, strict=True):
-            pixel, on_grid = regrid_covered(order.wave_aa, value, grid)
-            finite = np.isfinite(on_grid)
-            arrays[name][parity, pixel[finite]] = on_grid[finite]
-    return fold_response(*((even, odd) for even, odd in arrays.values()))
+        whole = np.isfinite(values).all()  # else each by itself: what one lacks the others may have
+        for which in (slice(None),) if whole else range(len(values)):
+            into = arrays[which, order.order % 2]
+            pixel, on_grid = regrid_covered(order.wave_aa, values[which], grid)
+            into[..., pixel] = np.where(np.isfinite(on_grid), on_grid, into[..., pixel])
+    return fold_response(*((even, odd) for even, odd in arrays))
 
 
 def _hold_ends(values: np.ndarray) -> np.ndarray:

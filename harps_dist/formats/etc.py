@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 
 from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, require
 from harps_dist.formats.sed import SedRecord, interpolate_sed, read_sed, require_flux
@@ -114,12 +115,20 @@ def _load(path: Path) -> dict:
         found = sum(raw.count(mark) for mark in marks)
         require(found <= most, Reason.TOO_LARGE, f"expected at most {most} {what}, got {found}")
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
-        raise RefusedError(Reason.NOT_JSON, str(error)) from None
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        document = _load_leniently(raw)
     kind = type(document).__name__
     require(isinstance(document, dict), Reason.NOT_JSON, f"expected a JSON object at the top, found a {kind}")
     return document
+
+
+def _load_leniently(raw: bytes) -> Any:
+    """What the slower parser makes of a document that is not strictly JSON: NaN, infinities and UTF-16 it reads."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
+        raise RefusedError(Reason.NOT_JSON, str(error)) from None
 
 
 def _get(node: Any, dotted: str, default: Any = _MISSING) -> Any:

@@ -28,22 +28,25 @@ def regrid(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def regrid_covered(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels that a spectrum covers, (pixel,) increasing, and its flux there, as `regrid` has them; for spectra
-    that are much shorter than the grid."""
+    """The pixels that spectra cover, (pixel,) increasing, and their flux there, (…, pixel), as `regrid` has it.
+
+    For spectra that are much shorter than the grid, and several on the same wavelengths at once: flux (…, sample). A
+    sample that is missing in one of them is missing in all.
+    """
     position = (wave_aa - grid.instrument.origin_aa) / grid.step_aa - grid.start
     keep = slice(*np.searchsorted(position, [-_GUARD, grid.length + _GUARD]))
-    position, flux = position[keep], flux[keep]
-    nothing = np.empty(0, np.int64), np.empty(0, flux.dtype)
+    position, flux = position[keep], flux[..., keep]
+    nothing = np.empty(0, np.int64), flux[..., :0]
     if not len(position):
         return nothing
     nearest = np.rint(position).astype(np.int64)
     if np.abs(position - nearest).max() < _ON_LATTICE:
         inside = (nearest >= 0) & (nearest < grid.length)
-        return nearest[inside], flux[inside]
-    finite = np.isfinite(flux)
+        return nearest[inside], flux[..., inside]
+    finite = np.isfinite(flux).all(axis=tuple(range(flux.ndim - 1)))
     if finite.sum() < 4:
         return nothing
     pixel = np.arange(max(0, np.ceil(position[0])), min(grid.length, np.floor(position[-1]) + 1)).astype(np.int64)
     right = np.searchsorted(position, pixel).clip(1, len(position) - 1)
     covered = pixel[finite[right] & finite[right - 1]]
-    return covered, cubic_spline(position[finite], flux[finite], covered).astype(flux.dtype)
+    return covered, cubic_spline(position[finite], flux[..., finite].T, covered).T.astype(flux.dtype)
