@@ -35,6 +35,7 @@ MAX_NAME_BYTES = 250
 _IN_THE_GAP = set(range(HARPS.orders[-1], HARPS.orders[0])) - set(HARPS.orders)
 MAX_NAMES = 100  # texts of a request that may name its SED
 
+_BLOCK = 2**18  # bytes that stay in a processor's cache
 _MISSING = object()
 _NUMBERS = {int, float, type(None)}
 _ORDER = re.compile(r"\d{1,3}", re.ASCII)
@@ -112,7 +113,7 @@ def _stem(path: Path) -> str:
 def _load(path: Path) -> dict:
     raw = read_file(path, MAX_BYTES)
     for what, marks, most in (("values", b",", MAX_VALUES), ("lists and objects", b"[{", MAX_NESTED)):
-        found = sum(raw.count(mark) for mark in marks)
+        found = sum(_count(raw, mark) for mark in marks)
         require(found <= most, Reason.TOO_LARGE, f"expected at most {most} {what}, got {found}")
     try:
         document = orjson.loads(raw)
@@ -121,6 +122,12 @@ def _load(path: Path) -> dict:
     kind = type(document).__name__
     require(isinstance(document, dict), Reason.NOT_JSON, f"expected a JSON object at the top, found a {kind}")
     return document
+
+
+def _count(raw: bytes, mark: int) -> int:
+    """How often a byte occurs; where it is frequent, quicker than `bytes.count`."""
+    found = np.frombuffer(raw, np.uint8)
+    return sum(int(np.count_nonzero(found[at : at + _BLOCK] == mark)) for at in range(0, len(found), _BLOCK))
 
 
 def _load_leniently(raw: bytes) -> Any:

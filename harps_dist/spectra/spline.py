@@ -27,8 +27,8 @@ def cubic_spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     square, cube = (rise - slopes[..., :-1]) / width - bend, bend / width
     interval = np.searchsorted(x[1:-1], at, side="right")
     t = at - x[interval]
-    steps = slopes[..., interval] + t * (square[..., interval] + t * cube[..., interval])
-    return (y[..., interval] + t * steps).T
+    start, slope, square, cube = (np.take(each, interval, axis=-1) for each in (y, slopes, square, cube))
+    return (start + t * (slope + t * (square + t * cube))).T
 
 
 def linear(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
