@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -16,9 +17,15 @@ from harps_dist.console import console_for, end_with, say
 from harps_dist.data.manifest import CodecName
 from harps_dist.errors import ConfigError
 from harps_dist.ownership import check, write_json
-from harps_dist.progress import progress_bars
+from harps_dist.progress import Progress, progress_bars
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home, is_built
+
+if TYPE_CHECKING:
+    from preprocessing.ingest import IngestReport
+    from preprocessing.merge import Part
+
+    TakeIn = Callable[[Path, Callable[[str], bool], Progress], IngestReport]
 
 
 def ingest(
@@ -43,32 +50,16 @@ def ingest(
     """
     from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
-    from preprocessing.ingest import existing, ingest_spectra
-    from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
+    from preprocessing.ingest import ingest_spectra
+    from preprocessing.merge import Part
 
     check(archive, ARCHIVE)
     share, known = Part.parse(part) if part else None, Catalog.read(catalog) if catalog else None
-    if share:
-        check(parts_path(archive), PARTS)
-        archive = share.archive(archive)
-        existing(spectra)
-        note_begun(archive)
-    with progress_bars() as progress:
-        report = ingest_spectra(
-            spectra,
-            archive,
-            _grid(archive, grid),
-            known,
-            workers,
-            progress,
-            share.has if share else lambda source: True,
-        )
-    if not share:
-        return _say(report, archive)
-    files = report.added + report.already + len(report.refused)
-    failed = _say(report, archive) if files else 0  # a part may be empty
-    note_done(archive, files)  # one bad part keeps no archive from being merged
-    return failed
+
+    def take_in(archive: Path, wanted: Callable[[str], bool], progress: Progress) -> IngestReport:
+        return ingest_spectra(spectra, archive, _grid(archive, grid), known, workers, progress, wanted)
+
+    return _taken_in(archive, share, (spectra,), take_in)
 
 
 def merge(archive: Path, parts: int) -> int:
@@ -87,22 +78,35 @@ def merge(archive: Path, parts: int) -> int:
     return _say(report, archive)
 
 
-def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = None) -> int:
+def etc(
+    json: Path,
+    archive: Path,
+    seds: Path | None = None,
+    grid: str | None = None,
+    workers: int = 1,
+    part: str | None = None,
+) -> int:
     """Add Exposure Time Calculator 2.0 outputs, of either JSON generation, with their SEDs to an archive.
 
-    Example: `harps-dist etc --json etc --seds sed --archive A.zarr`.
+    Example: `harps-dist etc --json etc --seds sed --archive A.zarr --workers 4`.
 
     Args:
         json: Folder of .json or .json.gz outputs, searched recursively.
         archive: Zarr archive, made where it is missing.
         seds: Folder of SED files (.fits or .npz): those that requests name, and any others to simulate stars from.
         grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
+        workers: Processes that read files; the archive is the same.
+        part: Part of the files that alone is taken, as 3/16, into an archive in ARCHIVE.parts, to be merged.
     """
-    from preprocessing.ingest import ingest_etc
+    from preprocessing.etc import ingest_etc
+    from preprocessing.merge import Part
 
-    with progress_bars() as progress:
-        report = ingest_etc(json, archive, _grid(archive, grid), seds, progress)
-    return _say(report, archive)
+    share = Part.parse(part, "etc-") if part else None
+
+    def take_in(archive: Path, wanted: Callable[[str], bool], progress: Progress) -> IngestReport:
+        return ingest_etc(json, archive, _grid(archive, grid), seds, progress, workers, wanted)
+
+    return _taken_in(archive, share, (json, *([seds] if seds else [])), take_in)
 
 
 def generative(design: Path, archive: Path, grid: str | None = None) -> int:
@@ -284,6 +288,29 @@ def demo(folder: Path | None = None, size: DemoSize = DemoSize(), delivery: int 
         else:
             say(f"demo release: {build_demo(folder, size, progress)}")
     return 0
+
+
+def _taken_in(archive: Path, share: Part | None, inputs: Sequence[Path], take_in: TakeIn) -> int:
+    """Take files in, all into the archive or the share of a part into the archive of that part; what happened, said."""
+    from harps_dist.formats.archive import ARCHIVE
+    from preprocessing.ingest import existing
+    from preprocessing.merge import PARTS, note_begun, note_done, parts_path
+
+    check(archive, ARCHIVE)
+    if share:
+        check(parts_path(archive), PARTS)
+        archive = share.archive(archive)
+        for path in inputs:
+            existing(path)
+        note_begun(archive)
+    with progress_bars() as progress:
+        report = take_in(archive, share.has if share else lambda source: True, progress)
+    if not share:
+        return _say(report, archive)
+    files = report.added + report.already + len(report.refused)
+    failed = _say(report, archive) if files else 0  # a part may be empty
+    note_done(archive, files)  # one bad part keeps no archive from being merged
+    return failed
 
 
 def _grid(archive: Path, name: str | None) -> Grid:
