@@ -224,4 +224,6 @@ def etc_response(record: EtcRecord, grid: Grid) -> Response:
 def _hold_ends(values: np.ndarray) -> np.ndarray:
     """Bridge missing pixels by straight lines, and hold the outermost values beyond them."""
     pixel, finite = np.arange(len(values)), np.isfinite(values)
-    return np.interp(pixel, pixel[finite], values[finite])
+    held = values.astype(np.float64)
+    held[~finite] = np.interp(pixel[~finite], pixel[finite], values[finite])
+    return held
