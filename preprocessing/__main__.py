@@ -55,11 +55,14 @@ def ingest(
 
     check(archive, ARCHIVE)
     share, known = Part.parse(part) if part else None, Catalog.read(catalog) if catalog else None
-
-    def take_in(archive: Path, wanted: Callable[[str], bool], progress: Progress) -> IngestReport:
-        return ingest_spectra(spectra, archive, _grid(archive, grid), known, workers, progress, wanted)
-
-    return _taken_in(archive, share, (spectra,), take_in)
+    return _taken_in(
+        archive,
+        share,
+        (spectra,),
+        lambda into, wanted, progress: ingest_spectra(
+            spectra, into, _grid(into, grid), known, workers, progress, wanted
+        ),
+    )
 
 
 def merge(archive: Path, parts: int) -> int:
@@ -102,11 +105,12 @@ def etc(
     from preprocessing.merge import Part
 
     share = Part.parse(part, "etc-") if part else None
-
-    def take_in(archive: Path, wanted: Callable[[str], bool], progress: Progress) -> IngestReport:
-        return ingest_etc(json, archive, _grid(archive, grid), seds, progress, workers, wanted)
-
-    return _taken_in(archive, share, (json, *([seds] if seds else [])), take_in)
+    return _taken_in(
+        archive,
+        share,
+        (json, *([seds] if seds else [])),
+        lambda into, wanted, progress: ingest_etc(json, into, _grid(into, grid), seds, progress, workers, wanted),
+    )
 
 
 def generative(design: Path, archive: Path, grid: str | None = None) -> int:
