@@ -171,7 +171,8 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
         "        print(*set(mapper(own, range(20))), flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, script], env=environment(), capture_output=True, text=True, check=False)
+    command_line = [sys.executable, script]  # whose output ends when the last of its processes has
+    done = subprocess.run(command_line, env=environment(), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     for pid in map(int, done.stdout.split()):
         deadline = time.monotonic() + 60
