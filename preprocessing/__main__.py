@@ -19,6 +19,7 @@ from harps_dist.ownership import check, write_json
 from harps_dist.progress import progress_bars
 from harps_dist.spectra.grid import Grid, named_grid
 from preprocessing.demo import DEMO, DemoSize, build_delivery, build_demo, demo_home, is_built
+from preprocessing.taken_in import counted, say_report, taken_in
 
 
 def fetch(
@@ -91,35 +92,22 @@ def ingest(
     from harps_dist.formats.archive import ARCHIVE
     from preprocessing.catalog import Catalog
     from preprocessing.catalog_files import column_lines, parse_columns
-    from preprocessing.ingest import existing, ingest_spectra
-    from preprocessing.merge import PARTS, Part, note_begun, note_done, parts_path
+    from preprocessing.ingest import ingest_spectra
+    from preprocessing.merge import Part
 
     check(archive, ARCHIVE)
     share, mapping = Part.parse(part) if part else None, parse_columns(columns) if columns else None
     known = Catalog.read(catalog, mapping=mapping) if catalog else None
     for line in column_lines(known.used, known.unused) if known else ():
         say(line)
-    if share:
-        check(parts_path(archive), PARTS)
-        archive = share.archive(archive)
-        existing(spectra)
-        note_begun(archive)
-    with progress_bars() as progress:
-        report = ingest_spectra(
-            spectra,
-            archive,
-            _grid(archive, grid),
-            known,
-            workers,
-            progress,
-            share.has if share else lambda source: True,
-        )
-    if not share:
-        return _say(report, archive)
-    files = report.added + report.already + len(report.refused)
-    failed = _say(report, archive) if files else 0  # a part may be empty
-    note_done(archive, files)  # one bad part keeps no archive from being merged
-    return failed
+    return taken_in(
+        archive,
+        share,
+        (spectra,),
+        lambda into, wanted, progress: ingest_spectra(
+            spectra, into, _grid(into, grid), known, workers, progress, wanted
+        ),
+    )
 
 
 def merge(archive: Path, parts: int) -> int:
@@ -135,25 +123,39 @@ def merge(archive: Path, parts: int) -> int:
 
     with progress_bars() as progress:
         report = merge_parts(archive, parts, progress)
-    return _say(report, archive)
+    return say_report(report, archive)
 
 
-def etc(json: Path, archive: Path, seds: Path | None = None, grid: str | None = None) -> int:
+def etc(
+    json: Path,
+    archive: Path,
+    seds: Path | None = None,
+    grid: str | None = None,
+    workers: int = 1,
+    part: str | None = None,
+) -> int:
     """Add Exposure Time Calculator 2.0 outputs, of either JSON generation, with their SEDs to an archive.
 
-    Example: `harps-dist etc --json etc --seds sed --archive A.zarr`.
+    Example: `harps-dist etc --json etc --seds sed --archive A.zarr --workers 4`.
 
     Args:
         json: Folder of .json or .json.gz outputs, searched recursively.
         archive: Zarr archive, made where it is missing.
         seds: Folder of SED files (.fits or .npz): those that requests name, and any others to simulate stars from.
         grid: Grid of wavelengths, harps, demo or tiny; default is the archive's own, or harps for a new one.
+        workers: Processes that read files; the archive is the same.
+        part: Part of the files that alone is taken, as 3/16, into an archive in ARCHIVE.parts, to be merged.
     """
-    from preprocessing.ingest import ingest_etc
+    from preprocessing.etc import ingest_etc
+    from preprocessing.merge import Part
 
-    with progress_bars() as progress:
-        report = ingest_etc(json, archive, _grid(archive, grid), seds, progress)
-    return _say(report, archive)
+    share = Part.parse(part, "etc-") if part else None
+    return taken_in(
+        archive,
+        share,
+        (json, *([seds] if seds else [])),
+        lambda into, wanted, progress: ingest_etc(json, into, _grid(into, grid), seds, progress, workers, wanted),
+    )
 
 
 def generative(design: Path, archive: Path, grid: str | None = None) -> int:
@@ -170,7 +172,7 @@ def generative(design: Path, archive: Path, grid: str | None = None) -> int:
 
     with progress_bars() as progress:
         report = ingest_generative(design, archive, _grid(archive, grid), progress)
-    return _say(report, archive)
+    return say_report(report, archive)
 
 
 def withdraw(
@@ -260,10 +262,10 @@ def pack(
     elif before:
         say("it is just what was there before")
     if changes:
-        say(f"spectra of the parent and new ones: {_counts(changes)}")
+        say(f"spectra of the parent and new ones: {counted(changes)}")
     if manifest.not_genuine:
         say(f"the real spectra are called observed-like ({manifest.not_genuine})")
-    say(f"samples: {_counts(manifest.counts)}; left out: {_counts(manifest.left_out) or 'none'}")
+    say(f"samples: {counted(manifest.counts)}; left out: {counted(manifest.left_out) or 'none'}")
     splits = splits_of(Release(release).index)
     if any(split.spectra for split in splits):
         console_for().print(split_table(splits))
@@ -344,35 +346,6 @@ def _grid(archive: Path, name: str | None) -> Grid:
     if name is None and (archive / "zarr.json").exists():
         return Archive(archive).grid
     return named_grid(name or "harps")
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _say(report, archive: Path) -> int:
-    from harps_dist.formats.folders import passed_over_line
-    from harps_dist.formats.matches import matches_path
-    from harps_dist.formats.quarantine import quarantine_path
-    from preprocessing.refused import refusal_lines
-
-    say(f"{archive}: added {report.added}, there already {report.already}, quarantined {len(report.refused)}")
-    if line := passed_over_line(report.passed_over):
-        say(line)
-    counts = {name: count for name, count in sorted(report.counts.items()) if count}
-    if counts:
-        say(f"spectra: {_counts(counts)}")
-    made = (archive / "zarr.json").exists()
-    if matches_path(archive).exists() and report.counts:
-        say(f"which star each spectrum is of, and how it was matched: {matches_path(archive)}")
-    for line in refusal_lines(report.refused, report.added + report.already + len(report.refused), made):
-        say(line)
-    if report.refused:
-        say(f"all quarantined files and their reasons: {quarantine_path(archive)}")
-    if report.nothing_good:
-        what = "nothing usable came in" if report.refused else "nothing usable came in: check the path"
-        print(f"{what}. {'The archive is as it was.' if made else 'No archive was made.'}", file=sys.stderr)
-    return 1 if report.nothing_good else 0
 
 
 def main() -> int:

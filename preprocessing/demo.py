@@ -97,8 +97,9 @@ def build_demo(folder: Path, size: DemoSize, progress: Progress) -> Path:
 
 def _pack_demo(files: Path, archive: Path, release: Path, size: DemoSize, progress: Progress) -> None:
     from preprocessing.catalog import Catalog
+    from preprocessing.etc import ingest_etc
     from preprocessing.generative import ingest_generative
-    from preprocessing.ingest import ingest_etc, ingest_spectra
+    from preprocessing.ingest import ingest_spectra
     from preprocessing.pack import Settings, pack
     from preprocessing.simulator.design import DESIGN
 

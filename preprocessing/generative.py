@@ -25,7 +25,8 @@ from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.text import cleaned, printable
-from preprocessing.ingest import IngestReport, Row, blocks, sed_row
+from preprocessing.etc import sed_row
+from preprocessing.ingest import IngestReport, Row, blocks
 from preprocessing.simulator.design import FIELDS
 
 MAX_BYTES = 2**26  # of a design; a million entries

@@ -1,6 +1,6 @@
 """Parts of an archive, that processes ingested side by side, into one that a single ingest would have made.
 
-Tested in tests/slurm/test_jobs.py.
+Tested in tests/integration/test_etc_at_scale.py, and by jobs in tests/slurm/test_jobs.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.records import Reason, Refusal
 from harps_dist.ownership import OutputKind
 from harps_dist.progress import Progress, silent
+from preprocessing.etc import GROUPS, etc_order, is_etc_run, taken_name
 from preprocessing.identity import KnownStars, KnownVersions
 from preprocessing.ingest import IngestReport, blocks
 
+KINDS = {"": "", "etc-": "ETC "}  # of parts, and what they are called
 _DONE = "{}.done.json"
 _PART = re.compile(r"\d{1,9}/\d{1,9}", re.ASCII)
-_OF_A_PART = re.compile(r"\.?\d{4}-of-\d{4}\.zarr.*")
+_OF_A_PART = re.compile(r"\.?(etc-)?\d{4}-of-\d{4}\.zarr.*")
 
 
 def _is_parts(folder: Path) -> bool:
@@ -37,18 +39,20 @@ PARTS = OutputKind("folder of an archive's parts", "--archive", _is_parts, "home
 
 
 class Part(NamedTuple):
-    """The `number`-th of `of` parts of the input, from 0."""
+    """The `number`-th of `of` parts of the input, from 0. kind: '' for spectra, 'etc-' for ETC runs and SEDs, whose
+    parts are archives of their own, so that both may be ingested at a time."""
 
     number: int
     of: int
+    kind: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Part:
+    def parse(cls, text: str, kind: str = "") -> Part:
         """From "3/16". Raises ArchiveError where it is not of that form."""
         number, _, of = text.partition("/")
         if not (_PART.fullmatch(text) and int(number) < int(of)):
             raise ArchiveError(f"a part is written as 3/16, counted from 0 to 15, but this is {text!r}.")
-        return cls(int(number), int(of))
+        return cls(int(number), int(of), kind)
 
     def has(self, source: str) -> bool:
         """Whether a file of that relative name is in this part: the same on every machine, whatever else is there."""
@@ -56,7 +60,7 @@ class Part(NamedTuple):
 
     def archive(self, whole: Path) -> Path:
         """Where the part of an archive is kept until they are merged."""
-        return parts_path(whole) / f"{self.number:04d}-of-{self.of:04d}.zarr"
+        return parts_path(whole) / f"{self.kind}{self.number:04d}-of-{self.of:04d}.zarr"
 
 
 def parts_path(whole: Path) -> Path:
@@ -81,13 +85,8 @@ def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
 
     Merged again, it adds nothing. Raises ArchiveError where a part is missing or was not ingested to its end.
     """
-    paths = [Part(number, of).archive(whole) for number in range(of)]
-    unfinished = [number for number, path in enumerate(paths) if not path.with_name(_DONE.format(path.name)).exists()]
-    if unfinished:
-        raise ArchiveError(
-            f"parts {','.join(map(str, unfinished))} of {of} of {whole} are not ingested to their end. Run these again "
-            f"(sbatch --array={','.join(map(str, unfinished))}, and PARTS={of}), then merge."
-        )
+    begun = [kind for kind in KINDS if list(parts_path(whole).glob(f"{kind}[0-9][0-9][0-9][0-9]-of-{of:04d}.zarr*"))]
+    paths = [path for kind in begun or [""] for path in _ingested(whole, of, kind)]
     parts = [Archive(path) for path in paths if path.exists()]
     report = IngestReport()
     refused = [refusal for path in paths for refusal in Quarantine(path).refused]
@@ -99,10 +98,24 @@ def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
         quarantine = Quarantine(whole)
         quarantine.update(refused)
         for group in DATA:
-            _merge_group(group, parts, writer, quarantine, report, progress)
+            merge_rows = _merge_etc if group in GROUPS else _merge_group
+            merge_rows(group, parts, writer, quarantine, report, progress)
         if writer.count("real"):
             write_matches(whole, writer.rows("real", *OF_ARCHIVE))
     return report
+
+
+def _ingested(whole: Path, of: int, kind: str) -> list[Path]:
+    """The archives of all parts of a kind; raises ArchiveError where one was not ingested to its end."""
+    paths = [Part(number, of, kind).archive(whole) for number in range(of)]
+    unfinished = [number for number, path in enumerate(paths) if not path.with_name(_DONE.format(path.name)).exists()]
+    if unfinished:
+        listed = ",".join(map(str, unfinished))
+        raise ArchiveError(
+            f"{KINDS[kind]}parts {listed} of {of} of {whole} are not ingested to their end. Run these again "
+            f"(sbatch --array={listed}, and PARTS={of}), then merge."
+        )
+    return paths
 
 
 def _merge_group(
@@ -141,3 +154,35 @@ def _merge_group(
         report.added += len(fresh)
         report.refused += refused
         progress("merge", report.already + report.added + len(report.refused), len(rows))
+
+
+def _merge_etc(
+    group: str,
+    parts: Sequence[Archive],
+    writer: Archive,
+    quarantine: Quarantine,
+    report: IngestReport,
+    progress: Progress,
+) -> None:
+    """SEDs or responses, each name once, as `etc.ingest_etc` takes them."""
+    found = [
+        (columns, number, row) for number, part in enumerate(parts) for row, columns in enumerate(part.rows(group))
+    ]
+    known = {columns["key"]: columns["source"] for columns in writer.rows(group, "key", "source")}
+    there = set(known.values())
+    todo = sorted((one for one in found if one[0]["source"] not in there), key=lambda one: etc_order(one[0]["source"]))
+    report.already += len(found) - len(todo)
+    for block in blocks(todo, ROWS_PER_SHARD):
+        fresh, refused = [], []
+        for columns, number, row in block:
+            if objection := taken_name(known, columns["key"]):
+                if not is_etc_run(columns["source"]) or group == "response":  # the SED of a run may be there
+                    refused.append(Refusal(columns["source"], Reason.DUPLICATE, objection))
+                continue
+            known[columns["key"]] = columns["source"]
+            fresh.append((columns, parts[number].data(group, row)))
+        quarantine.update(refused, [columns["source"] for columns, _ in fresh])
+        writer.append(group, fresh)
+        report.added += len(fresh)
+        report.refused += refused
+        progress("merge", report.already + report.added + len(report.refused), len(found))

@@ -239,6 +239,25 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
     return 0
 
 
+def etc(runs: int = 16, json: Path | None = None) -> int:
+    """What it costs to take a run of the ETC into an archive, on one core and the full grid; runs are made here.
+
+    Example: `harps-dist benchmark etc --runs 4`.
+
+    Args:
+        runs: Runs of each generation of the output.
+        json: File for the figures.
+    """
+    from harps_dist.benchmarks.etc_speed import COSTS, etc_costs, etc_table, write_costs
+    from harps_dist.console import console_for
+
+    check(json, COSTS)
+    costs = etc_costs(runs)
+    console_for().print(etc_table(costs))
+    write_costs(costs, json)
+    return 0
+
+
 def predict(
     model: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[str, ...]],
@@ -317,6 +336,6 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
 
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
-        made.__name__: made for made in (models, speed, data, step, ranks, batches, growth, predict, ridge, curves)
+        made.__name__: made for made in (models, speed, data, step, ranks, batches, growth, etc, predict, ridge, curves)
     }
     return tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

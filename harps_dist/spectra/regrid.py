@@ -21,22 +21,32 @@ def regrid(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> np.ndarray:
     wavelength, NaN where missing. Returns (grid.length,) of the flux's dtype, NaN outside the samples and
     next to missing ones.
     """
+    regridded = np.full(grid.length, np.nan, flux.dtype)
+    pixel, values = regrid_covered(wave_aa, flux, grid)
+    regridded[pixel] = values
+    return regridded
+
+
+def regrid_covered(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels that spectra cover, (pixel,) increasing, and their flux there, (…, pixel), as `regrid` has it.
+
+    For spectra that are much shorter than the grid, and several on the same wavelengths at once: flux (…, sample). A
+    sample that is missing in one of them is missing in all.
+    """
     position = (wave_aa - grid.instrument.origin_aa) / grid.step_aa - grid.start
     keep = slice(*np.searchsorted(position, [-_GUARD, grid.length + _GUARD]))
-    position, flux = position[keep], flux[keep]
-    regridded = np.full(grid.length, np.nan, flux.dtype)
+    position, flux = position[keep], flux[..., keep]
+    nothing = np.empty(0, np.int64), flux[..., :0]
     if not len(position):
-        return regridded
+        return nothing
     nearest = np.rint(position).astype(np.int64)
     if np.abs(position - nearest).max() < _ON_LATTICE:
         inside = (nearest >= 0) & (nearest < grid.length)
-        regridded[nearest[inside]] = flux[inside]
-        return regridded
-    finite = np.isfinite(flux)
+        return nearest[inside], flux[..., inside]
+    finite = np.isfinite(flux).all(axis=tuple(range(flux.ndim - 1)))
     if finite.sum() < 4:
-        return regridded
+        return nothing
     pixel = np.arange(max(0, np.ceil(position[0])), min(grid.length, np.floor(position[-1]) + 1)).astype(np.int64)
     right = np.searchsorted(position, pixel).clip(1, len(position) - 1)
     covered = pixel[finite[right] & finite[right - 1]]
-    regridded[covered] = cubic_spline(position[finite], flux[finite], covered)
-    return regridded
+    return covered, cubic_spline(position[finite], flux[..., finite].T, covered).T.astype(flux.dtype)

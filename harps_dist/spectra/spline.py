@@ -19,14 +19,16 @@ def cubic_spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
     (m, column).
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    width = np.diff(x).reshape(-1, *[1] * (y.ndim - 1))
-    rise = np.diff(y, axis=0) / width
+    y = np.ascontiguousarray(y.T)  # samples along the last axis, so that columns share the loops over them
+    width = np.diff(x)
+    rise = np.diff(y) / width
     slopes = _slopes(width, rise)
-    bend = (slopes[:-1] + slopes[1:] - 2 * rise) / width
-    square, cube = (rise - slopes[:-1]) / width - bend, bend / width
+    bend = (slopes[..., :-1] + slopes[..., 1:] - 2 * rise) / width
+    square, cube = (rise - slopes[..., :-1]) / width - bend, bend / width
     interval = np.searchsorted(x[1:-1], at, side="right")
-    t = (at - x[interval]).reshape(-1, *[1] * (y.ndim - 1))
-    return y[interval] + t * (slopes[interval] + t * (square[interval] + t * cube[interval]))
+    t = at - x[interval]
+    start, slope, square, cube = (np.take(each, interval, axis=-1) for each in (y, slopes, square, cube))
+    return (start + t * (slope + t * (square + t * cube))).T
 
 
 def linear(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -47,39 +49,40 @@ def bspline_coefficients(samples: np.ndarray) -> np.ndarray:
 
 
 def _slopes(width: np.ndarray, rise: np.ndarray) -> np.ndarray:
-    """Slopes of the spline at its samples, from widths and mean slopes of the intervals."""
+    """Slopes of the spline at its samples, from widths (n - 1,) and mean slopes (…, n - 1) of the intervals."""
     before, after = width[:-1], width[1:]
-    right = 3 * (after * rise[:-1] + before * rise[1:])
+    right = 3 * (after * rise[..., :-1] + before * rise[..., 1:])
     diagonal = 2 * (before + after)
     lower, upper = after.copy(), before.copy()
     ends = []  # what the outermost slopes are, besides a multiple of their neighbours
     for coupled, near, far in ((lower, 0, 1), (upper, -1, -2)):
-        both = width[near] + width[far]
-        known = ((width[near] + 2 * both) * width[far] * rise[near] + width[near] ** 2 * rise[far]) / both / width[far]
+        both, nearest, next_one = width[near] + width[far], rise[..., near], rise[..., far]
+        known = ((width[near] + 2 * both) * width[far] * nearest + width[near] ** 2 * next_one) / both / width[far]
         share = both / width[far]
-        right[near] -= coupled[near] * known
+        right[..., near] -= coupled[near] * known
         diagonal[near] -= coupled[near] * share
         coupled[near] = 0
         ends.append((known, share))
     inner = _solved(lower / diagonal, upper / diagonal, right / diagonal)
     (first, of_second), (last, of_before) = ends
-    return np.concatenate([[first - of_second * inner[0]], inner, [last - of_before * inner[-1]]])
+    first, last = first - of_second * inner[..., 0], last - of_before * inner[..., -1]
+    return np.concatenate([first[..., None], inner, last[..., None]], axis=-1)
 
 
 def _solved(lower: np.ndarray, upper: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solve a tridiagonal system with ones on its diagonal by cyclic reduction, along the first axis.
+    """Solve a tridiagonal system (n,) with ones on its diagonal by cyclic reduction, for right sides (…, n).
 
     Each pass couples an unknown to others twice as far away, and about squares the share that these have in it.
     """
     reach = 1
-    while reach < len(right) and max(np.abs(lower).max(), np.abs(upper).max()) > _NEGLIGIBLE:
+    while reach < len(lower) and max(np.abs(lower).max(), np.abs(upper).max()) > _NEGLIGIBLE:
         back, ahead = slice(None, -reach), slice(reach, None)
         cross = lower[ahead] * upper[back]
         diagonal, reduced = np.ones_like(lower), right.copy()
         diagonal[ahead] -= cross
         diagonal[back] -= cross
-        reduced[ahead] -= lower[ahead] * right[back]
-        reduced[back] -= upper[back] * right[ahead]
+        reduced[..., ahead] -= lower[ahead] * right[..., back]
+        reduced[..., back] -= upper[back] * right[..., ahead]
         below, above = np.zeros_like(lower), np.zeros_like(upper)
         below[ahead], above[back] = -lower[ahead] * lower[back], -upper[back] * upper[ahead]
         lower, upper, right = below / diagonal, above / diagonal, reduced / diagonal

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from harps_dist.benchmarks.batch_sizes import batch_size_effects
+from harps_dist.benchmarks.etc_speed import etc_costs
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.recipes import find_recipe
@@ -126,3 +127,12 @@ def test_batch_sizes_leave_kl_and_mmd_as_they_are(tiny_release):
     assert printed[0].pull[0] > 3 * printed[1].pull[0]
     with pytest.raises(ConfigError, match="variational"):
         batch_size_effects(find_recipe("demo-ae-mix"), release, (2,), 4)
+
+
+def test_costs_of_etc_runs():
+    """Of a few orders on a small grid: each run came in, and parsing is a part of it."""
+    found = etc_costs(2, orders=(102, 101, 100, 99, 98), grid="tiny")
+    assert [(cost.generation, cost.runs) for cost in found] == [("2023", 2), ("2026", 2)]
+    for cost in found:
+        assert 0 < cost.parse_s < cost.cpu_s
+        assert 0 < cost.megabytes < cost.peak_mb

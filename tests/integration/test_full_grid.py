@@ -15,7 +15,8 @@ from harps_dist.formats.sed import read_sed
 from harps_dist.runs.log import read_log
 from harps_dist.spectra.grid import HARPS
 from preprocessing.catalog import Catalog
-from preprocessing.ingest import ingest_etc, ingest_spectra
+from preprocessing.etc import ingest_etc
+from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import Settings, pack
 from preprocessing.simulator.atmosphere import Atmosphere
 from preprocessing.simulator.etc_files import EtcSettings, write_etc

@@ -21,8 +21,9 @@ from harps_dist.spectra.grid import named_grid
 from preprocessing.catalog import Catalog
 from preprocessing.demo import DemoSize, build_delivery
 from preprocessing.difference import compare_releases
+from preprocessing.etc import ingest_etc
 from preprocessing.growth import grow
-from preprocessing.ingest import ingest_etc, ingest_spectra
+from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import pack
 from preprocessing.verify import verify
 from preprocessing.withdraw import withdraw_spectra

@@ -98,7 +98,7 @@ WRITTEN = {
     **{
         f"benchmark {name} json": ("benchmark", f"{name} {arguments} --json {{out}}", "b.json", ())
         for name, arguments in {
-            "models": "", "speed": "", "data": "--release {release}", "step": "", "ranks": "", "growth": "",
+            "models": "", "speed": "", "data": "--release {release}", "step": "", "ranks": "", "growth": "", "etc": "",
             "predict": "{run} {files}",
         }.items()
     },

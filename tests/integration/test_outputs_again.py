@@ -68,6 +68,7 @@ AGAIN = {  # a command, and what it writes
     "curves": ("benchmark", "curves {run} --out {at}/curves.png"),
     "costs": ("benchmark", "models demo-cnn-mix --grid tiny --json {at}/b.json"),
     "growth": ("benchmark", "growth --sizes 4 --fresh 2 --json {at}/g.json"),
+    "etc costs": ("benchmark", "etc --runs 1 --json {at}/e.json"),
     "page": ("reproduce", "{at}/runs --scale demo --release {release}"),
     "delivery": (MAIN, "demo --folder {at}/demo --size.stars 2 --size.grid tiny --delivery 1"),
 }

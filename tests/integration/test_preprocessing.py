@@ -23,7 +23,8 @@ from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
 from preprocessing.catalog import Catalog
-from preprocessing.ingest import ingest_etc, ingest_spectra
+from preprocessing.etc import ingest_etc
+from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import Settings, pack
 from preprocessing.verify import verify
 from tests.commands import command, kill_when, run

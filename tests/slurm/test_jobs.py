@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from harps_dist.runs.log import lasting, read_log
+from harps_dist.spectra.grid import named_grid
 from tests.commands import TINY, command, run
 from tests.slurm.cluster import CPU_ONLY, Cluster, until, why_not
 
@@ -180,3 +181,22 @@ def test_an_array_with_a_failing_task_is_mended_and_merged(slurm, tiny_demo, tmp
         np.testing.assert_array_equal(one.data("real", row), other.data("real", row))
     quarantines = [path.with_name(f"{path.name}.quarantine.csv").read_text() for path in (single, whole)]
     assert quarantines[0] == quarantines[1]
+
+
+def test_an_array_of_etc_runs_makes_the_archive_of_one_ingest(slurm, tiny_demo, tmp_path):
+    from preprocessing.etc import ingest_etc
+    from preprocessing.verify import verify
+
+    runs, seds, whole = tiny_demo / "files/etc", tiny_demo / "files/sed", tmp_path / "A.zarr"
+    single = tmp_path / "single.zarr"
+    ingest_etc(runs, single, named_grid("tiny"), seds)
+    options = ("--array=0-1", "--cpus-per-task=1")
+    job = submit(slurm, "preprocess_etc_array", runs, whole, "--seds", seds, "--grid", "tiny", options=options)
+    until(lambda: not slurm.run("squeue", "-h", "-j", job))
+    assert [slurm.state(f"{job}_{task}")["JobState"] for task in range(2)] == ["COMPLETED"] * 2, output(slurm, job)
+    merge = submit(slurm, "preprocess_merge", whole, 2, options=("--time=5",))
+    assert slurm.wait(merge)["JobState"] == "COMPLETED", output(slurm, merge)
+    files = sorted(path.relative_to(single) for path in single.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert all((single / name).read_bytes() == (whole / name).read_bytes() for name in files)
+    assert verify(whole) == []

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harps_dist.formats.etc import EtcRecord, read_etc
 from harps_dist.formats.records import Reason, Refusal
 from harps_dist.formats.sed import SedGrid, write_sed
+from harps_dist.spectra.grid import named_grid
+from harps_dist.spectra.observation import fold_response
+from harps_dist.spectra.regrid import regrid
+from harps_dist.spectra.spline import cubic_spline
+from preprocessing.etc import etc_response
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import observe
 
@@ -276,3 +284,97 @@ def test_upload_name_never_leaves_the_folder(run: Path, tmp_path: Path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "star.fits").write_bytes((run / "star.fits").read_bytes())
     refused(path, Reason.NO_SED, tmp_path / "inner")
+
+
+# --- the parser
+
+
+def text_of(run: Path, edit=lambda document: None) -> str:
+    document = json.loads((run / "2023.json").read_bytes())
+    edit(document)
+    return json.dumps(document)
+
+
+def same(a: EtcRecord, b: EtcRecord) -> bool:
+    def arrays(record: EtcRecord) -> list[np.ndarray]:
+        return [getattr(order, field.name) for order in record.orders for field in fields(order)]
+
+    return all(np.array_equal(x, y) for x, y in zip(arrays(a), arrays(b), strict=True))
+
+
+def nan_in_what_is_not_read(document: dict) -> None:
+    first_data(document["data"]["orders"])["snr"]["snr"]["data"][3] = float("nan")
+
+
+def test_what_is_not_strictly_json_is_read_as_before(run: Path, tmp_path: Path):
+    """NaN in a quantity that nobody reads, a byte order mark, UTF-16, a lone surrogate."""
+    expected = read_etc(run / "2023.json", run)
+    contents = {
+        "nan": text_of(run, nan_in_what_is_not_read).encode(),
+        "mark": text_of(run).encode("utf-8-sig"),
+        "utf-16": text_of(run).encode("utf-16"),
+        "surrogate": text_of(run, lambda document: document.update(note="\ud800")).encode(),
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.json").write_bytes(content)
+        found = read_etc(tmp_path / f"{name}.json", run)
+        assert isinstance(found, EtcRecord), (name, found)
+        assert same(found, expected)
+
+
+def test_of_a_key_that_stands_twice_the_last_counts(run: Path, tmp_path: Path):
+    text = text_of(run).replace('"airmass": 1.4', '"airmass": 9.0, "airmass": 1.4')
+    (tmp_path / "x.json").write_text(text)
+    assert read_etc(tmp_path / "x.json", run).airmass == 1.4
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30), min_size=1))
+def test_numbers_are_read_to_the_bit(numbers: list[float]):
+    for text in (json.dumps(numbers), f"[{','.join(f'{float(number):.25e}' for number in numbers)}]"):
+        expected, found = (np.array(parse(text), np.float64) for parse in (json.loads, orjson.loads))
+        assert expected.tobytes() == found.tobytes()
+
+
+def test_what_is_refused_as_json_is_said_in_the_same_words(tmp_path: Path):
+    for name, text in {"cut": '{"a": [1, 2', "word": '{"a": nul}', "deep": "[" * 5000}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+        with pytest.raises((ValueError, RecursionError)) as expected:
+            json.loads(text)
+        assert str(expected.value).rstrip(".") in refused(tmp_path / f"{name}.json", Reason.NOT_JSON).detail
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_spline_of_an_sed_is_made_once(run: Path, generation: str, monkeypatch):
+    """It has hundreds of thousands of samples, and a full run 72 orders."""
+    made = []
+
+    def counted(*given):
+        made.append(len(given[0]))
+        return cubic_spline(*given)
+
+    monkeypatch.setattr("harps_dist.formats.sed.cubic_spline", counted)
+    assert isinstance(read_etc(run / f"{generation}.json", run), EtcRecord)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("dark", [(), (1, 40, 41), range(2000)])
+def test_an_order_is_folded_as_its_quantities_one_by_one(run: Path, dark):
+    """Also where the blaze lets no light through, and the other quantities are there."""
+    record, grid = read_etc(run / "2023.json", run), named_grid("demo")
+    orders = list(record.orders)
+    blaze = orders[1].blaze.copy()
+    blaze[list(dark)] = 0.0
+    orders[1] = replace(orders[1], blaze=blaze)
+    record = replace(record, orders=tuple(orders))
+    widest = max(order.dispersion_m_per_px.max() for order in orders)
+    arrays = np.full((4, 2, grid.length), np.nan)
+    for order in orders:
+        light = np.where(order.blaze > 1e-6, order.blaze, np.nan) * order.dispersion_m_per_px / widest
+        readout = np.full(order.wave_aa.size, order.readout_variance)
+        for array, values in zip(arrays, (order.target / order.sed, light, order.sky, readout), strict=True):
+            on_grid = regrid(order.wave_aa, values, grid)
+            array[order.order % 2] = np.where(np.isfinite(on_grid), on_grid, array[order.order % 2])
+    expected, found = fold_response(*((even, odd) for even, odd in arrays)), etc_response(record, grid)
+    for name in ("mean", "variance", "floor"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

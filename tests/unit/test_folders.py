@@ -15,8 +15,8 @@ from harps_dist.spectra.grid import named_grid
 from preprocessing.ingest import ingest_etc, ingest_spectra
 
 NAMES = (
-    "one.fits", "sub/two.fits.gz", "._one.fits", "sub/.DS_Store", ".parts/x.part", "a.rar", "b.RAR", "notes.txt", "README",
-    "ADP.2018-01-01T01:04:41.632.zip", "ADP.2018-01-01T01:04:41.633", "sub/x.csv.xz",
+    "one.fits", "sub/two.fits.gz", "._one.fits", "sub/.DS_Store", ".parts/x.part", "a.rar", "b.RAR", "notes.txt",
+    "README", "ADP.2018-01-01T01:04:41.632.zip", "ADP.2018-01-01T01:04:41.633", "sub/x.csv.xz",
 )  # fmt: skip
 
 

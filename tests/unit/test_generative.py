@@ -21,7 +21,7 @@ from preprocessing.simulator.design import DESIGN
 def design(tiny_demo, tmp_path):
     """A copy of the demo's generative files with an archive that has its ETC runs but not yet the set."""
     shutil.copytree(tiny_demo / "files/generative", tmp_path / "generative")
-    from preprocessing.ingest import ingest_etc
+    from preprocessing.etc import ingest_etc
 
     grid = Archive(tiny_demo / "archive.zarr").grid
     ingest_etc(tiny_demo / "files/etc", tmp_path / "a.zarr", grid, tiny_demo / "files/sed")

@@ -20,7 +20,7 @@ from harps_dist.formats.etc import EtcRecord, read_etc
 from harps_dist.formats.records import Reason, Refusal
 from harps_dist.formats.sed import SedGrid, write_sed
 from harps_dist.spectra.grid import named_grid
-from preprocessing.ingest import ingest_etc
+from preprocessing.etc import ingest_etc
 from preprocessing.simulator.etc_files import EtcSettings, write_etc
 from preprocessing.simulator.instrument import observe
 
