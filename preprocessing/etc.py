@@ -106,7 +106,7 @@ def _below(folder: Path, *patterns: str) -> dict[Path, str]:
 
 
 def _in_etc_order(files: Mapping[Path, str], wanted: Callable[[str], bool]) -> dict[Path, str]:
-    """Those of the files that are wanted, in the order in which an archive takes them."""
+    """Files that are wanted, in the order in which an archive takes them."""
     return dict(sorted((file for file in files.items() if wanted(file[1])), key=lambda file: etc_order(file[1])))
 
 

@@ -12,7 +12,8 @@ from harps_dist.formats.folders import passed_over, passed_over_line
 from harps_dist.formats.readers import find_spectra
 from harps_dist.inference.sources import find_items, not_looked_at
 from harps_dist.spectra.grid import named_grid
-from preprocessing.ingest import ingest_etc, ingest_spectra
+from preprocessing.etc import ingest_etc
+from preprocessing.ingest import ingest_spectra
 
 NAMES = (
     "one.fits", "sub/two.fits.gz", "._one.fits", "sub/.DS_Store", ".parts/x.part", "a.rar", "b.RAR", "notes.txt",
