@@ -46,6 +46,8 @@ class Chain(Frozen):
     """Run whose place the new one is to take; default is the registry's current one."""
     catalog: Path | None = None
     """Labels of the stars: CSV, FITS, VOTable or Parquet."""
+    columns: str = ""
+    """Columns of the catalogue that names do not tell, as teff=Teff_spec,logg=g_spec."""
     parts: int = Field(16, ge=1)
     """Jobs that ingest side by side."""
     genuine: bool = True
@@ -121,6 +123,7 @@ def stages_of(folder: Path, chain: Chain, overrides: Sequence[str] = ()) -> list
     archive, parent, model = str(chain.archive), str(chain.parent), str(chain.model)
     jobs, ranks = tuple(shlex.split(chain.jobs)), tuple(shlex.split(chain.ranks))
     catalog = ("--catalog", str(chain.catalog)) if chain.catalog else ()
+    catalog += ("--columns", chain.columns) if chain.columns else ()
     genuine = () if chain.genuine else ("--no-genuine",)  # the files decide
     grid = ("--grid", _grid(chain.parent))
     grow = ("pack", "--archive", archive, "--release", release, "--grow", parent, *genuine)

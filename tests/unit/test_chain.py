@@ -67,6 +67,16 @@ def test_every_job_waits_for_the_one_before(chain, queue, tmp_path):
     assert str(tmp_path / "models/one") in train
 
 
+def test_ingest_is_told_of_the_catalogue_and_its_columns(chain, tmp_path):
+    catalog = tmp_path / "stars.csv"
+    catalog.write_text("Name,Teff_spec\n")
+    chain = settle(tmp_path / "chain", chain.model_copy(update={"catalog": catalog, "columns": "teff=Teff_spec"}))
+    ingest = stages_of(tmp_path / "chain", chain)[0]
+    assert ingest.arguments[2:6] == ("--catalog", str(catalog), "--columns", "teff=Teff_spec")
+    plain = stages_of(tmp_path / "chain", chain.model_copy(update={"catalog": None, "columns": ""}))[0]
+    assert not {"--catalog", "--columns"} & set(plain.arguments)
+
+
 def test_what_waits_or_runs_is_not_submitted_again(chain, queue, tmp_path):
     folder = tmp_path / "chain"
     chain = settle(folder, chain)
