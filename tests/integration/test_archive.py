@@ -199,7 +199,8 @@ def test_an_archive_of_schema_3_is_read_as_it_is_and_brought_to_schema_4_by_a_wr
     assert (before.schema, before.count("real"), verify(path)) == (3, 8, [])
     columns, named = old_columns(before), digest(before)
     assert sorted(path.rglob("*")) == files
-    new = before.rows("real")[1] | {"key": "new", "origin": "ESO"}
+    row = before.rows("real")[1]
+    new = row | {"key": "new", "origin": "ESO", "mjd": row["mjd"] + 1}
     with pytest.warns(UserWarning, match="18 arrays are read once"):
         append(path, [(new, before.data("real", 1))])
     after = Archive(path)

@@ -332,5 +332,5 @@ def test_an_empty_folder_and_a_link_to_ones_own_archive_are_written_into(inputs,
     pack = f"pack --archive {tmp_path / 'a.zarr'} --release {tmp_path / 'r'}"
     for _ in range(2):
         assert run_command(MAIN, pack, capsys, monkeypatch)[0] == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "r", "real.zarr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "a.zarr.stars.csv", "r", "real.zarr"]
     assert np.isfinite(Release(tmp_path / "r").array(0)).all()

@@ -245,7 +245,7 @@ def test_a_full_disk_is_said_by_ingest_and_the_archive_goes_on_after(tiny_demo, 
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     report = ingest_spectra(tiny_demo / "files/spectra", small_disk / "a.zarr", named_grid("tiny"))
     assert Archive(small_disk / "a.zarr").count("real") == report.added + report.already > 0
-    assert sorted(path.name for path in small_disk.iterdir()) == ["a.zarr"]
+    assert sorted(path.name for path in small_disk.iterdir()) == ["a.zarr", "a.zarr.stars.csv"]
 
 
 def test_a_full_disk_is_said_by_a_checkpoint_and_nothing_of_it_is_left(small_disk):
