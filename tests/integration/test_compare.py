@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,10 @@ def grown(tiny_demo, tmp_path_factory) -> Path:
     with Archive.writing(folder / "a.zarr", named_grid("tiny")) as writer:
         flux, there = writer.data("real", 0), writer.rows("real")
         stars = [*(f"star {number}" for number in range(6)), *sorted({row["target"] for row in there})[:2]]
-        writer.append("real", [
-            (there[0] | {"key": f"{star}-{visit}", "source": f"{star}-{visit}", "target": star}, flux)
-            for star in stars for visit in range(2)
-        ])  # fmt: skip
+        for star, day in product(stars, range(2)):
+            key = f"{star}-{day}"
+            row = there[0] | {"key": key, "source": key, "target": star, "mjd": 60_000.0 + day}
+            writer.append("real", [(row, flux)])
     grow(folder / "a.zarr", tiny_demo / "release", folder / "release", genuine=False)
     return folder / "release"
 
