@@ -30,7 +30,8 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --ignore tests/slurm
+	$(BIN)/python -m pytest -m slow tests/slurm
 
 test-processors: $(INSTALLED)
 	core=$$($(BIN)/python -m tests.processors) && echo "made-up releases as $$core computes" && \
