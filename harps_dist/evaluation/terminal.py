@@ -32,6 +32,7 @@ def console_table(reports: Sequence[Report]) -> Table:
         caption="\n".join(f"{report.data_line}." for report in reports),
         box=box.SIMPLE_HEAD,
         show_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
     for title in COLUMNS:

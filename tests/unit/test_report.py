@@ -198,13 +198,18 @@ def test_the_table_of_a_terminal_keeps_the_result_in_80_columns(report):
     from rich.console import Console
 
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(console_table([report]))
+    leakage = Measured("do(berv) leakage", -0.00046, 0.00097, 0.00097, 210_000, 100_000)
+    of_label = Measured("GIS teff", 0.5, 0.1, 0.1, 210, 10)
+    more = replace(report, origin="observed-like", measures=[leakage, of_label])
+    console.print(console_table([report, more]))
     text = console.export_text()
     assert "…" not in text
-    for words in ("MAE", "± by star", "bias", "scatter", "stars"):
+    for words in ("MAE", "± by star", "bias", "scatter", "stars", "simulated", "observed-like", "do(berv) leakage"):
         assert words in text
+    assert "GIS" not in text
     score = report.labels[0]
-    assert format_pair(score.mae, score.standard_error) in text
+    for value, error in ((score.mae, score.standard_error), (leakage.value, leakage.standard_error)):
+        assert format_pair(value, error) in text
     assert max(map(len, text.splitlines())) <= 80
 
 
