@@ -26,13 +26,13 @@ from urllib.parse import urlsplit, urlunsplit
 from harps_dist.errors import ConfigError, FetchError
 from harps_dist.files import publish_file
 from harps_dist.formats.hdus import BEGINS, open_hdus
+from harps_dist.formats.packing import MAX_BYTES
 from harps_dist.formats.records import RefusedError
 from harps_dist.intake import GZIP, IntakeError, named, open_regular, read_stream
 from harps_dist.text import cleaned
 
 PARTS = ".parts"
 ENDINGS = (".fits", ".fits.gz")
-MAX_BYTES = 128 * 2**20  # what readers take; they import torch
 RETRIES = 8
 LONGEST_WAIT_S = 600.0  # that a server may ask for
 

@@ -56,8 +56,10 @@ def ingest_etc(
     """
     report = IngestReport()
     below = {"sed": _below(seds, "*.fits", "*.npz") if seds else {}, "response": _below(runs, "*.json", "*.json.gz")}
-    for folder in {runs, seds or runs}:
-        report.passed_over |= passed_over(folder, below["sed"] | below["response"])
+    folders = {path.resolve(): path for path in (runs, seds or runs)}
+    for real, folder in folders.items():
+        if not folders.keys() & set(real.parents):  # else it is counted within the other
+            report.passed_over += passed_over(folder, below["sed"] | below["response"])
     sed_files, etc_files = (_in_etc_order(below[group], wanted) for group in GROUPS)
     total = len(sed_files) + len(etc_files)
     if not total:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from harps_dist.errors import ArchiveError
 from harps_dist.files import atomic_write
-from harps_dist.formats.archive import DATA, ROWS_PER_SHARD, Archive
+from harps_dist.formats.archive import ROWS_PER_SHARD, Archive
 from harps_dist.formats.matches import OF_ARCHIVE, write_matches
 from harps_dist.formats.quarantine import Quarantine
 from harps_dist.formats.records import Reason, Refusal
@@ -97,9 +97,9 @@ def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
     with Archive.writing(whole, parts[0].grid) as writer:
         quarantine = Quarantine(whole)
         quarantine.update(refused)
-        for group in DATA:
-            merge_rows = _merge_etc if group in GROUPS else _merge_group
-            merge_rows(group, parts, writer, quarantine, report, progress)
+        _merge_spectra(parts, writer, quarantine, report, progress)
+        for group in GROUPS:
+            _merge_etc(group, parts, writer, quarantine, report, progress)
         if writer.count("real"):
             write_matches(whole, writer.rows("real", *OF_ARCHIVE))
     return report
@@ -118,39 +118,34 @@ def _ingested(whole: Path, of: int, kind: str) -> list[Path]:
     return paths
 
 
-def _merge_group(
-    group: str,
-    parts: Sequence[Archive],
-    writer: Archive,
-    quarantine: Quarantine,
-    report: IngestReport,
-    progress: Progress,
+def _merge_spectra(
+    parts: Sequence[Archive], writer: Archive, quarantine: Quarantine, report: IngestReport, progress: Progress
 ) -> None:
+    """Spectra, each version of a product once, as `ingest.ingest_spectra` takes them."""
     rows = [
         (columns["source"], number, row, columns)
         for number, part in enumerate(parts)
-        for row, columns in enumerate(part.rows(group))
+        for row, columns in enumerate(part.rows("real"))
     ]
-    there = writer.rows(group)
-    known = {(columns["source"], columns.get("stamp")) for columns in there}
-    todo = sorted((row for row in rows if (row[0], row[3].get("stamp")) not in known), key=lambda row: row[:3])
-    versions = KnownVersions(there if group == "real" else [columns | {"pipeline": ""} for columns in there])
-    stars = KnownStars(there if group == "real" else [])
+    there = writer.rows("real")
+    known = {(columns["source"], columns["stamp"]) for columns in there}
+    todo = sorted((row for row in rows if (row[0], row[3]["stamp"]) not in known), key=lambda row: row[:3])
+    versions, stars = KnownVersions(there), KnownStars(there)
     report.already += len(rows) - len(todo)
     for block in blocks(todo, ROWS_PER_SHARD):
         fresh, refused = [], []
         for source, number, row, columns in block:
-            pipeline = columns.get("pipeline", "")
+            pipeline = columns["pipeline"]
             if versions.is_there(columns["key"], pipeline, source):
                 report.already += 1
                 continue
             if objection := versions.objection(columns["key"], pipeline):
                 refused.append(Refusal(source, Reason.DUPLICATE, objection))
                 continue
-            versions.add(columns | {"pipeline": pipeline})
-            fresh.append((stars.settle(columns) if group == "real" else columns, parts[number].data(group, row)))
+            versions.add(columns)
+            fresh.append((stars.settle(columns), parts[number].data("real", row)))
         quarantine.update(refused, [columns["source"] for columns, _ in fresh])
-        writer.append(group, fresh)
+        writer.append("real", fresh)
         report.added += len(fresh)
         report.refused += refused
         progress("merge", report.already + report.added + len(report.refused), len(rows))

@@ -13,6 +13,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
+from tests.servers import serving
+
 COLUMNS = (
     *("dp_id", "access_url", "target_name", "obs_collection", "instrument_name", "dataproduct_type", "proposal_id"),
     *("obs_release_date", "publication_date", "s_ra", "s_dec", "t_min", "t_max", "snr", "access_estsize"),
@@ -213,10 +215,5 @@ class ArchiveServer(ThreadingHTTPServer):
 @contextmanager
 def archive_server() -> Iterator[ArchiveServer]:
     server = ArchiveServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import create_server
+from socketserver import BaseServer
 from urllib.request import urlopen
 
 
@@ -61,15 +62,21 @@ class RangeServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def http_server(folder: Path) -> Iterator[RangeServer]:
-    server = RangeServer(folder)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+def serving(server: BaseServer) -> Iterator[None]:
+    """Answers requests in a thread while the block runs."""
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield server
+        yield
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def http_server(folder: Path) -> Iterator[RangeServer]:
+    server = RangeServer(folder)
+    with serving(server):
+        yield server
 
 
 @contextmanager

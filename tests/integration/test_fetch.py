@@ -15,8 +15,7 @@ pytest.importorskip("pyvo")
 import stamina
 
 from harps_dist.errors import ConfigError, FetchError
-from harps_dist.formats import packing
-from preprocessing.download import MAX_BYTES, Client, DeniedError, check_whole, download, parts_of
+from preprocessing.download import Client, DeniedError, check_whole, download, parts_of
 from tests.archive_server import ArchiveServer, archive_server
 
 NAME = "ADP.2026-11-29T01:02:03.456"
@@ -158,10 +157,6 @@ def test_a_datalink_document_leads_to_the_file(server, tmp_path):
     server.files[NAME], server.faults[NAME] = fits_file(), []
     path = download(Client(), f"{server.url}/links/{NAME}", tmp_path / NAME)
     assert path.read_bytes() == server.files[NAME]
-
-
-def test_what_readers_take_is_fetched():
-    assert MAX_BYTES == packing.MAX_BYTES
 
 
 def test_genuine_files_are_whole(genuine_data):

@@ -56,6 +56,10 @@ def test_ingest_etc_and_predict_say_it(folder, tmp_path):
     report = ingest_etc(folder, tmp_path / "b.zarr", grid)
     assert [refusal.source for refusal in report.refused] == ["run.json"]
     assert (report.passed_over["of macOS (._)"], report.passed_over[".fits"]) == (2, 1)
+    (tmp_path / "seds").mkdir()
+    (tmp_path / "seds/notes.txt").write_text("x")
+    assert ingest_etc(folder, tmp_path / "b.zarr", grid, tmp_path / "seds").passed_over[".txt"] == 2
+    assert ingest_etc(folder / "sub", tmp_path / "b.zarr", grid, folder).passed_over[".txt"] == 1
     items, _ = find_items([folder])
     assert "1 .rar" in not_looked_at([folder], items)
     (tmp_path / "t").mkdir()
