@@ -33,8 +33,9 @@ def draw(
 
     labels: those that are predicted. calibrated: of the labels whose uncertainty is. origin, split: what titles call
     the spectra. predictions.parquet: a row a spectrum. spectrum.parquet: wave_aa, observed and reconstructed, a row a
-    pixel. parts.parquet: wave_aa, reconstructed, and the star, sky and continuum behind it. LABEL_intervention.parquet: change of the label, wave_aa, and the spectra without (base), after (decoded) and
-    that should be (due).
+    pixel. parts.parquet: wave_aa, reconstructed, and the star, sky and continuum behind it.
+    LABEL_intervention.parquet: change of the label, wave_aa, and the spectra without (base), after (decoded) and that
+    should be (due).
     """
     predictions, figures = _read(folder / PREDICTIONS), {}
     if calibrated:

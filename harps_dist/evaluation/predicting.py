@@ -201,8 +201,8 @@ class Evaluator:
         """What figures show of the predicted rows (n,) of a kind, by the name of the table that holds it.
 
         "spectrum": the spectrum of the highest S/N beside its reconstruction, NaN where invalid. "LABEL_intervention":
-        spectra decoded after interventions on a label, beside those due; "parts": what the reconstruction is made of. See
-        `drawing.draw`. Only what the model can.
+        spectra decoded after interventions on a label, beside those due. "parts": what the reconstruction is made of.
+        See `drawing.draw`. Only what the model can.
         """
         if kind == "generative":
             return self._label_interventions(rows)
