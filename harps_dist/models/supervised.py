@@ -153,6 +153,10 @@ class SpectrumModel(nn.Module):
         """Another model's weights under the names that they have in this one."""
         return weights
 
+    def passed(self, inputs: Tensor) -> object:
+        """All that a forward pass computes of flux (batch, pixel), or of labels (batch, K) where it reads no flux."""
+        return self.get_submodule("network")(inputs)
+
     def forward(self, batch: Batch) -> Output:
         raise NotImplementedError(f"{type(self).__name__} says nothing of a batch; give it a forward.")
 
@@ -345,6 +349,10 @@ class PhysicalSemiSupervised(SemiSupervised):
         """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
         known = len(self.labels)
         return self.decoder(self.physical(nodes[:, :known]), nodes[:, known:])
+
+    def passed(self, inputs: Tensor) -> object:
+        """All that a forward pass computes of flux (batch, pixel)."""
+        return self.decode(self.encode(inputs).mean)
 
     def parts(self, nodes: Tensor) -> dict[str, Tensor]:
         """What a spectrum drawn from nodes (batch, bottleneck) is the product of; see `PhysicalDecoder.parts`."""
