@@ -21,9 +21,10 @@ from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.interventions import Interventions
-from harps_dist.evaluation.measures import MAE, MAE_TRUE, SpectraKind
+from harps_dist.evaluation.measures import MAE, MAE_TRUE, SED_ERROR, SpectraKind
 from harps_dist.evaluation.metrics import reconstruction_mae
 from harps_dist.evaluation.report import Origin, origin_name
+from harps_dist.evaluation.sed_error import sed_error
 from harps_dist.models.refine import check_refines, refine_velocities
 from harps_dist.models.supervised import Output, PhysicalSemiSupervised, SpectrumModel
 from harps_dist.ranks.world import World
@@ -171,6 +172,8 @@ class Evaluator:
             if len(raw.sed) == len(observed):
                 truth = self.interventions.simulate_at(raw, 0.0)
                 scores[MAE_TRUE.name] = reconstruction_mae(truth, reconstructed, self.valid)
+                if isinstance(self.model, PhysicalSemiSupervised):
+                    scores[SED_ERROR.name] = sed_error(self.model, raw, batch, self.release.source_grid)
             varied = self.release.index["varied"][int(raw.rows[0])]
             if output.nodes is not None and varied in self.model.labels:
                 scores |= self.interventions.label_scores(raw, output.nodes, varied)

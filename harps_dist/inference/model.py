@@ -24,7 +24,7 @@ from harps_dist.inference.anomaly import Misfit, Orders, Reference, misfit
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
 from harps_dist.inference.precision import Precision, compute_by, computing
 from harps_dist.inference.predicted import Predicted
-from harps_dist.inference.simulator import Simulator
+from harps_dist.inference.simulator import Part, Simulator
 from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
@@ -286,8 +286,12 @@ class Exported:
     @property
     def simulator(self) -> Simulator:
         """What draws spectra by this model; raises ConfigError where it draws none."""
+        return self.simulator_of("spectrum")
+
+    def simulator_of(self, part: Part) -> Simulator:
+        """What draws spectra or a part of them by this model; raises ConfigError as `Simulator`."""
         ranges = {fact.name: (fact.low, fact.high) for fact in self.description.labels}
-        return Simulator(self.model, self.grid, self.description.name, self.id, ranges)
+        return Simulator(self.model, self.grid, self.description.name, self.id, ranges, part)
 
     def __repr__(self) -> str:
         does = [word for word, can in (("reads", self.model.reads), ("draws from", self.model.draws)) if can]

@@ -9,6 +9,7 @@ from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.sed_error import sed_error
 from harps_dist.models.build import build_model
 from harps_dist.models.config import PhysicalAutoencoder
 from harps_dist.models.physical import CONTINUUM_UNIT, Factors, PhysicalDecoder
@@ -183,6 +184,16 @@ def test_bfloat16_leaves_the_physics_in_float32(model, batch):
         drawn = model.decode(nodes)
     with torch.no_grad():
         assert torch.equal(drawn, model.decode(nodes))
+
+
+def test_the_error_of_stars_at_rest_is_that_of_the_emulator(model, release):
+    rows = release.index.rows("simulated", "train")[:5]
+    raw = EvaluationBatches(release, [rows], CLEAN, seed=5)[0]
+    error = sed_error(model, raw, Observer(release.decoding, CLEAN, CPU)(raw), release.source_grid)
+    assert (error < 2e-3).all()  # of spectra that it was fitted to
+    raw = raw._replace(sed=raw.sed.flip(0), sed_scale=raw.sed_scale.flip(0))
+    swapped = sed_error(model, raw, Observer(release.decoding, CLEAN, CPU)(raw), release.source_grid)
+    assert (np.delete(swapped, 2) > 5 * np.delete(error, 2)).all()
 
 
 def test_what_it_refuses(release, tmp_path):
