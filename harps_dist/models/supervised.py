@@ -253,11 +253,12 @@ class SemiSupervised(SpectrumModel):
             input_scale=config.input_scale,
             init=config.init,
         )
-        self.network = Network(encoder, self._decoder(config, grid), config.bottleneck, init=config.init)
-        self.variational, self.nodes = config.variational, config.bottleneck
+        decoder = self._decoder(config, grid)
+        self.network = Network(encoder, decoder, decoder.inputs, init=config.init)
+        self.variational, self.nodes = config.variational, decoder.inputs
         self.network.get_submodule("log_variance_head").requires_grad_(config.variational)
 
-    def _decoder(self, config: Any, grid: Grid) -> nn.Module:
+    def _decoder(self, config: Any, grid: Grid) -> Any:
         return build_decoder(config, grid, config.bottleneck, config.decoder_width)
 
     def forward(self, batch: Batch) -> Output:
