@@ -137,7 +137,7 @@ class PhysicalAutoencoder(Frozen):
     """Nodes for what the release's responses differ in besides airmass and water vapour."""
     sky_factors: int = Field(1, ge=0)
     """Nodes for changes of the sky's transmission that are learned."""
-    continuum_terms: int = Field(6, ge=0)
+    continuum_terms: int = Field(12, ge=0)
     """Nodes for terms of the smooth continuum."""
     star_factors: int = Field(2, ge=0)
     """Nodes for what stars differ in besides their labels, which is learned."""

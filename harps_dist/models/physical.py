@@ -54,7 +54,7 @@ class Factors(NamedTuple):
     broadening: int = 1
     responses: int = 2
     sky: int = 1
-    continuum: int = 6
+    continuum: int = 12
     star: int = 2
 
     def split(self, nodes: Tensor) -> Nodes:

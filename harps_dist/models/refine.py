@@ -1,7 +1,8 @@
 """Velocities by gradient: Gauss-Newton steps of rv and berv on what a decoder leaves of a spectrum.
 
 An encoder says roughly where the lines are; a decoder that draws them says where they are to a hundredth of a pixel.
-Weights are the photon noise's, held back where the misfit is larger (Huber); a smooth continuum is free.
+Weights are the photon noise's, held back where the misfit is larger (Huber). A smooth continuum is free, and so is the
+width of the lines where the decoder has a node for it: neither is to pull at the velocities.
 
 Tested in tests/unit/test_refine.py.
 """
@@ -23,16 +24,31 @@ VELOCITIES = ("rv", "berv")
 SCAN_KMS = (7.5, 2.5)  # how far from the encoder's velocity lines are looked for, and in which steps
 STEP_KMS = 0.1  # of the differences that stand for derivatives
 LARGEST_STEP_KMS = 3.0
+STEP_WIDTH, LARGEST_STEP_WIDTH = 0.05, 1.0  # of a node that broadens lines
+LAGS = 24  # pixels over which a misfit may be alike: a line and its wings
 HUBER = 3.0  # robust deviations beyond which a pixel's pull grows no more
-CONTINUUM_TERMS = 4  # of the polynomial that is free beside the velocities
+CONTINUUM_TERMS = 4  # of the polynomial that is free where the decoder has no nodes for it
+
+
+class Free(NamedTuple):
+    """Nodes that are freed beside the velocities.
+
+    widths: those that broaden lines. continuum: those whose Chebyshev polynomials in the logarithm of flux, from degree
+    0 on, bend the continuum by `unit` each.
+    """
+
+    widths: tuple[int, ...] = ()
+    continuum: tuple[int, ...] = ()
+    unit: float = 1.0
 
 
 class Refined(NamedTuple):
     """Velocities of a batch after Gauss-Newton steps.
 
-    nodes: (batch, bottleneck) with rv and berv changed. covariance: (batch, 2, 2) float64 of rv and berv [km²/s²], from
-    the Jacobian; where the misfit is larger than the noise it is as much larger. misfit: (batch,) robust deviation of
-    the residual, in those of the noise.
+    nodes: (batch, bottleneck) with rv and berv, and what is freed beside them, changed. covariance: (batch, 2, 2)
+    float64 of rv and berv [km²/s²], from the Jacobian; where the misfit is larger than the noise, or neighbouring pixels
+    share it, it is as much larger.
+    misfit: (batch,) robust deviation of the residual, in those of the noise.
     """
 
     nodes: Tensor
@@ -58,19 +74,22 @@ def refine_velocities(
     sigma: (batch, valid pixel) standard deviation of their noise; valid: numbers of the pixels that count. A first scan
     finds lines that the encoder missed by less than SCAN_KMS; a step that makes the fit worse is not taken.
     """
-    columns = [model.labels.index(name) for name in VELOCITIES]
-    unit = model.label_std[columns].to(nodes.dtype)
-    observed = flux.index_select(1, valid)
-    across = torch.linspace(-1, 1, len(valid), device=flux.device, dtype=flux.dtype)
-    terms = torch.stack([torch.cos(k * torch.arccos(across)) for k in range(CONTINUUM_TERMS)])
-    inverse = 1 / sigma
+    velocities = [model.labels.index(name) for name in VELOCITIES]
+    free, unit = model.free, model.label_std[velocities].to(nodes.dtype)
+    varied = torch.tensor([*velocities, *free.widths], device=nodes.device)
+    steps_of = torch.cat([STEP_KMS / unit, torch.full((len(free.widths),), STEP_WIDTH, device=unit.device)])
+    largest = torch.cat([LARGEST_STEP_KMS / unit, torch.full((len(free.widths),), LARGEST_STEP_WIDTH).to(unit)])
+    observed, inverse = flux.index_select(1, valid), 1 / sigma
+    across = torch.linspace(-1, 1, flux.shape[1], device=flux.device, dtype=flux.dtype).index_select(0, valid)
+    degrees = torch.arange(len(free.continuum) or CONTINUUM_TERMS, device=flux.device)
+    terms = torch.cos(degrees[:, None] * torch.arccos(across))
 
     def drawn(at: Tensor) -> Tensor:
         return model.decode(at).index_select(1, valid)
 
-    def moved(at: Tensor, velocity: int, kms: float | Tensor) -> Tensor:
+    def moved(at: Tensor, number: int, by: Tensor | float) -> Tensor:
         at = at.clone()
-        at[:, columns[velocity]] += kms / unit[velocity]
+        at[:, varied[number]] += by
         return at
 
     nodes, first = nodes.clone(), drawn(nodes)
@@ -81,29 +100,31 @@ def refine_velocities(
 
     best = cost_of(first)
     reach, step = SCAN_KMS
-    for velocity in range(len(VELOCITIES)):
+    for number in range(len(velocities)):
         start = nodes
         for kms in np.arange(-reach, reach + step / 2, step):
-            tried = moved(start, velocity, float(kms))
+            tried = moved(start, number, float(kms) / unit[number])
             cost = cost_of(drawn(tried))
             nodes = torch.where((cost < best)[:, None], tried, nodes)
             best = torch.minimum(best, cost)
     for _ in range(steps + 1):
         model_flux = drawn(nodes)
-        velocity_columns = [
-            (drawn(moved(nodes, k, STEP_KMS)) - drawn(moved(nodes, k, -STEP_KMS))) / (2 * STEP_KMS)
-            for k in range(len(VELOCITIES))
+        slopes = [
+            (drawn(moved(nodes, number, by)) - drawn(moved(nodes, number, -by))) / (2 * by)
+            for number, by in enumerate(steps_of)
         ]
-        jacobian = torch.stack([*velocity_columns, *(model_flux * term for term in terms)], dim=1) * inverse[:, None]
+        jacobian = torch.stack([*slopes, *(model_flux * term for term in terms)], dim=1) * inverse[:, None]
         residual = (observed - model_flux) * inverse
         solved, covariance, misfit = _solve(jacobian.double(), residual.double())
-        change = solved[:, : len(VELOCITIES)].clamp(-LARGEST_STEP_KMS, LARGEST_STEP_KMS).to(nodes.dtype)
         tried = nodes.clone()
-        tried[:, columns] += change / unit
+        tried[:, varied] += solved[:, : len(varied)].to(nodes.dtype).clamp(-largest, largest)
+        if free.continuum:
+            tried[:, list(free.continuum)] += solved[:, len(varied) :].to(nodes.dtype) / free.unit
         cost = cost_of(drawn(tried))
         nodes = torch.where((cost <= best)[:, None], tried, nodes)
         best = torch.minimum(best, cost)
-    return Refined(nodes, covariance[:, : len(VELOCITIES), : len(VELOCITIES)], misfit)
+    of_velocities = covariance[:, : len(velocities), : len(velocities)]
+    return Refined(nodes, of_velocities * (unit[:, None] * unit).double(), misfit)
 
 
 def _solve(jacobian: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +141,16 @@ def _solve(jacobian: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scaled = normal * scale[:, :, None] * scale[:, None] + 1e-10 * torch.eye(normal.shape[1]).to(normal)
         inverse = torch.linalg.inv(scaled) * scale[:, :, None] * scale[:, None]
         solution = (inverse @ (weighted @ residual[:, :, None]))[:, :, 0]
-    return solution, inverse * misfit.clamp(min=1.0)[:, None, None] ** 2, misfit
+    left = (residual - (solution[:, None] @ jacobian)[:, 0]) * weight
+    excess = misfit.clamp(min=1.0) ** 2 * _alike(left)
+    return solution, inverse * excess[:, None, None], misfit
+
+
+def _alike(values: Tensor) -> Tensor:
+    """(batch,) how many neighbours of values (batch, n) say the same: their variance's sum over lags, at least 1."""
+    power = values.square().mean(1)
+    products = [(values[:, lag:] * values[:, :-lag]).mean(1) for lag in range(1, LAGS + 1)]
+    return (1 + 2 * torch.stack(products).sum(0) / power.clamp(min=1e-30)).clamp(min=1.0)
 
 
 def _robust(values: Tensor) -> Tensor:

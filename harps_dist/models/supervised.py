@@ -17,7 +17,8 @@ from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
-from harps_dist.models.physical import Factors, PhysicalDecoder
+from harps_dist.models.physical import CONTINUUM_UNIT, Factors, PhysicalDecoder
+from harps_dist.models.refine import Free
 from harps_dist.models.rescale import in_scale
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import keyed_normals, keyed_uniforms
@@ -86,6 +87,11 @@ class SpectrumModel(nn.Module):
         self.columns = [NAMES.index(name) for name in labels]
         self.register_buffer("label_mean", torch.zeros(len(labels), dtype=torch.float64))
         self.register_buffer("label_std", torch.ones(len(labels), dtype=torch.float64))
+
+    @property
+    def free(self) -> Free:
+        """Nodes that a refinement of velocities frees beside them; see `models.refine`."""
+        return Free()
 
     @property
     def inputs(self) -> int:
@@ -339,6 +345,17 @@ class PhysicalSemiSupervised(SemiSupervised):
     def decoder(self) -> PhysicalDecoder:
         """The decoder, whose parts can be drawn one by one."""
         return cast(PhysicalDecoder, self.network.decoder)
+
+    @property
+    def free(self) -> Free:
+        """Nodes that a refinement of velocities frees beside them: the width of the lines and the continuum."""
+        factors, known = self.decoder.factors, len(self.labels)
+        bent = known + factors.broadening + factors.responses + factors.sky
+        return Free(
+            tuple(range(known, known + factors.broadening)),
+            tuple(range(bent, bent + factors.continuum)),
+            CONTINUUM_UNIT,
+        )
 
     def begin(self, release: Release) -> None:
         """Learn model spectra at rest and responses from a release; raises ConfigError where it has too few."""
