@@ -22,9 +22,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/python -m preprocessing demo
 	$(TORCHRUN) launch/train.py demo-cnn-mix --out $(RUNS)/demo-cnn-mix
-	$(TORCHRUN) launch/train.py demo-ae-mix --out $(RUNS)/demo-ae-mix
+	$(TORCHRUN) launch/train.py demo-ae-phys --out $(RUNS)/demo-ae-phys
 	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-cnn-mix
-	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-mix
+	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-phys --refine velocities
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

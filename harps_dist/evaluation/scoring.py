@@ -13,7 +13,7 @@ import numpy as np
 
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import Calibration, LabelPredictions, calibrate
-from harps_dist.evaluation.measures import COMPARABLE, MAE, Measured, SpectraKind, label_measure
+from harps_dist.evaluation.measures import COMPARABLE, MAE, MEASURE, Measured, SpectraKind, label_measure
 from harps_dist.evaluation.metrics import group_scores, label_scores, paper_comparable
 from harps_dist.evaluation.predicting import Evaluator, Predictions
 from harps_dist.evaluation.printed import PAPER_ROWS
@@ -104,7 +104,7 @@ def measured(predictions: Predictions, varied: np.ndarray, stars: np.ndarray, va
             comparable = paper_comparable(values, valid)
             means.append(Measured.of(name, values, stars))
             means.append(Measured.of(COMPARABLE.name, comparable, stars, "masked zeros averaged in"))
-        elif (varied != "").any():
+        elif name in MEASURE and MEASURE[name].of_label:
             of_label = {label: varied == label for label in INTRINSIC}
             means += [
                 Measured.of(label_measure(name, key), values[rows], stars[rows]) for key, rows in of_label.items()

@@ -46,9 +46,8 @@ class Refined(NamedTuple):
     """Velocities of a batch after Gauss-Newton steps.
 
     nodes: (batch, bottleneck) with rv and berv, and what is freed beside them, changed. covariance: (batch, 2, 2)
-    float64 of rv and berv [km²/s²], from the Jacobian; where the misfit is larger than the noise, or neighbouring pixels
-    share it, it is as much larger.
-    misfit: (batch,) robust deviation of the residual, in those of the noise.
+    float64 of rv and berv [km²/s²], from the Jacobian; as much larger as the misfit is than the noise, and by how many
+    neighbouring pixels share it. misfit: (batch,) robust deviation of the residual, in those of the noise.
     """
 
     nodes: Tensor
