@@ -1,8 +1,9 @@
 """Labels of spectra by least squares of simulated ones: `launch/fit.py INPUT… -o fits.ecsv [--model MODEL]`.
 
-INPUT is ESO Phase 3 products or DRS s1d files, folders, patterns, an archive or a release. Fits the packaged model spectra,
-tellurics and a continuum to 5990-6318 Å. Writes one row a spectrum as FITS, ECSV, CSV or Parquet, by the table's
-ending, and what could not be fitted with its reason to TABLE.failed.csv. Interrupted or killed, the same command goes on.
+INPUT is ESO Phase 3 products or DRS s1d files, folders, patterns, an archive or a release. Fits the packaged model
+spectra, tellurics and a continuum to 5990-6318 Å. Writes one row a spectrum as FITS, ECSV, CSV or Parquet, by the
+table's ending, and what could not be fitted with its reason to TABLE.failed.csv. Interrupted or killed, the same
+command goes on.
 
 Example: `harps-dist fit spectra -o fits.ecsv --figures figures`.
 """

@@ -137,7 +137,7 @@ def _fitted(
     coverage, broken = (np.array([getattr(one, name) for one in found]) for name in ("coverage", "broken"))
     columns: dict[str, Any] = {"identity": np.array([item.identity for item, _ in good], object)}
     columns |= {name: np.array([one.columns[name] for one in found]) for name in found[0].columns}
-    columns |= columns_of(fitted, fitter.grid, np.isfinite(sigma), coverage, broken)
+    columns |= columns_of(fitted, fitter.grid, sigma, coverage, broken)
     columns["start"] = np.full(len(found), network.description.id if network else "", object)
     if figures:
         _draw(figures, fitter, flux, sigma, fitted, columns)

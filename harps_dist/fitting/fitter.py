@@ -18,6 +18,7 @@ from harps_dist.fitting.observation import Observation
 from harps_dist.fitting.solve import Data, Settings, Solution, Solver
 from harps_dist.fitting.start import LARGEST_KMS, USUAL, Start, berv_of
 from harps_dist.fitting.stellar import PackagedModel, StellarModel
+from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.grid import Grid, named_grid
 
 RANGES = {
@@ -66,7 +67,7 @@ class Fitter:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.model: StellarModel = model or PackagedModel(device, dtype)
+        self.model = model if model is not None else PackagedModel(device, dtype)
         _check_room(grid, self.model.grid)
         self.grid, self.held, self.settings, self.dtype = grid, held, settings, dtype
         self.device = torch.device(device)
@@ -125,6 +126,7 @@ class Fitter:
         data = Data(
             torch.as_tensor(flux, dtype=self.dtype, device=self.device),
             torch.as_tensor(noise, dtype=self.dtype, device=self.device),
+            torch.as_tensor(np.hypot(noise, self.settings.floor), dtype=self.dtype, device=self.device),
             torch.as_tensor(usable, device=self.device),
         )
         return solver.solve(data, numbers(begins))
@@ -144,11 +146,11 @@ def fitting_grid(grid: Grid | None) -> Grid:
 
 
 def _check_room(grid: Grid, source: Grid) -> None:
-    room_aa = grid.wave_aa[-1] * RANGES["rv"][1] / 299_792.458
+    room_aa = grid.wave_aa[-1] * RANGES["rv"][1] / C_KMS
     low, high = grid.wave_aa[0] - source.wave_aa[0], source.wave_aa[-1] - grid.wave_aa[-1]
     if not min(low, high) >= math.floor(room_aa):
         raise ConfigError(
-            f"grid {grid.name} spans {grid.wave_aa[0]:.2f}-{grid.wave_aa[-1]:.2f} Å, and at {RANGES['rv'][1]:g} km/s the "
-            f"stellar model should reach {room_aa:.1f} Å further, but it spans {source.wave_aa[0]:.2f}-"
+            f"grid {grid.name} spans {grid.wave_aa[0]:.2f}-{grid.wave_aa[-1]:.2f} Å, and at {RANGES['rv'][1]:g} km/s"
+            f" the stellar model should reach {room_aa:.1f} Å further, but it spans {source.wave_aa[0]:.2f}-"
             f"{source.wave_aa[-1]:.2f} Å. Fit a narrower grid."
         )

@@ -27,7 +27,7 @@ STEPS = {"teff": 20.0, "logg": 0.02, "mh": 0.02, "vmic": 0.05}  # for derivative
 
 
 class Rendered(NamedTuple):
-    """Simulated spectra without continuum, (batch, pixel), and derivatives by each parameter, (batch, parameter, pixel)."""
+    """Simulated spectra without continuum, (batch, pixel), and derivatives, (batch, parameter, pixel)."""
 
     flux: Tensor
     derivatives: Tensor
@@ -113,7 +113,7 @@ class Observation:
         return torch.fft.rfft(torch.cat([together, last + (first - last) * self._ramp], dim=-1))
 
     def render(self, parameters: Tensor, derivatives: bool = True) -> Rendered:
-        """Spectra of parameters (batch, len(names)) float64, and their derivatives, or none of them, (batch, 0, pixel)."""
+        """Spectra of parameters (batch, len(names)) float64, and all their derivatives, or none."""
         labels = len(self.model.labels)
         variance, rv, berv, airmass, pwv = parameters[:, labels:].unbind(1)
         star = self.star(parameters[:, :labels], derivatives)

@@ -26,22 +26,26 @@ class Settings:
     """How a fit is made.
 
     continuum: degree of the Chebyshev polynomial that multiplies the model. rounds: of clipping. clip: in robust
-    standard deviations. first, later: steps at most before the first clipping, and after each. tolerance: standard
-    deviations of every parameter that a step must move at least, or it is the last.
+    standard deviations. floor: what model spectra are usually off by, in medians of the flux; added to the noise in
+    weights, so that spectra of high S/N are clipped alike. first, later: steps at most before the first clipping, and
+    after each. tolerance: standard deviations of a parameter that a step must move one at least, or it is the last.
     """
 
     continuum: int = 16
     rounds: int = 3
     clip: float = 4.0
+    floor: float = 0.01
     first: int = 15
     later: int = 3
     tolerance: float = 0.03
 
 
 class Data(NamedTuple):
-    """Spectra to fit, each (batch, pixel): flux in medians, standard deviation of the noise, whether it is usable."""
+    """Spectra to fit, each (batch, pixel): flux in medians, standard deviation of the noise, the same with `floor`, and
+    whether it is usable."""
 
     flux: Tensor
+    noise: Tensor
     sigma: Tensor
     usable: Tensor
 
@@ -52,7 +56,8 @@ class Solution(NamedTuple):
     parameters: (n, parameter) float64. covariance: (n, parameter, parameter) as photon noise makes it. scaled: as the
     residuals make it, which hang together within blocks of pixels. Both are 0 for what does not move. model: (n, pixel)
     with continuum. used: (n, pixel) bool, without what was clipped or not usable. scale: (n,) robust standard deviation
-    of the residuals in those of the noise, 1 at least. chi2_start, chi2: (n,) reduced, over the pixels used at the end.
+    of the residuals in that of noise and floor, 1 at least. left: (n,) that of the residuals in medians of the flux. chi2_start, chi2: (n,) reduced, against the noise alone, over
+    the pixels used at the end.
     at_edge: (n, parameter) bool, whether it moved to an end of its range.
     """
 
@@ -62,13 +67,14 @@ class Solution(NamedTuple):
     model: Tensor
     used: Tensor
     scale: Tensor
+    left: Tensor
     chi2_start: Tensor
     chi2: Tensor
     at_edge: Tensor
 
 
 class _Point(NamedTuple):
-    """Parameters; what is simulated with them, and its derivatives; model with continuum and residual / sigma (n, pixel);
+    """Parameters; what is simulated with them, and its derivatives; model with continuum, residual / sigma (n, pixel);
     the normal equations without the continuum; robust cost (n,)."""
 
     parameters: Tensor
@@ -185,10 +191,12 @@ class Solver:
         degrees = (used.sum(dim=1) - int(self.free.sum()) - self.settings.continuum - 1).clamp(min=1)
 
         def chi2(at: _Point) -> Tensor:
-            return (at.residual**2 * used).sum(dim=1, dtype=torch.float64) / degrees
+            return ((data.flux - at.model) ** 2 / data.noise**2 * used).sum(dim=1, dtype=torch.float64) / degrees
 
         rendered, kept = Rendered(point.flux, point.derivatives), used.to(point.flux.dtype)
         _, normal, _, along = self._equations(data, rendered, kept)
+        noisy = along * (kept * data.noise / data.sigma)[:, None]
+        sharp = _inverse(normal, self.free)
         bent = used & (point.residual.abs() < HUBER * scale[:, None])
         curved = ((along * bent[:, None]) @ along.mT).double()
         pull = kept * _weight(point.residual, scale) * point.residual
@@ -201,11 +209,12 @@ class Solver:
         at_edge = ((point.parameters <= self.low + span) | (point.parameters >= self.high - span)) & self.free
         return Solution(
             parameters=point.parameters,
-            covariance=_inverse(normal, self.free),
+            covariance=sharp @ (noisy @ noisy.mT).double() @ sharp,
             scaled=bread @ pulls @ pulls.mT @ bread,
             model=point.model,
             used=used,
             scale=scale,
+            left=OF_MAD * torch.nanmedian(torch.where(used, (data.flux - point.model).abs(), torch.nan), dim=1).values,
             chi2_start=chi2(first),
             chi2=chi2(point),
             at_edge=at_edge,

@@ -37,7 +37,7 @@ class StellarModel(Protocol):
 class PackagedModel:
     """The packaged grid of `formats.sed.SedGrid`: teff, logg, mh and vmic over 5985-6323 Å."""
 
-    labels = LABELS
+    labels: tuple[str, ...] = LABELS
 
     def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         """dtype: of the log flux."""

@@ -22,14 +22,15 @@ from harps_dist.spectra.standardise import MINIMUM_COVERAGE
 
 MADE_BY = "stellar_model"  # of the metadata
 POOR_CLIPPED = 0.3  # share of the pixels
+POOR_RESIDUAL = 0.03  # robust standard deviation beyond the noise, of the median flux; genuine G and K dwarfs: 0.01
 NAMES = ("teff", "logg", "mh", "vmic", "broadening", "rv", "berv", "airmass", "pwv")
 READ = ("teff", "logg", "mh", "vmic")  # of the star; at an edge of the model they are not known
 FLAGS = {
     "coverage": f"less than {MINIMUM_COVERAGE:.0%} of the valid pixels carry data",
-    "broken": "over 0.1 % of the pixels lie beyond 100 times the median flux",
-    "at_edge": "teff, logg or mh ended at an edge of the stellar model, which does not hold this star: no labels of it",
+    "broken": "over 0.1 % of the pixels lie beyond 100 times the median flux; nothing is read",
+    "at_edge": "teff, logg or mh ended at an edge of the stellar model, which does not hold this star; not read",
     "vmic_at_edge": "microturbulence ended at an edge of the stellar model",
-    "poor": f"more than {POOR_CLIPPED:.0%} of the pixels were clipped",
+    "poor": f"more than {POOR_CLIPPED:.0%} of the pixels were clipped, or {POOR_RESIDUAL:.0%} of the flux is left over",
 }
 REGION_AA = 10.0
 _MEANING = {"broadening": ("km/s", "sigma of a Gaussian that broadens the star's lines beyond the instrument")}
@@ -46,7 +47,7 @@ def fields_of() -> dict[str, Field]:
     return fields | {
         "chi2_start": Field("", "reduced chi2 where the fit began"),
         "chi2": Field("", "reduced chi2 of the fit, without the clipped pixels"),
-        "scale": Field("", "robust standard deviation of the residuals in those of the noise, 1 at least"),
+        "scale": Field("", "robust standard deviation of the residuals in that of noise and usual model error, 1 at least"),
         "clipped": Field("", "share of the usable pixels that were clipped"),
         "clipped_regions": Field("", f"the three {REGION_AA:g} Å with the largest shares clipped [Å: share]"),
         "fill": Field("", "share of the grid's valid pixels that carry data"),
@@ -56,8 +57,9 @@ def fields_of() -> dict[str, Field]:
     }
 
 
-def columns_of(fitted: Fitted, grid: Grid, usable: np.ndarray, coverage: np.ndarray, broken: np.ndarray) -> Columns:
-    """The columns that follow from n fits. usable: (n, pixel) bool. coverage, broken: (n,), see `Observed`."""
+def columns_of(fitted: Fitted, grid: Grid, sigma: np.ndarray, coverage: np.ndarray, broken: np.ndarray) -> Columns:
+    """The columns that follow from n fits. sigma: (n, pixel), NaN where there are no data. coverage, broken: (n,), see
+    `Observed`."""
     solution = fitted.solution
     values, at_edge = solution.parameters.cpu().numpy().copy(), solution.at_edge.cpu().numpy()
     errors = [
@@ -76,10 +78,12 @@ def columns_of(fitted: Fitted, grid: Grid, usable: np.ndarray, coverage: np.ndar
         if name == "broadening":  # of sigma² it is where that is small that little is known of sigma
             value = np.sqrt(value.clip(0))
             sigma, error = (np.where(value > 0, each / (2 * value.clip(1e-9)), np.nan) for each in (sigma, error))
-        unread = outside if name in READ else np.zeros(len(values), bool)
+        unread = broken | outside if name in READ else broken
         columns[name], columns[f"{name}_sigma"], columns[f"{name}_error"] = (
             np.where(unread, np.nan, each) for each in (value, sigma, error)
         )
+    usable = np.isfinite(sigma)
+    left = solution.left.cpu().numpy()
     lost = usable & ~solution.used.cpu().numpy()
     clipped = lost.sum(axis=1) / usable.sum(axis=1).clip(1)
     flags: Columns = {
@@ -87,7 +91,7 @@ def columns_of(fitted: Fitted, grid: Grid, usable: np.ndarray, coverage: np.ndar
         "broken": broken,
         "at_edge": outside,
         "vmic_at_edge": edge.get("vmic", np.zeros(len(values), bool)) & ~outside,
-        "poor": clipped > POOR_CLIPPED,
+        "poor": (clipped > POOR_CLIPPED) | (left > POOR_RESIDUAL),
     }
     kinds = np.array(list(flags))
     return columns | {

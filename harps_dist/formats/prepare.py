@@ -42,9 +42,8 @@ def prepare(
     """Bring a spectrum onto the grid and standardise it (Eq. 2).
 
     least: share of the grid's valid pixels that must carry data. least_if_broken: the same for one whose file is
-    numerically broken, `least` if None. errors: whether those of
-    its pixels are brought onto the grid too. A Refusal where it covers less, its median is not positive, or it was taken
-    with another instrument.
+    numerically broken, `least` if None. errors: whether those of its pixels are brought onto the grid too. A Refusal
+    where it covers less, its median is not positive, or it was taken with another instrument.
     """
     if record.instrument != grid.instrument.name:
         expected = f"expected a spectrum of {grid.instrument.name}, on whose lattice grid {grid.name} is"
