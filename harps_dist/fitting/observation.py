@@ -22,6 +22,7 @@ from harps_dist.spectra.doppler import C_KMS, bspline_coefficients
 from harps_dist.spectra.grid import Grid
 
 OF_OBSERVATION = ("variance", "rv", "berv", "airmass", "pwv")
+ROOM = 64  # pixels on either side, so that tellurics are broadened at the ends too
 PAD = 600  # pixels behind the star's spectrum, which lead from its last one back to the first
 STEPS = {"teff": 20.0, "logg": 0.02, "mh": 0.02, "vmic": 0.05}  # for derivatives; what they miss is of second order
 
@@ -59,28 +60,30 @@ class Observation:
         self._turn = (-2 * math.pi * frequency / self.step_kms).to(device, torch.float64)
         self._prefilter = (6 / (4 + 2 * torch.cos(2 * math.pi * frequency))).to(device, dtype)
         self._ramp = torch.linspace(0, 1, self._length - self._count + 2, dtype=dtype, device=device)[1:-1]
-        self._wave = torch.as_tensor(grid.wave_aa, device=device)
         self._telluric(middle_aa)
 
     def _telluric(self, middle_aa: float) -> None:
-        start_aa, step_aa, h2o, o2 = packaged_depths()
-        self._lines_start, self._lines_step = start_aa, step_aa
-        self._depths = torch.as_tensor(np.stack([h2o, o2]), dtype=self.dtype, device=self.device)
-        sigma_px = middle_aa / self.grid.instrument.resolution / (2 * math.sqrt(2 * math.log(2))) / step_aa
-        reach = math.ceil(5 * sigma_px)
-        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma_px) ** 2)
-        self._kernel = (kernel / kernel.sum()).to(self.device, self.dtype)
+        self._lines_start, self._lines_step, *depths = packaged_depths()
+        self._depths = bspline_coefficients(torch.as_tensor(np.stack(depths), dtype=torch.float64)).to(
+            self.device, self.dtype
+        )
+        sigma_px = middle_aa / self.grid.instrument.resolution / (2 * math.sqrt(2 * math.log(2))) / self.grid.step_aa
+        length = _fast_length(self.grid.length + 2 * ROOM)
+        wave_aa = self.grid.wave_aa[0] + self.grid.step_aa * (np.arange(length) - ROOM)
+        self._wave = torch.as_tensor(wave_aa, device=self.device)
+        frequency = torch.fft.rfftfreq(length, dtype=torch.float64)
+        self._sharpness = torch.exp(-2 * math.pi**2 * frequency**2 * sigma_px**2).to(self.device, self.dtype)
+        self._slope = (2 * math.pi * frequency).to(self.device, self.dtype)
 
     def _taps(self, at: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
         """Of cubic B-splines: (4, place) indices of coefficients, mirrored at the ends, and their weights."""
         whole = np.floor(at).astype(np.int64)
-        t = at - whole
-        weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+        weights = _spline_weights(torch.as_tensor(at - whole))
         index = np.abs(whole + np.arange(-1, 3)[:, None])
         index = np.where(index >= length, 2 * (length - 1) - index, index)
         return (
             torch.as_tensor(index, device=self.device),
-            torch.as_tensor(np.stack(weights) / 6, dtype=self.dtype, device=self.device),
+            torch.stack(weights).to(self.device, self.dtype),
         )
 
     @staticmethod
@@ -140,25 +143,29 @@ class Observation:
         """Of the atmosphere in the barycentric frame (batch, pixel), and its derivatives by berv, airmass and pwv."""
         place = self._wave / (1 + berv[:, None] / C_KMS)
         place = (place - self._lines_start) / self._lines_step
-        whole = place.floor().long().clamp(0, self._depths.shape[1] - 2)
-        share = (place - whole).to(self.dtype)
-        (h2o, h2o_next), (o2, o2_next) = ((depth[whole], depth[whole + 1]) for depth in self._depths)
-        h2o, o2 = h2o + share * (h2o_next - h2o), o2 + share * (o2_next - o2)
+        whole = place.floor().long().clamp(1, self._depths.shape[1] - 3)
+        weights = _spline_weights((place - whole).to(self.dtype))
+        h2o, o2 = (sum(depth[whole + k] * weight for k, weight in enumerate(weights, -1)) for depth in self._depths)
         airmass, pwv = airmass[:, None].to(self.dtype), pwv[:, None].to(self.dtype)
         depth = pwv * h2o + o2
-        narrow = torch.exp(-airmass * depth)
-        if not derivatives:
-            return self._broadened(narrow[:, None])[:, 0], narrow[:, None][:, :0]
-        parts = torch.stack([narrow, -narrow * depth, -narrow * airmass * h2o], dim=1)
-        air, by_airmass, by_pwv = self._broadened(parts).unbind(1)
-        per_kms = torch.gradient(air, dim=1)[0] * (-self._wave / C_KMS / self.grid.step_aa).to(self.dtype)
-        return air, torch.stack([per_kms, by_airmass, by_pwv], dim=1)
+        parts = torch.exp(-airmass * depth)[:, None]
+        if derivatives:
+            parts = torch.cat([parts, -parts * depth[:, None], -parts * (airmass * h2o)[:, None]], dim=1)
+        seen = torch.fft.rfft(parts) * self._sharpness
+        if derivatives:
+            slope = seen[:, :1] * torch.complex(torch.zeros_like(self._slope), self._slope)
+            seen = torch.cat([seen[:, :1], slope, seen[:, 1:]], dim=1)
+        inside = slice(ROOM, ROOM + self.grid.length)
+        seen = torch.fft.irfft(seen, n=len(self._wave))[..., inside]
+        if derivatives:  # lines move by λ / c for a km/s
+            seen[:, 1] *= (-self._wave[inside] / C_KMS / self.grid.step_aa).to(self.dtype)
+        return seen[:, 0], seen[:, 1:]
 
-    def _broadened(self, parts: Tensor) -> Tensor:
-        """(batch, part, pixel) at the instrument's resolution; ends are held."""
-        reach = len(self._kernel) // 2
-        flat = torch.nn.functional.pad(parts.flatten(0, 1)[:, None], (reach, reach), mode="replicate")
-        return torch.nn.functional.conv1d(flat, self._kernel[None, None])[:, 0].unflatten(0, parts.shape[:2])
+
+def _spline_weights(t: Tensor) -> list[Tensor]:
+    """Of the four coefficients about a place, a share t of the way from the second to the third."""
+    weights = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
+    return [weight / 6 for weight in weights]
 
 
 def _fast_length(least: int) -> int:

@@ -37,7 +37,7 @@ class Settings:
     floor: float = 0.01
     first: int = 15
     later: int = 3
-    tolerance: float = 0.03
+    tolerance: float = 0.1
 
 
 class Data(NamedTuple):
@@ -56,8 +56,8 @@ class Solution(NamedTuple):
     parameters: (n, parameter) float64. covariance: (n, parameter, parameter) as photon noise makes it. scaled: as the
     residuals make it, which hang together within blocks of pixels. Both are 0 for what does not move. model: (n, pixel)
     with continuum. used: (n, pixel) bool, without what was clipped or not usable. scale: (n,) robust standard deviation
-    of the residuals in that of noise and floor, 1 at least. left: (n,) that of the residuals in medians of the flux. chi2_start, chi2: (n,) reduced, against the noise alone, over
-    the pixels used at the end.
+    of the residuals in that of noise and floor, 1 at least. left: (n,) that of the residuals in medians of the flux.
+    chi2_start, chi2: (n,) reduced, against the noise alone, over the pixels used at the end.
     at_edge: (n, parameter) bool, whether it moved to an end of its range.
     """
 
@@ -155,15 +155,19 @@ class Solver:
         self, data: Data, parameters: Tensor, rendered: Rendered, weight: Tensor, used: Tensor, scale: Tensor
     ) -> _Point:
         flux, derivatives = rendered
-        model, normal, gradient, _ = self._equations(data, rendered, weight)
+        model, along = self._projected(data, rendered, weight)
         residual = (data.flux - model) / data.sigma
         limit, size = HUBER * scale[:, None], residual.abs()
+        bent = used & (size < limit)
+        normal = ((along * bent[:, None]) @ along.mT).double()
+        pull = residual * _weight(residual, scale) * used
+        gradient = (along @ pull[:, :, None]).double()[..., 0]
         loss = torch.where(size < limit, 0.5 * size**2, limit.clamp(max=1e12) * (size - 0.5 * limit.clamp(max=1e12)))
         cost = (loss * used).sum(dim=1, dtype=torch.float64)
         return _Point(parameters, flux, derivatives, model, residual, normal, gradient, cost)
 
-    def _equations(self, data: Data, rendered: Rendered, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Model with the best continuum, the normal equations without it, and derivatives / sigma free of it."""
+    def _projected(self, data: Data, rendered: Rendered, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Model with the best continuum, and derivatives / sigma without what the continuum makes up for."""
         flux, derivatives = rendered
         each = (weight / data.sigma**2)[:, None]
         lines = flux[:, None] * self._chebyshev
@@ -174,11 +178,7 @@ class Solver:
         model = continuum * flux
         along = derivatives * continuum[:, None]
         shares = torch.linalg.solve(inner, (of_lines @ along.mT).double()).mT.to(flux.dtype)
-        along = along - shares @ lines
-        weighted = along * each
-        normal = (weighted @ along.mT).double()
-        gradient = (weighted @ (data.flux - model)[:, :, None]).double()[..., 0]
-        return model, normal, gradient, along / data.sigma[:, None]
+        return model, (along - shares @ lines) / data.sigma[:, None]
 
     @staticmethod
     def _scale(residual: Tensor, used: Tensor) -> Tensor:
@@ -194,7 +194,8 @@ class Solver:
             return ((data.flux - at.model) ** 2 / data.noise**2 * used).sum(dim=1, dtype=torch.float64) / degrees
 
         rendered, kept = Rendered(point.flux, point.derivatives), used.to(point.flux.dtype)
-        _, normal, _, along = self._equations(data, rendered, kept)
+        _, along = self._projected(data, rendered, kept)
+        normal = ((along * kept[:, None]) @ along.mT).double()
         noisy = along * (kept * data.noise / data.sigma)[:, None]
         sharp = _inverse(normal, self.free)
         bent = used & (point.residual.abs() < HUBER * scale[:, None])

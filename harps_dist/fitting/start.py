@@ -59,11 +59,15 @@ class Start:
         lines[self._seen] = _lines(seen)
         reach = round(LARGEST_KMS / STEP_KMS)
         length = 2 ** math.ceil(math.log2(len(lines) + 2 * reach))
-        of_star = np.fft.rfft(lines, length)
+        of_star, of_seen = np.fft.rfft(lines, length), np.fft.rfft(self._seen.astype(np.float64), length)
         best: tuple[float, dict[str, float], int] = (-math.inf, {}, 0)
         for template in self._templates:
-            product = np.fft.irfft(of_star * np.fft.rfft(template.lines, length).conj(), length)
-            correlation = np.concatenate([product[-reach:], product[: reach + 1]]) / template.lines.std()
+            product, energy = (
+                np.fft.irfft(one * np.fft.rfft(other, length).conj(), length)
+                for one, other in ((of_star, template.lines), (of_seen, template.lines**2))
+            )
+            correlation = product / np.sqrt(energy.clip(1e-6 * energy.max()))  # as least squares of a scaled template
+            correlation = np.concatenate([correlation[-reach:], correlation[: reach + 1]])
             peak = int(correlation.argmax())
             best = max(best, (float(correlation[peak]), template.labels, peak - reach), key=lambda found: found[0])
         return best[1] | {"rv": C_KMS * math.expm1(best[2] * STEP_KMS / C_KMS)}

@@ -47,7 +47,7 @@ def fields_of() -> dict[str, Field]:
     return fields | {
         "chi2_start": Field("", "reduced chi2 where the fit began"),
         "chi2": Field("", "reduced chi2 of the fit, without the clipped pixels"),
-        "scale": Field("", "robust standard deviation of the residuals in that of noise and usual model error, 1 at least"),
+        "scale": Field("", "robust standard deviation of the residuals in that of noise and model, 1 at least"),
         "clipped": Field("", "share of the usable pixels that were clipped"),
         "clipped_regions": Field("", f"the three {REGION_AA:g} Å with the largest shares clipped [Å: share]"),
         "fill": Field("", "share of the grid's valid pixels that carry data"),
@@ -71,17 +71,13 @@ def columns_of(fitted: Fitted, grid: Grid, sigma: np.ndarray, coverage: np.ndarr
     columns: Columns = {}
     for name in NAMES:
         number = names.index("variance" if name == "broadening" else name)
-        value, (sigma, error) = (
-            values[:, number],
-            (np.where(fitted.held[:, number], np.nan, e[:, number]) for e in errors),
-        )
-        if name == "broadening":  # of sigma² it is where that is small that little is known of sigma
-            value = np.sqrt(value.clip(0))
-            sigma, error = (np.where(value > 0, each / (2 * value.clip(1e-9)), np.nan) for each in (sigma, error))
+        three = [values[:, number], *(np.where(fitted.held[:, number], np.nan, each[:, number]) for each in errors)]
+        if name == "broadening":  # d(sigma²) = 2 sigma d(sigma)
+            root = np.sqrt(three[0].clip(0))
+            three = [root, *(np.where(root > 0, each / (2 * root.clip(1e-9)), np.nan) for each in three[1:])]
         unread = broken | outside if name in READ else broken
-        columns[name], columns[f"{name}_sigma"], columns[f"{name}_error"] = (
-            np.where(unread, np.nan, each) for each in (value, sigma, error)
-        )
+        for column, each in zip((name, f"{name}_sigma", f"{name}_error"), three, strict=True):
+            columns[column] = np.where(unread, np.nan, each)
     usable = np.isfinite(sigma)
     left = solution.left.cpu().numpy()
     lost = usable & ~solution.used.cpu().numpy()
