@@ -14,6 +14,8 @@ from harps_dist.models.release_physics import fitting
 from harps_dist.models.supervised import PhysicalSemiSupervised
 from harps_dist.spectra.doppler import spline_samples
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.microturbulence import TOO_HIGH_KMS
 
 
 @torch.no_grad()
@@ -24,7 +26,8 @@ def sed_error(model: PhysicalSemiSupervised, raw: RawBatch, batch: Batch, source
     """
     decoder = model.decoder
     truth = spline_samples(raw.sed.double() * raw.sed_scale[:, :1] + raw.sed_scale[:, 1:]).cpu().numpy()
-    drawn = spline_samples(decoder.sed(model.own(batch.labels).to(decoder.terms))).exp().cpu().numpy()
+    vmic = batch.labels[:, NAMES.index("vmic")].nan_to_num(TOO_HIGH_KMS).to(decoder.terms)
+    drawn = spline_samples(decoder.sed(model.own(batch.labels).to(decoder.terms), vmic)).exp().cpu().numpy()
     truth = fitting(truth, source, decoder.source_grid)
     truth, drawn = (flux / np.median(flux, axis=1, keepdims=True) for flux in (truth, drawn))
     return np.sqrt(((drawn - truth) ** 2).mean(axis=1))

@@ -133,6 +133,8 @@ class PhysicalAutoencoder(Frozen):
     """Names of the labels, which the first latent nodes hold."""
     broadening: bool = True
     """Whether the lines of stars differ in width."""
+    microturbulence: bool = True
+    """Whether stars differ in microturbulence from others of their labels."""
     response_factors: int = Field(2, ge=0)
     """Nodes for what the release's responses differ in besides airmass and water vapour."""
     sky_factors: int = Field(1, ge=0)
@@ -164,7 +166,7 @@ class PhysicalAutoencoder(Frozen):
     def unknown(self) -> int:
         """Nodes of the bottleneck that are no label."""
         counted = self.response_factors + self.sky_factors + self.continuum_terms + self.star_factors
-        return self.broadening + counted
+        return self.broadening + self.microturbulence + counted
 
     @property
     def bottleneck(self) -> int:

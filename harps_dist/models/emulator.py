@@ -18,6 +18,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.spectra.doppler import bspline_coefficients
 from harps_dist.spectra.labels import INTRINSIC
 
+LABELS = (*INTRINSIC, "vmic")  # that a model spectrum at rest depends on
 TEFF_POWER = -2  # temperatures are compared as T^-2: spectra change faster the cooler the star
 SMOOTH_OVER = {"teff": 0.5}  # of a label's range, over which coefficients are alike; the others':
 SMOOTH_OVER_ELSE = 1.5
@@ -39,7 +40,7 @@ class SedEmulator(nn.Module):
     mean: Tensor
     basis: Tensor
 
-    def __init__(self, pixels: int, vectors: int, nodes: int, labels: tuple[str, ...] = INTRINSIC) -> None:
+    def __init__(self, pixels: int, vectors: int, nodes: int, labels: tuple[str, ...] = LABELS) -> None:
         super().__init__()
         self.labels = labels
         self.register_buffer("low", torch.zeros(len(labels)))

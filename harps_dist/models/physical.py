@@ -1,6 +1,6 @@
 """A decoder that knows what moves: the star's spectrum at rest, Doppler shifts, the sky, a smooth continuum.
 
-    s(λ) = C(λ; c) · T(λ / (1 + berv/c); airmass, pwv, w) · [SED(·; teff, logg, mh, u) * broadening](λ / (1 + rv/c))
+    s(λ) = C(λ) · T(λ / (1 + berv/c); airmass, pwv) · [SED(·; teff, logg, mh, vmic) * broadening](λ / (1 + rv/c))
 
 The SED is an emulator's (`models.emulator`) with a network's correction on top; T is what the release's responses have
 in common, a linear function of airmass and airmass · pwv in its logarithm, with what is learned besides.
@@ -22,6 +22,7 @@ from harps_dist.models.emulator import SedEmulator, decomposed
 from harps_dist.spectra.doppler import MARGIN, bspline_coefficients, spline_samples
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import INTRINSIC
+from harps_dist.spectra.microturbulence import SCATTER_KMS, realistic_vmic
 from harps_dist.spectra.shift import broadened_coefficients, shifted
 
 BROADENING_KMS = 4.0  # a node of 0 broadens by 2.8 km/s, large negative ones not at all
@@ -37,6 +38,7 @@ class Nodes(NamedTuple):
     """The unknown factors of a batch, (batch, number) each; see `Factors`."""
 
     broadening: Tensor
+    vmic: Tensor
     responses: Tensor
     sky: Tensor
     continuum: Tensor
@@ -46,12 +48,13 @@ class Nodes(NamedTuple):
 class Factors(NamedTuple):
     """How many unknown factors of each kind a spectrum is drawn from, in the order of their nodes.
 
-    broadening: of the star's lines. responses: what the release's responses differ in besides airmass and water vapour.
-    sky: learned changes of the transmission. continuum: terms of the smooth continuum. star: what differs from star to
-    star besides its labels.
+    broadening: of the star's lines. vmic: of their microturbulence beside that of such stars. responses: what the
+    release's responses differ in besides airmass and water vapour. sky: learned changes of the transmission. continuum:
+    terms of the smooth continuum. star: what differs from star to star besides its labels.
     """
 
     broadening: int = 1
+    vmic: int = 1
     responses: int = 2
     sky: int = 1
     continuum: int = 12
@@ -106,7 +109,7 @@ class PhysicalDecoder(nn.Module):
         """(batch, label) labels in their units and (batch, factor) nodes to (batch, pixel) flux in medians of it."""
         with torch.autocast(labels.device.type, enabled=False):
             labels, factors = labels.to(self.terms), self.factors.split(nodes.to(self.terms))
-            star = self.star(labels, factors.star, factors.broadening)
+            star = self.star(labels, factors)
             flux = shifted(star, self._of(labels, "rv", (-MOST_KMS, MOST_KMS)), self.source_grid, self.grid)
             flux = flux * self.sky(labels, factors) * self.continuum(factors.continuum)
             level = CONTINUUM_UNIT * factors.continuum[:, :1].sum(1, keepdim=True)
@@ -115,37 +118,43 @@ class PhysicalDecoder(nn.Module):
     def parts(self, labels: Tensor, nodes: Tensor) -> dict[str, Tensor]:
         """What `forward` multiplies, (batch, pixel) each: the star at rest, the sky where it is seen, the continuum."""
         labels, factors = labels.to(self.terms), self.factors.split(nodes.to(self.terms))
-        star = spline_samples(self.star(labels, factors.star, factors.broadening))
+        star = spline_samples(self.star(labels, factors))
         return {
             "star": star[:, self.grid.within(self.source_grid)],
             "sky": self.sky(labels, factors),
             "continuum": self.continuum(factors.continuum),
         }
 
-    def sed(self, labels: Tensor, star: Tensor | None = None) -> Tensor:
+    def sed(self, labels: Tensor, vmic_kms: Tensor, star: Tensor | None = None) -> Tensor:
         """(batch, source pixel) logarithm of the flux of stars at rest, in medians of it, as B-spline coefficients.
 
-        labels: (batch, label) in their units; star: (batch, factor) nodes of what else differs between stars, None for
-        the emulator's spectra without the correction.
+        labels: (batch, label) in their units; vmic_kms: (batch,) microturbulence; star: (batch, factor) nodes of what
+        else differs between stars, None for the emulator's spectra without the correction.
         """
-        known = torch.stack([labels[:, self.column[name]] for name in self.emulator.labels], dim=1)
+        of_star = [vmic_kms if name == "vmic" else labels[:, self.column[name]] for name in self.emulator.labels]
+        known = torch.stack(of_star, dim=1)
         coefficients = self.emulator.coefficients(known)
         if star is None:
             return self.emulator.log_flux(coefficients)
         low, high = self.emulator.low, self.emulator.high
-        place = ((known - low) / (high - low) * 2 - 1).clamp(-1.5, 1.5)
+        place = ((known - low) / (high - low).clamp(min=1e-6) * 2 - 1).clamp(-1.5, 1.5)
         coefficients = coefficients + self.correction(torch.cat([place, star], 1)) * self.emulator.spread
         return self.emulator.log_flux(coefficients) + star @ self.star_vectors
 
-    def star(self, labels: Tensor, star: Tensor, broadening: Tensor) -> Tensor:
-        """(batch, source pixel) flux of stars at rest, in medians of it, as cubic B-spline coefficients.
-
-        broadening: (batch, 1) nodes, or without columns for stars whose lines nothing broadens.
-        """
-        flux = torch.exp(spline_samples(self.sed(labels, star)).clamp(max=5.0))
-        if not broadening.shape[1]:
+    def star(self, labels: Tensor, factors: Nodes) -> Tensor:
+        """(batch, source pixel) flux of stars at rest, in medians of it, as cubic B-spline coefficients."""
+        log_flux = self.sed(labels, self.vmic_kms(labels, factors.vmic), factors.star)
+        flux = torch.exp(spline_samples(log_flux).clamp(max=5.0))
+        if not factors.broadening.shape[1]:
             return bspline_coefficients(flux)
-        return broadened_coefficients(flux, self.broadening_kms(broadening[:, 0]), self.source_grid)
+        return broadened_coefficients(flux, self.broadening_kms(factors.broadening[:, 0]), self.source_grid)
+
+    def vmic_kms(self, labels: Tensor, nodes: Tensor) -> Tensor:
+        """(batch,) microturbulence: a label where it is one, else that of such stars and what the nodes say beside."""
+        if "vmic" in self.column:
+            return labels[:, self.column["vmic"]]
+        usual = realistic_vmic(*(self._of_star(labels, name) for name in ("teff", "logg", "mh")))
+        return usual + SCATTER_KMS * nodes.sum(dim=1)
 
     def sky(self, labels: Tensor, factors: Nodes) -> Tensor:
         """(batch, pixel) response of sky and instrument in the observer's frame, seen from the barycentre."""
@@ -167,6 +176,10 @@ class PhysicalDecoder(nn.Module):
     def broadening_kms(node: Tensor) -> Tensor:
         """Gaussian widths of stars' lines in velocity, standard deviations, from their nodes."""
         return (BROADENING_KMS * F.softplus(node)).clamp(max=MOST_BROADENING_KMS)
+
+    def _of_star(self, labels: Tensor, name: str) -> Tensor:
+        number = self.emulator.labels.index(name)
+        return labels[:, self.column[name]].clamp(self.emulator.low[number], self.emulator.high[number])
 
     def _of(self, labels: Tensor, name: str, limits: tuple[float, float]) -> Tensor:
         return labels[:, self.column[name]].clamp(*limits)

@@ -12,6 +12,7 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.models.physical import PhysicalDecoder
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.microturbulence import TOO_HIGH_KMS
 
 
 def fit(decoder: PhysicalDecoder, release: Release) -> None:
@@ -22,6 +23,8 @@ def fit(decoder: PhysicalDecoder, release: Release) -> None:
     index, rows = release.index, release.index.rows("simulated", "train")
     names = (*decoder.emulator.labels, "airmass", "pwv")
     known = np.stack([index[name][rows] for name in names], axis=1).astype(np.float64)
+    vmic = known[:, names.index("vmic")]
+    vmic[np.isnan(vmic)] = TOO_HIGH_KMS  # as libraries that do not say have it
     rows, known = rows[np.isfinite(known).all(axis=1)], known[np.isfinite(known).all(axis=1)]
     most, least = len(decoder.emulator.nodes), 2 * len(decoder.emulator.labels)
     if len(rows) < least:

@@ -336,8 +336,8 @@ class PhysicalSemiSupervised(SemiSupervised):
 
     def _decoder(self, config: Any, grid: Grid) -> PhysicalDecoder:
         factors = Factors(
-            int(config.broadening), config.response_factors, config.sky_factors, config.continuum_terms,
-            config.star_factors,
+            int(config.broadening), int(config.microturbulence), config.response_factors, config.sky_factors,
+            config.continuum_terms, config.star_factors,
         )  # fmt: skip
         return PhysicalDecoder(grid, config.labels, factors, config.vectors, config.model_spectra)
 
@@ -350,7 +350,7 @@ class PhysicalSemiSupervised(SemiSupervised):
     def free(self) -> Free:
         """Nodes that a refinement of velocities frees beside them: the width of the lines and the continuum."""
         factors, known = self.decoder.factors, len(self.labels)
-        bent = known + factors.broadening + factors.responses + factors.sky
+        bent = known + factors.broadening + factors.vmic + factors.responses + factors.sky
         return Free(
             tuple(range(known, known + factors.broadening)),
             tuple(range(bent, bent + factors.continuum)),

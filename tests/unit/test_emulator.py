@@ -54,18 +54,18 @@ def test_labels_beyond_the_range_count_as_its_end(emulator):
 
 def test_before_it_is_fitted_it_draws_flat_spectra():
     made = SedEmulator(100, 8, 32)
-    assert float(made.log_flux(made.coefficients(torch.tensor([[5777.0, 0.0, 4.4]]))).abs().max()) == 0
+    assert float(made.log_flux(made.coefficients(torch.tensor([[5777.0, 0.0, 4.4, 1.0]]))).abs().max()) == 0
 
 
 @pytest.mark.parametrize("count", [5, 400])
 def test_too_few_or_too_many_spectra_are_refused(count):
     with pytest.raises(ConfigError, match="Give 6 to 320"):
-        SedEmulator(64, 8, 320).fit(np.ones((count, 3)), np.ones((count, 64)))
+        SedEmulator(64, 8, 320, INTRINSIC).fit(np.ones((count, 3)), np.ones((count, 64)))
 
 
 def test_fewer_vectors_than_the_basis_holds_are_filled_up():
     labels, flux = spectra(12, 2)
-    made = SedEmulator(flux.shape[1], 40, 64)
+    made = SedEmulator(flux.shape[1], 40, 64, INTRINSIC)
     made.fit(labels, np.log(flux))
     assert np.abs(drawn(made, labels) - flux).max() < 2e-2
     assert not made.basis[12:].any()

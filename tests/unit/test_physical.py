@@ -18,6 +18,7 @@ from harps_dist.recipes import find_recipe
 from harps_dist.runs.run import initial_model
 from harps_dist.spectra.doppler import C_KMS, MARGIN
 from harps_dist.spectra.labels import NAMES, SEVEN
+from harps_dist.spectra.microturbulence import SCATTER_KMS
 
 CPU = torch.device("cpu")
 CLEAN = Augment(rv_kms=70, berv_kms=30, noise=False)
@@ -57,6 +58,9 @@ def nodes_of(model, batch, **labels):
         truth[:, number] += change / model.label_std[number]
     unknown = torch.zeros(len(truth), model.nodes - len(model.labels))
     unknown[:, 0] = STILL
+    if number := NAMES.index("vmic"):
+        usual = model.decoder.vmic_kms(model.physical(truth), unknown[:, :0])
+        unknown[:, 1] = (batch.labels[:, number] - usual) / SCATTER_KMS
     return torch.cat([truth, unknown], 1)
 
 
@@ -117,7 +121,7 @@ def test_broadening_and_continuum_do_what_their_nodes_say(model, batch):
     wide = nodes.clone()
     wide[:, known] = 2.0
     assert (model.decode(wide).std(1) < 0.95 * model.decode(nodes).std(1)).all()
-    first = known + factors.broadening + factors.responses + factors.sky
+    first = known + factors.broadening + factors.vmic + factors.responses + factors.sky
     level, slope = nodes.clone(), nodes.clone()
     level[:, first] = 1.0
     ratio = model.decode(level) / model.decode(nodes)
@@ -211,6 +215,8 @@ def test_what_it_refuses(release, tmp_path):
 
 
 def test_factors_count_the_nodes():
-    config = PhysicalAutoencoder(broadening=False, star_factors=3, continuum_terms=0, sky_factors=0, response_factors=1)
+    config = PhysicalAutoencoder(
+        broadening=False, microturbulence=False, star_factors=3, continuum_terms=0, sky_factors=0, response_factors=1
+    )
     assert config.unknown == 4
     assert config.bottleneck == len(SEVEN) + 4
