@@ -41,6 +41,7 @@ VAE_U = Autoencoder(bottleneck=128, variational=True, labels=())
 VAE_CNN_U = Autoencoder(bottleneck=128, variational=True, labels=(), architecture="cnn")
 
 PHYS = PhysicalAutoencoder()
+PHYS_U = PhysicalAutoencoder(taught=0, search=True)
 PHYS_LOSS = Loss(reconstruction=10, unknown_penalty=0.01)
 PHYS_LOSS_U = PHYS_LOSS.model_copy(update={"label": 0.0})
 PHYS_INFO = PHYS_LOSS.model_copy(update={"kl": INFO.kl, "mmd": INFO.mmd})
@@ -76,7 +77,7 @@ RECIPES = {
     "ae-phys":         Recipe(model=PHYS,                         data=MIX,  loss=PHYS_LOSS),
     "ae-phys-1pct":    Recipe(model=PHYS,                         data=one_percent(MIX), loss=PHYS_LOSS),
     "ae-phys-real":    Recipe(model=PHYS,                         data=REAL, loss=PHYS_LOSS),
-    "ae-phys-u":       Recipe(model=PhysicalAutoencoder(taught=0), data=REAL, loss=PHYS_LOSS_U),
+    "ae-phys-u":       Recipe(model=PHYS_U, data=REAL, loss=PHYS_LOSS_U),
     "infovae-phys":    Recipe(model=PhysicalAutoencoder(variational=True), data=MIX, loss=PHYS_INFO),
 }
 # fmt: on

@@ -25,8 +25,9 @@ from harps_dist.evaluation.measures import MAE, MAE_TRUE, SED_ERROR, SpectraKind
 from harps_dist.evaluation.metrics import reconstruction_mae
 from harps_dist.evaluation.report import Origin, origin_name
 from harps_dist.evaluation.sed_error import sed_error
+from harps_dist.models.physical_model import PhysicalSemiSupervised
 from harps_dist.models.refine import check_refines, refine_velocities
-from harps_dist.models.supervised import Output, PhysicalSemiSupervised, SpectrumModel
+from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.spectra.noise import photon_sigma

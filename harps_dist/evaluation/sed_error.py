@@ -10,8 +10,8 @@ import torch
 
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.observer import Batch
+from harps_dist.models.physical_model import PhysicalSemiSupervised
 from harps_dist.models.release_physics import fitting
-from harps_dist.models.supervised import PhysicalSemiSupervised
 from harps_dist.spectra.doppler import spline_samples
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import NAMES

@@ -18,7 +18,8 @@ from harps_dist.data.keyed import key_of
 from harps_dist.errors import ConfigError
 from harps_dist.formats.units import plain
 from harps_dist.inference.simulated import Request, Simulated, noise_sigma, relative_velocity
-from harps_dist.models.supervised import PhysicalSemiSupervised, SpectrumModel
+from harps_dist.models.physical_model import PhysicalSemiSupervised
+from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, resample_shifted
 from harps_dist.spectra.grid import Grid, fill_invalid
 from harps_dist.spectra.labels import LABEL

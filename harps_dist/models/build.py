@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from harps_dist.models.physical_model import PhysicalSemiSupervised
 from harps_dist.models.supervised import (
     LabelPredictor,
-    PhysicalSemiSupervised,
     SemiSupervised,
     SpectrumModel,
     SpectrumSimulator,

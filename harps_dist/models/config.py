@@ -149,6 +149,8 @@ class PhysicalAutoencoder(Frozen):
     """Model spectra of the release that the spectrum at rest is learned from before the training, at most."""
     taught: float = Field(0.5, ge=0, le=1)
     """Share of the spectra that are decoded from their true labels in training, where these are known."""
+    search: bool = False
+    """Look for rv and berv of every spectrum in training on what the decoder draws, for where no label tells them."""
     variational: bool = False
     """Draw the nodes from a Gaussian in training (InfoVAE)."""
     width: float = Field(1.0, gt=0)
@@ -188,6 +190,8 @@ class Loss(Frozen):
     """Weight of the errors of labels."""
     reconstruction: float = Field(1.0, ge=0)
     """Weight of the errors of the decoded spectrum."""
+    found: float = Field(1.0, ge=0)
+    """Weight of the errors of velocities, against those that a model with physics looked for (`--model.search`)."""
     unknown_penalty: float = Field(1.0, ge=0)
     """Weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2)."""
     kl: float = Field(0.0, ge=0)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harps_dist.data.observer import Batch
-from harps_dist.models.config import Loss, Model
+from harps_dist.models.config import Loss, Model, PhysicalAutoencoder
 from harps_dist.models.layers import at_least_float32
+from harps_dist.models.refine import VELOCITIES
 from harps_dist.models.supervised import Output, SpectrumModel
 
 
@@ -34,9 +35,10 @@ def loss_parts(
 
     label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9), or the likelihood of a
     heteroscedastic head. reconstruction: |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their
-    numbers. unknown: |u| of simulated spectra (Sect. 3.2). kl: of the latent distribution from the prior, summed over
-    nodes, mean over spectra (Eq. 8); the minus sign printed before it is an ELBO's, so it is added. mmd: between nodes
-    and prior (Eq. C.4); everyone: those of the whole global batch, where this is not it.
+    numbers. found: |v - v_hat| of velocities that were looked for on what a decoder draws. unknown: |u| of simulated
+    spectra (Sect. 3.2). kl: of the latent distribution from the prior, summed over nodes, mean over spectra (Eq. 8);
+    the minus sign printed before it is an ELBO's, so it is added. mmd: between nodes and prior (Eq. C.4); everyone:
+    those of the whole global batch, where this is not it.
     """
     parts = {}
     if output.labels is not None:
@@ -51,6 +53,10 @@ def loss_parts(
         residual = at_least_float32(output.reconstruction).index_select(1, valid) - batch.flux.index_select(1, valid)
         error = _error(residual, config.reconstruction_below)
         parts["reconstruction"] = Part(config.reconstruction, error.sum(), _count(residual))
+    if output.found is not None and output.labels is not None and config.found:
+        sought = torch.isfinite(output.found)
+        residual = torch.where(sought, at_least_float32(output.labels) - output.found, 0.0)
+        parts["found"] = Part(config.found, _error(residual, config.label_below).sum(), sought.sum())
     if output.nodes is not None and config.unknown_penalty and output.nodes.shape[1] > len(model.labels):
         unknown = at_least_float32(output.nodes)[:, len(model.labels) :] * batch.simulated[:, None]
         terms = batch.simulated.sum() * unknown.shape[1]
@@ -83,6 +89,7 @@ def part_names(model: Model, config: Loss) -> tuple[str, ...]:
     there = {
         "label": model.reads and bool(model.labels),
         "reconstruction": model.draws,
+        "found": isinstance(model, PhysicalAutoencoder) and model.search and config.found > 0,
         "unknown": model.unknown > 0 and config.unknown_penalty > 0,
         "kl": model.variational and config.kl > 0,
         "mmd": model.variational and config.mmd > 0,
@@ -97,6 +104,8 @@ def part_terms(name: str, model: SpectrumModel, batch: Batch, valid: Tensor) -> 
         return torch.isfinite(model.own(batch.labels)).sum()
     if name == "reconstruction":
         return spectra * len(valid)
+    if name == "found":
+        return spectra * len(VELOCITIES)
     return batch.simulated.sum() * (model.nodes - len(model.labels)) if name == "unknown" else spectra
 
 

@@ -10,6 +10,7 @@ Tested in tests/unit/test_physical.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from harps_dist.spectra.doppler import MARGIN, bspline_coefficients, spline_samp
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.spectra.microturbulence import SCATTER_KMS, realistic_vmic
+from harps_dist.spectra.noise import keyed_uniforms
 from harps_dist.spectra.shift import broadened_coefficients, shifted
 
 BROADENING_KMS = 4.0  # a node of 0 broadens by 2.8 km/s, large negative ones not at all
@@ -30,6 +32,9 @@ MOST_BROADENING_KMS = 20.0
 MOST_KMS = 200.0  # velocities beyond count as this: model spectra reach no further
 CONTINUUM_UNIT = 0.02  # change of flux that a node of the continuum stands for
 SKY_UNIT = 0.1  # change of the logarithm of transmission where a learned vector is 1
+BLUR_KMS, COARSE_KMS, FINE_KMS = 5.0, 10.0, 2.0  # of lines that are looked for first, and steps of the search
+MOST_RV_KMS, MOST_BERV_KMS = 150.0, 32.0  # of the search
+SEARCH = 0x736561726368  # keeps its draws apart from others of the same sample
 HIDDEN = 128  # channels of the correction's network
 AIRMASS, PWV = (0.5, 5.0), (0.0, 30.0)  # limits of what the sky is drawn for
 
@@ -158,12 +163,56 @@ class PhysicalDecoder(nn.Module):
 
     def sky(self, labels: Tensor, factors: Nodes) -> Tensor:
         """(batch, pixel) response of sky and instrument in the observer's frame, seen from the barycentre."""
+        berv = self._of(labels, "berv", (-MOST_KMS, MOST_KMS))
+        return torch.exp(shifted(self._log_response(labels, factors), berv, self.source_grid, self.grid))
+
+    def _log_response(self, labels: Tensor, factors: Nodes) -> Tensor:
         airmass, pwv = self._of(labels, "airmass", AIRMASS), self._of(labels, "pwv", PWV)
         shares = torch.stack([torch.ones_like(airmass), airmass, airmass * pwv], dim=1)
         log_response = torch.cat([shares, factors.responses], 1) @ self.response
-        log_response = log_response + SKY_UNIT * (factors.sky @ self.sky_vectors)
-        berv = self._of(labels, "berv", (-MOST_KMS, MOST_KMS))
-        return torch.exp(shifted(log_response, berv, self.source_grid, self.grid))
+        return log_response + SKY_UNIT * (factors.sky @ self.sky_vectors)
+
+    @torch.no_grad()
+    def velocities(self, flux: Tensor, labels: Tensor, nodes: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """rv and berv, (batch,) [km/s] each, at which what is drawn is nearest to flux (batch, pixel).
+
+        labels, nodes: as of `forward`, but for the velocities. Looked for on blurred lines first, then on sharp ones;
+        key: (batch,) of the sample, by which the lattice of velocities is shifted, so that its step leaves no mark.
+        """
+        with torch.autocast(labels.device.type, enabled=False):
+            labels, factors = labels.to(self.terms), self.factors.split(nodes.to(self.terms))
+            observed, offset = flux.to(self.terms), keyed_uniforms(key, 2, SEARCH).to(self.terms) - 0.5
+            star, response = self.star(labels, factors), self._log_response(labels, factors)
+            blurred = broadened_coefficients(
+                spline_samples(star), star.new_full((len(star),), BLUR_KMS), self.source_grid
+            )
+            bent = self.continuum(factors.continuum)
+            rest = self.sky(labels, factors) * bent
+            rv = offset[:, 0] * COARSE_KMS
+            rv = self._nearest(observed, rv, MOST_RV_KMS, COARSE_KMS, lambda kms: self._moved(blurred, kms) * rest)
+            rv = self._nearest(observed, rv, COARSE_KMS, FINE_KMS, lambda kms: self._moved(star, kms) * rest)
+            drawn, berv = self._moved(star, rv) * bent, offset[:, 1] * FINE_KMS
+            berv = self._nearest(
+                observed, berv, MOST_BERV_KMS, FINE_KMS, lambda kms: torch.exp(self._moved(response, kms)) * drawn
+            )
+        return rv, berv
+
+    def _moved(self, coefficients: Tensor, kms: Tensor) -> Tensor:
+        return shifted(coefficients, kms, self.source_grid, self.grid)
+
+    def _nearest(
+        self, flux: Tensor, around: Tensor, reach: float, step: float, draw: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """(batch,) velocities within `reach` of some (batch,), in steps, whose drawn spectra are nearest to flux."""
+        best, nearest = torch.full_like(around, torch.inf), around
+        kept = flux.index_select(1, self.valid)
+        for kms in np.arange(-reach, reach + step / 2, step):
+            tried = around + float(kms)
+            drawn = draw(tried).index_select(1, self.valid)
+            error = (kept - drawn * (kept.mean(1) / drawn.mean(1))[:, None]).abs().mean(1)
+            nearest = torch.where(error < best, tried, nearest)
+            best = torch.minimum(best, error)
+        return nearest
 
     def continuum(self, nodes: Tensor) -> Tensor:
         """(batch, pixel) smooth changes of the flux: Chebyshev polynomials from the first on in its logarithm.

@@ -7,7 +7,7 @@ Tested in tests/unit/test_losses.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
-from harps_dist.models.physical import CONTINUUM_UNIT, Factors, PhysicalDecoder
 from harps_dist.models.refine import Free
 from harps_dist.models.rescale import in_scale
 from harps_dist.spectra.labels import NAMES
-from harps_dist.spectra.noise import keyed_normals, keyed_uniforms
+from harps_dist.spectra.noise import keyed_normals
 
 if TYPE_CHECKING:
     from harps_dist.data.observer import Batch
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from harps_dist.spectra.grid import Grid
 
 LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
-TEACHING = 0x7465616368  # and these
 LOG_SCALE_LIMIT = 10.0
 
 
@@ -40,7 +38,8 @@ class Output(NamedTuple):
     labels: (batch, K) normalised labels. reconstruction: (batch, pixel) standardised flux. nodes: (batch, bottleneck)
     that were decoded, the labels first. latent: the distribution they were drawn from, where they were drawn, and
     prior: as many standard normal draws, (batch, bottleneck), to compare them with. log_scale: (batch, K) natural
-    logarithm of the labels' uncertainty, normalised as they are.
+    logarithm of the labels' uncertainty, normalised as they are. found: (batch, K) normalised labels that were looked
+    for on what the decoder draws, NaN where they were not.
     """
 
     labels: Tensor | None = None
@@ -49,6 +48,7 @@ class Output(NamedTuple):
     latent: Latent | None = None
     prior: Tensor | None = None
     log_scale: Tensor | None = None
+    found: Tensor | None = None
 
 
 class Reading(NamedTuple):
@@ -275,7 +275,13 @@ class SemiSupervised(SpectrumModel):
             nodes = self.network.sample(latent, noise)
         labels = nodes[:, : len(self.labels)] if self.labels else None
         decoded = self.decode(self._decoded(nodes, batch))
-        return Output(labels, decoded, nodes, latent if self.variational else None, prior)
+        return Output(
+            labels, decoded, nodes, latent if self.variational else None, prior, found=self._found(nodes, batch)
+        )
+
+    def _found(self, nodes: Tensor, batch: Batch) -> Tensor | None:
+        """Labels that can be looked for on what is drawn, as `Output` has them."""
+        return None
 
     def _decoded(self, nodes: Tensor, batch: Batch) -> Tensor:
         """The nodes that a batch is decoded from, where the encoder says nodes (batch, bottleneck)."""
@@ -321,69 +327,6 @@ class SemiSupervised(SpectrumModel):
     def decode(self, nodes: Tensor) -> Tensor:
         """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
         return self.network.decode(nodes)
-
-
-class PhysicalSemiSupervised(SemiSupervised):
-    """An autoencoder whose decoder knows what moves (`models.physical`).
-
-    In training a share of the spectra is decoded from their true labels where these are known: the decoder then learns
-    from the first step on, and the encoder's other nodes beside it.
-    """
-
-    def __init__(self, config: PhysicalAutoencoder, grid: Grid):
-        super().__init__(config, grid)
-        self.taught = config.taught
-
-    def _decoder(self, config: Any, grid: Grid) -> PhysicalDecoder:
-        factors = Factors(
-            int(config.broadening), int(config.microturbulence), config.response_factors, config.sky_factors,
-            config.continuum_terms, config.star_factors,
-        )  # fmt: skip
-        return PhysicalDecoder(grid, config.labels, factors, config.vectors, config.model_spectra)
-
-    @property
-    def decoder(self) -> PhysicalDecoder:
-        """The decoder, whose parts can be drawn one by one."""
-        return cast(PhysicalDecoder, self.network.decoder)
-
-    @property
-    def free(self) -> Free:
-        """Nodes that a refinement of velocities frees beside them: the width of the lines and the continuum."""
-        factors, known = self.decoder.factors, len(self.labels)
-        bent = known + factors.broadening + factors.vmic + factors.responses + factors.sky
-        return Free(
-            tuple(range(known, known + factors.broadening)),
-            tuple(range(bent, bent + factors.continuum)),
-            CONTINUUM_UNIT,
-        )
-
-    def begin(self, release: Release) -> None:
-        """Learn model spectra at rest and responses from a release; raises ConfigError where it has too few."""
-        from harps_dist.models.release_physics import fit
-
-        fit(self.decoder, release)
-
-    def decode(self, nodes: Tensor) -> Tensor:
-        """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
-        known = len(self.labels)
-        return self.decoder(self.physical(nodes[:, :known]), nodes[:, known:])
-
-    def passed(self, inputs: Tensor) -> object:
-        """All that a forward pass computes of flux (batch, pixel)."""
-        return self.decode(self.encode(inputs).mean)
-
-    def parts(self, nodes: Tensor) -> dict[str, Tensor]:
-        """What a spectrum drawn from nodes (batch, bottleneck) is the product of; see `PhysicalDecoder.parts`."""
-        known = len(self.labels)
-        return self.decoder.parts(self.physical(nodes[:, :known]), nodes[:, known:])
-
-    def _decoded(self, nodes: Tensor, batch: Batch) -> Tensor:
-        if not (self.training and self.taught):
-            return nodes
-        truth = self.normalise(batch.labels)
-        teach = torch.isfinite(truth) & (keyed_uniforms(batch.key, 1, TEACHING) < self.taught)
-        labels = torch.where(teach, truth, nodes[:, : len(self.labels)])
-        return torch.cat([labels, nodes[:, len(self.labels) :]], dim=1)
 
 
 def build_decoder(config: Decoder | Autoencoder, grid: Grid, inputs: int, width: float) -> nn.Module:

@@ -224,7 +224,7 @@ def test_parts_and_their_terms_are_known_before_the_model_has_seen_a_batch(tiny_
         for part, found in parts.items():
             assert part_terms(part, model, batch, valid) == found.terms, (name, part)
         tried |= set(parts)
-    assert tried == {"label", "reconstruction", "unknown", "kl", "mmd"}
+    assert tried == {"label", "reconstruction", "found", "unknown", "kl", "mmd"}
 
 
 def test_batches_that_ranks_and_parts_cannot_share_are_refused(tiny_release, tmp_path):

@@ -345,6 +345,7 @@ def expected_losses(recipe: Recipe) -> set[str]:
     if model.kind != "encoder":
         losses.add("loss_reconstruction")
     if model.kind in ("autoencoder", "physical-autoencoder"):
+        losses |= {"loss_found"} if getattr(model, "search", False) else set()
         unknown = recipe.loss.unknown_penalty and model.bottleneck > len(model.labels)
         losses |= {"loss_unknown"} if unknown else set()
         losses |= {f"loss_{part}" for part in ("kl", "mmd") if getattr(recipe.loss, part)}

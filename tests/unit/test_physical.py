@@ -157,6 +157,27 @@ def test_true_labels_are_taught_where_they_are_known(model, batch):
     assert torch.equal(model._decoded(nodes, batch), nodes)  # not in evaluation
 
 
+def test_velocities_are_found_by_drawing(model, batch):
+    """From the wrong velocities of a mean star, to the steps of the search."""
+    nodes = nodes_of(model, batch)
+    started = nodes.clone()
+    started[:, [model.labels.index(name) for name in ("rv", "berv")]] = 0.3
+    try:
+        model.train()
+        model.search = True
+        found = model._found(started, batch)
+        assert model.eval()._found(started, batch) is None
+    finally:
+        model.eval()
+        model.search = False
+    number = model.labels.index("rv")
+    error = (found - nodes)[:, number] * model.label_std[number]
+    assert (error.abs() < 1.5).all()
+    others = [column for column, name in enumerate(model.labels) if name not in ("rv", "berv")]
+    assert torch.isnan(found[:, others]).all()
+    assert torch.isfinite(found[:, model.labels.index("berv")]).all()
+
+
 def test_every_parameter_of_the_decoder_learns(model, batch):
     made = model.train()
     try:
