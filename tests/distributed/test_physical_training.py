@@ -95,7 +95,7 @@ def test_velocities_are_refined_where_it_is_asked_for(trained, tiny_demo, tmp_pa
     np.testing.assert_array_equal(plain["teff"], refined["teff"])
     assert (np.asarray(plain["rv"]) != np.asarray(refined["rv"])).all()
     assert refined.meta["refined"] == "rv, berv"
-    half = (np.asarray(refined["rv_upper68"]) - np.asarray(refined["rv_lower68"])) / 2
+    half = (np.asarray(refined["rv_hi68"]) - np.asarray(refined["rv_lo68"])) / 2
     np.testing.assert_allclose(half, np.asarray(refined["rv_sigma"]) * 0.994458, rtol=1e-3)
 
     run(command("launch/simulate.py", trained, "--rv", 30, "--part", "star", "-o", "star.csv"), tmp_path)
