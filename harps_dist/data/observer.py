@@ -252,7 +252,7 @@ class Observer:
         if nuisance.unlisted_lines:
             drawn, strength = keyed_uniforms(key, 2 * knots.size, UNLISTED).to(self._dtype).chunk(2, dim=1)
             share = self._level(key, "unlisted_lines") * nuisance.unlisted_lines * disturbances.KNOT_KMS / 1000
-            added = torch.where(drawn < share, strength**2, 0.0)
+            added = torch.where(drawn < share, strength**3, 0.0)
         return disturbances.change_lines(sed, knots.at_pixels(factor), knots.at_pixels(added))
 
     def _on_detector(self, flux: Tensor, key: Tensor) -> None:

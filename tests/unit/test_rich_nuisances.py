@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harps_dist.benchmarks.nuisance_costs import draw_effects, nuisance_effects
 from harps_dist.commands.train import parse
 from harps_dist.config import Recipe
 from harps_dist.data.augment import NUISANCES, Augment, Nuisance
@@ -226,3 +227,14 @@ def test_recipes_are_known_by_what_they_were_known_by():
     rich = RECIPES["cnn-mix"].changed(data={"augment": RICH})
     assert Recipe.model_validate(rich.model_dump(mode="json")) == rich
     assert rich.digest != RECIPES["cnn-mix"].digest
+
+
+def test_the_figure_has_a_panel_of_each(release, tmp_path):
+    effects = nuisance_effects(release, NUISANCES["rich"], CPU)
+    on = [name for name, value in NUISANCES["rich"] if value and Nuisance.model_fields[name].default == 0]
+    assert [effect.name for effect in effects] == [*on, "all"]
+    assert all(effect.change > 1e-4 for effect in effects)
+    draw_effects(effects, release, tmp_path / "nuisances.png")
+    assert (tmp_path / "nuisances.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match=r"ends in \.png"):
+        draw_effects(effects, release, tmp_path / "nuisances.pdf")
