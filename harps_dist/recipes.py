@@ -15,7 +15,7 @@ from harps_dist.config import Data, Recipe, Training
 from harps_dist.data.augment import NUISANCES, Augment
 from harps_dist.data.order import Mix
 from harps_dist.errors import ConfigError
-from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss
+from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss, PhysicalAutoencoder
 from harps_dist.spectra.labels import SEVEN, SIX
 
 REAL = Data(mix=Mix(real=1, simulated=0))
@@ -39,6 +39,11 @@ AE = Autoencoder(bottleneck=9)
 VAE = Autoencoder(bottleneck=32, variational=True)
 VAE_U = Autoencoder(bottleneck=128, variational=True, labels=())
 VAE_CNN_U = Autoencoder(bottleneck=128, variational=True, labels=(), architecture="cnn")
+
+PHYS = PhysicalAutoencoder()
+PHYS_LOSS = Loss(reconstruction=10, unknown_penalty=0.01)
+PHYS_LOSS_U = PHYS_LOSS.model_copy(update={"label": 0.0})
+PHYS_INFO = PHYS_LOSS.model_copy(update={"kl": INFO.kl, "mmd": INFO.mmd})
 
 # fmt: off
 RECIPES = {
@@ -67,6 +72,12 @@ RECIPES = {
         "cnn-mix-laplace": Recipe(model=Encoder(labels=SIX, uncertainty="laplace"), data=MIX),
     "beta-vae-mix":  Recipe(model=VAE,                          data=MIX,  loss=BETA, parent="resnet-etc"),
     "resnet-b-etc":    Recipe(model=Decoder(block="appendix_b"),  data=ETC,  training=Training(learning_rate=1e-3)),
+    # Not of the paper: a decoder that shifts a star at rest and the sky; without labels it finds them by drawing
+    "ae-phys":         Recipe(model=PHYS,                         data=MIX,  loss=PHYS_LOSS),
+    "ae-phys-1pct":    Recipe(model=PHYS,                         data=one_percent(MIX), loss=PHYS_LOSS),
+    "ae-phys-real":    Recipe(model=PHYS,                         data=REAL, loss=PHYS_LOSS),
+    "ae-phys-u":       Recipe(model=PhysicalAutoencoder(taught=0), data=REAL, loss=PHYS_LOSS_U),
+    "infovae-phys":    Recipe(model=PhysicalAutoencoder(variational=True), data=MIX, loss=PHYS_INFO),
 }
 # fmt: on
 
@@ -83,7 +94,7 @@ RECIPES |= {
 }
 
 _DEMO_AUGMENT = Augment(rv_kms=70, berv_kms=30, shift="linear", nuisance=NUISANCES["plain"])
-_DEMO_STEPS = {"encoder": 800, "autoencoder": 400, "decoder": 400}
+_DEMO_STEPS = {"encoder": 800, "autoencoder": 400, "physical-autoencoder": 400, "decoder": 400}
 
 
 def at_demo_scale(recipe: Recipe) -> Recipe:
@@ -93,8 +104,13 @@ def at_demo_scale(recipe: Recipe) -> Recipe:
     is an encoder.
     """
     model, parent = recipe.model.model_copy(update={"init": "on_scale"}), None
-    if isinstance(model, Encoder | Autoencoder):
+    loss = recipe.loss.model_copy(update={"label_below": 0.1})
+    if not isinstance(model, Decoder):
         model = model.model_copy(update={"input_centre": 0.93, "input_scale": 8.0})
+    if isinstance(model, PhysicalAutoencoder):
+        parent = "demo-cnn-mix"
+    else:
+        loss = loss.model_copy(update={"reconstruction": 3.0, "reconstruction_below": 0.3})
     if isinstance(model, Autoencoder):
         model = model.model_copy(update={"architecture": "cnn", "decoder_width": 0.5})
         parent = "demo-cnn-mix"
@@ -104,7 +120,7 @@ def at_demo_scale(recipe: Recipe) -> Recipe:
         model=model,
         parent=parent,
         data=recipe.data.model_copy(update={"augment": _DEMO_AUGMENT}),
-        loss=recipe.loss.model_copy(update={"label_below": 0.1, "reconstruction": 3.0, "reconstruction_below": 0.3}),
+        loss=loss,
         training=Training(
             steps=_DEMO_STEPS[model.kind], learning_rate=1e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0
         ),

@@ -31,6 +31,8 @@ class Arguments:
     """Checkpoint of the run: the newest, or that with the least validation loss."""
     out: Path | None = None
     """Folder of the reports; default is RUN/evaluation."""
+    refine: Literal["nothing", "velocities"] = "nothing"
+    """What is refined on the model's own reconstruction: rv and berv, by Gauss-Newton steps, or nothing."""
     redraw: bool = False
     """Draw the figures of every evaluation in OUT anew from its tables and write its page, whatever else is given."""
     max_minutes: float | None = None
@@ -57,7 +59,10 @@ def main() -> int:
     with join_world(arguments.max_minutes) as world:
         release = release_for(Run(arguments.run), arguments.release, world)
         console = console_for(quiet=not world.is_main)
-        reports = evaluate_run(arguments.run, release, arguments.split, out, world, console, arguments.checkpoint)
+        refine = arguments.refine == "velocities"
+        reports = evaluate_run(
+            arguments.run, release, arguments.split, out, world, console, arguments.checkpoint, refine
+        )
         if reports:
             console.print(console_table(list(reports.values())))
         console.print(f"Page: {out / 'index.html'}", soft_wrap=True)

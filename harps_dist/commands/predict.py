@@ -33,6 +33,8 @@ class Arguments:
     """Write the latent vectors too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the encoder; auto is fp32, so that labels do not depend on where they were predicted."""
+    refine: Literal["nothing", "velocities"] = "nothing"
+    """What is refined on the spectrum that the model draws: rv and berv, by Gauss-Newton steps, or nothing."""
     batch_size: int = 16
     """Spectra that are predicted at once."""
     workers: int = 0
@@ -70,6 +72,7 @@ def main() -> int:
             arguments.workers,
             world,
             progress,
+            arguments.refine == "velocities",
         )
     console = console_for(quiet=not world.is_main)
     done = f"{report.predicted} spectra predicted, {report.already} before, in {exported.computing.precision}"

@@ -13,7 +13,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.calibration import Calibration
 from harps_dist.evaluation.calibration_report import calibration_figure
 from harps_dist.evaluation.captions import brightest
-from harps_dist.evaluation.figures import intervention_figure, residual_figure, spectrum_figure
+from harps_dist.evaluation.figures import intervention_figure, parts_figure, residual_figure, spectrum_figure
 from harps_dist.evaluation.page import EVALUATION_PAGE, write_page
 from harps_dist.evaluation.report import EVALUATED, SCORES, origin_name, read_scores
 from harps_dist.evaluation.templates import PAGE
@@ -21,9 +21,9 @@ from harps_dist.ownership import claimed
 from harps_dist.spectra.labels import INTRINSIC, LABEL
 
 Columns = dict[str, np.ndarray]
-PREDICTIONS, SPECTRUM = "predictions.parquet", "spectrum.parquet"
+PREDICTIONS, SPECTRUM, PARTS = "predictions.parquet", "spectrum.parquet", "parts.parquet"
 INTERVENTIONS = {f"{label}_intervention.parquet": label for label in ("rv", *INTRINSIC)}
-TABLES = (PREDICTIONS, SPECTRUM, *INTERVENTIONS)
+TABLES = (PREDICTIONS, SPECTRUM, PARTS, *INTERVENTIONS)
 
 
 def draw(
@@ -33,8 +33,9 @@ def draw(
 
     labels: those that are predicted. calibrated: of the labels whose uncertainty is. origin, split: what titles call
     the spectra. predictions.parquet: a row a spectrum. spectrum.parquet: wave_aa, observed and reconstructed, a row a
-    pixel. LABEL_intervention.parquet: change of the label, wave_aa, and the spectra without (base), after (decoded) and
-    that should be (due).
+    pixel. parts.parquet: wave_aa, reconstructed, and the star, sky and continuum behind it.
+    LABEL_intervention.parquet: change of the label, wave_aa, and the spectra without (base), after (decoded) and that
+    should be (due).
     """
     predictions, figures = _read(folder / PREDICTIONS), {}
     if calibrated:
@@ -49,6 +50,9 @@ def draw(
         path = figures["Spectrum and reconstruction"] = folder / "spectrum.png"
         title = f"{brightest(predictions)}, {origin}"
         spectrum_figure(path, spectrum["wave_aa"], spectrum["observed"], spectrum["reconstructed"], title)
+    if (folder / PARTS).is_file():
+        path = figures["What the reconstruction is made of"] = folder / "parts.png"
+        parts_figure(path, _read(folder / PARTS), f"{brightest(predictions)}, {origin}")
     for table, label in INTERVENTIONS.items():
         if (folder / table).is_file():
             caption = f"Intervention{' on the radial velocity' if label == 'rv' else f's on {label}'}"

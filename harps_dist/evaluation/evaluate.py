@@ -47,14 +47,16 @@ def evaluate_run(
     world: World,
     console: Console,
     which: Which = "newest",
+    refine: bool = False,
 ) -> dict[Path, Report]:
     """Evaluate a run's newest or best checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the
-    main rank. Raises OutputError, on all ranks, where `out` is something else or another process evaluates into it."""
+    main rank. refine: rv and berv on what the model draws. Raises OutputError, on all ranks, where `out` is something
+    else or another process evaluates into it; ConfigError for a model that cannot refine."""
     started = time.perf_counter()
     with world.claiming(lambda: claimed(out, EVALUATED, (out / PAGE, EVALUATION_PAGE))):
         opened = Run(run)
         name, step = opened.name, opened.checkpoint(which).step
-        evaluator = Evaluator(opened.model(which, release.manifest), opened.recipe, release, world, console)
+        evaluator = Evaluator(opened.model(which, release.manifest), opened.recipe, release, world, console, refine)
         folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
         reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
         if world.is_main:

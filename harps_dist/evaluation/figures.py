@@ -90,6 +90,25 @@ def spectrum_figure(
         figure.align_ylabels()
 
 
+def parts_figure(path: Path, parts: Mapping[str, np.ndarray], title: str) -> None:
+    """A reconstruction and its factors beneath each other: the star at rest, the sky where it is seen, the continuum.
+
+    parts: wave_aa [Å], reconstructed, star, sky and continuum, (L,) each, NaN where invalid.
+    """
+    panels = {"reconstructed": BLACK, "star": BLUE, "sky": VERMILLION, "continuum": GREEN}
+    names = {"star": "star at rest", "sky": "sky and\ninstrument"}
+    with styled_figure(path, 10.0, 7.5) as figure:
+        rows = figure.subplots(len(panels), 1, sharex=True)
+        for axes, (name, colour) in zip(rows, panels.items(), strict=True):
+            axes.plot(parts["wave_aa"], parts[name] / np.nanmedian(parts[name]), color=colour, linewidth=0.5)
+            axes.set_ylabel(names.get(name, name))
+        rows[0].set_title(title, parse_math=False)
+        rows[-1].set(xlabel=WAVELENGTH, xlim=(parts["wave_aa"][0], parts["wave_aa"][-1]))
+        low, high = rows[-1].get_ylim()  # a continuum that hardly bends is shown so
+        rows[-1].set_ylim(min(low, 0.98), max(high, 1.02))
+        figure.align_ylabels()
+
+
 def residual_figure(
     path: Path, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], stars: np.ndarray, data_note: str
 ) -> None:

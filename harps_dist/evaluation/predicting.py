@@ -12,20 +12,24 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from harps_dist.config import Recipe
 from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches, load
-from harps_dist.data.observer import Observer
+from harps_dist.data.observer import Batch, Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.interventions import Interventions
-from harps_dist.evaluation.measures import MAE, SpectraKind
+from harps_dist.evaluation.measures import MAE, MAE_TRUE, SED_ERROR, SpectraKind
 from harps_dist.evaluation.metrics import reconstruction_mae
 from harps_dist.evaluation.report import Origin, origin_name
-from harps_dist.models.supervised import SpectrumModel
+from harps_dist.evaluation.sed_error import sed_error
+from harps_dist.models.refine import check_refines, refine_velocities
+from harps_dist.models.supervised import Output, PhysicalSemiSupervised, SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.spectra.labels import INTRINSIC
+from harps_dist.spectra.noise import photon_sigma
 
 Columns = dict[str, np.ndarray]
 BATCH = 16
@@ -51,10 +55,19 @@ class Predictions:
 
 
 class Evaluator:
-    """A trained model, and the release to try it on."""
+    """A trained model, and the release to try it on.
+
+    refine: whether rv and berv that it reads are refined on what it draws (`models.refine`).
+    """
 
     def __init__(
-        self, model: SpectrumModel, recipe: Recipe, release: Release, world: World, console: Console | None = None
+        self,
+        model: SpectrumModel,
+        recipe: Recipe,
+        release: Release,
+        world: World,
+        console: Console | None = None,
+        refine: bool = False,
     ):
         self.console = console or Console(quiet=True)
         self.model, self.recipe, self.release, self.world = (
@@ -67,7 +80,10 @@ class Evaluator:
         self.observer = Observer(release.decoding, augment, world.device)
         noise_free = augment.model_copy(update={"noise": False})
         self.interventions = Interventions(self.model, release, Observer(release.decoding, noise_free, world.device))
-        self.valid = release.grid.valid
+        if refine:
+            check_refines(model, "this run")
+        self.valid, self.refine = release.grid.valid, refine
+        self._valid_pixels = torch.from_numpy(np.flatnonzero(self.valid)).to(world.device)
 
     @property
     def kinds(self) -> tuple[SpectraKind, ...]:
@@ -141,7 +157,7 @@ class Evaluator:
     @torch.no_grad()
     def _predict_batch(self, raw: RawBatch) -> Predictions:
         batch = self.observer(raw)
-        output = self.model(batch)
+        output = self._output(batch)
         labels = np.full(batch.labels.shape, np.nan)
         if output.labels is not None:
             labels[:, self.model.columns] = self.model.physical(output.labels).cpu().numpy()
@@ -153,6 +169,11 @@ class Evaluator:
         if output.reconstruction is not None:
             observed, reconstructed = batch.flux.cpu().numpy(), output.reconstruction.cpu().numpy()
             scores[MAE.name] = reconstruction_mae(observed, reconstructed, self.valid)
+            if len(raw.sed) == len(observed):
+                truth = self.interventions.simulate_at(raw, 0.0)
+                scores[MAE_TRUE.name] = reconstruction_mae(truth, reconstructed, self.valid)
+                if isinstance(self.model, PhysicalSemiSupervised):
+                    scores[SED_ERROR.name] = sed_error(self.model, raw, batch, self.release.source_grid)
             varied = self.release.index["varied"][int(raw.rows[0])]
             if output.nodes is not None and varied in self.model.labels:
                 scores |= self.interventions.label_scores(raw, output.nodes, varied)
@@ -163,11 +184,28 @@ class Evaluator:
             batch.rows.cpu().numpy(), batch.labels.cpu().numpy(), labels, nodes.double().cpu().numpy(), scores
         )
 
+    def _nodes(self, raw: RawBatch) -> Tensor:
+        nodes = self._output(self.observer(raw)).nodes
+        assert nodes is not None, "interventions are on a model with nodes"
+        return nodes
+
+    def _output(self, batch: Batch) -> Output:
+        """What the model says of a batch, its velocities refined where that is asked for."""
+        output = self.model(batch)
+        if not self.refine or output.nodes is None:
+            return output
+        flux = batch.flux.cpu().numpy()[:, self.valid]
+        sigma = torch.from_numpy(np.stack([photon_sigma(one) for one in flux])).to(batch.flux)
+        refined = refine_velocities(self.model, batch.flux, output.nodes, sigma, self._valid_pixels)
+        labels = refined.nodes[:, : len(self.model.labels)]
+        return output._replace(nodes=refined.nodes, labels=labels, reconstruction=self.model.decode(refined.nodes))
+
     def curves(self, kind: SpectraKind, rows: np.ndarray) -> dict[str, Columns]:
         """What figures show of the predicted rows (n,) of a kind, by the name of the table that holds it.
 
         "spectrum": the spectrum of the highest S/N beside its reconstruction, NaN where invalid. "LABEL_intervention":
-        spectra decoded after interventions on a label, beside those due; see `drawing.draw`. Only what the model can.
+        spectra decoded after interventions on a label, beside those due. "parts": what the reconstruction is made of.
+        See `drawing.draw`. Only what the model can.
         """
         if kind == "generative":
             return self._label_interventions(rows)
@@ -178,15 +216,18 @@ class Evaluator:
     def _spectrum(self, row: int) -> dict[str, Columns]:
         raw = self._raw(np.array([row]))
         batch = self.observer(raw)
-        output = self.model(batch)
+        output = self._output(batch)
         if output.reconstruction is None:
             return {}
         wave_aa, hide = self.release.grid.wave_aa, np.where(self.valid, 0.0, np.nan)
         reconstructed, observed = output.reconstruction[0].cpu().numpy(), batch.flux[0].cpu().numpy()
         curves = {"spectrum": {"wave_aa": wave_aa, "observed": observed + hide, "reconstructed": reconstructed + hide}}
+        if output.nodes is not None and isinstance(self.model, PhysicalSemiSupervised):
+            parts = {name: part[0].cpu().numpy() for name, part in self.model.parts(output.nodes).items()}
+            curves["parts"] = {"wave_aa": wave_aa, "reconstructed": reconstructed + hide, **parts}
         window = self._window
-        if output.labels is not None and "rv" in self.model.labels and window is not None:
-            nodes, changes = self.model.encode(batch.flux).mean, {}
+        if output.nodes is not None and "rv" in self.model.labels and window is not None:
+            nodes, changes = output.nodes, {}
             for dv_kms in VELOCITIES_KMS:
                 shifted = self.interventions.shifted(output.reconstruction, dv_kms)
                 due = self.interventions.simulate_at(raw, dv_kms) if len(raw.sed) else shifted
@@ -209,7 +250,7 @@ class Evaluator:
             raw = self._raw(subset)
             values, truth = index[label][subset], self.interventions.simulate_at(raw, 0.0)
             first = len(subset) // 2 + 1
-            nodes, changes = self.model(self.observer(raw)).nodes[first : first + 1], {}
+            nodes, changes = self._nodes(raw)[first : first + 1], {}
             for number in (0, len(subset) // 2, len(subset) - 1):
                 change = float(values[number] - values[first])
                 decoded = self.interventions.decode_at(nodes, change, label)

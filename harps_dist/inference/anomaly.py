@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harps_dist.errors import ExportError
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR
 
@@ -120,3 +121,35 @@ class LatentGaussian:
     def draw(self, normal: Tensor) -> Tensor:
         """(n, d) latent vectors of (n, d) standard normal draws."""
         return self.mean + (normal.double() * self.variance.sqrt()) @ self.axes.T
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an anomaly is measured against. systematic: (order,) see `Misfit.excess`."""
+
+    gaussian: LatentGaussian
+    systematic: Tensor
+
+    def to(self, device: torch.device) -> Reference:
+        gaussian = (getattr(self.gaussian, name).to(device) for name in ("mean", "axes", "variance"))
+        return Reference(LatentGaussian(*gaussian), self.systematic.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that reference.safetensors holds, by name."""
+        gaussian = self.gaussian
+        return {
+            "mean": gaussian.mean,
+            "axes": gaussian.axes,
+            "variance": gaussian.variance,
+            "systematic": self.systematic,
+        }
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], size: int, orders: int, name: str) -> Reference:
+        """Raises ExportError where the tensors are not those of a latent space of `size` and so many orders."""
+        expected = {"mean": (size,), "axes": (size, size), "variance": (size,), "systematic": (orders,)}
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        if found != expected:
+            raise ExportError(f"{name} holds {found}, expected {expected}. Export the run again.")
+        gaussian = LatentGaussian(*(tensors[key].double() for key in ("mean", "axes", "variance")))
+        return cls(gaussian, tensors["systematic"].double())

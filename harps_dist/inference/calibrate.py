@@ -23,9 +23,9 @@ from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import LabelPredictions, conformal_factor
 from harps_dist.evaluation.measures import LEVELS, SpectraKind
 from harps_dist.evaluation.predicting import origin_of
-from harps_dist.inference.anomaly import LatentGaussian, Misfit, leading_axes
+from harps_dist.inference.anomaly import LatentGaussian, Misfit, Reference, leading_axes
 from harps_dist.inference.description import AnomalyFacts, LabelFacts
-from harps_dist.inference.model import BATCH, Exported, Reference
+from harps_dist.inference.model import BATCH, Exported
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.labels import LABEL, NAMES
 from harps_dist.spectra.noise import photon_noise

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from harps_dist.data.reader import Release
     from harps_dist.inference.calibrate import HeldOut, SplitPredictions
 
-KIND_WORDS = {
-    "encoder": "reads labels off a spectrum",
-    "decoder": "draws a spectrum from labels",
-    "autoencoder": "reads labels and unknown factors off a spectrum and draws the spectrum again from them",
-}
 UNCERTAINTY_WORDS = {
     "head": "predicted by the network for every spectrum, under a {likelihood} likelihood",
     "spread": "the spread of the latent nodes that stand for the labels",
@@ -123,13 +118,13 @@ def _what(description: Description, recipe: Recipe) -> str:
         description.grid,
         ", ".join(f"{label.name} [{label.unit}]" if label.unit else label.name for label in description.labels),
     )
-    last_aa = grid.wave0_aa + grid.step_aa * (grid.length - 1)
+    last_aa, kind = grid.wave0_aa + grid.step_aa * (grid.length - 1), recipe.model.kind.replace("-", " ")
     return (
-        f"An {description.model['kind']} that {KIND_WORDS[description.model['kind']]}, after Cvrček et al. (2024), "
+        f"{'A' if kind[0] not in 'ae' else 'An'} {kind} that {recipe.model.purpose}, after Cvrček et al. (2024), "
         f"recipe `{description.name}` of harps_dist. Labels: {labels or 'none, it is unsupervised'}. Spectra: "
         f"{grid.length:,} pixels of {grid.step_aa} Å from {grid.wave0_aa:.2f} to {last_aa:.2f} Å, in {grid.medium}, "
         f"{grid.frame}, divided by the median of the pixels that carry data."
-    ).replace("An decoder", "A decoder")
+    )
 
 
 def _data(description: Description, recipe: Recipe, release: Release) -> str:

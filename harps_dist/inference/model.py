@@ -9,8 +9,8 @@ Tested in tests/integration/test_exports.py.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,18 +20,19 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from harps_dist.errors import ConfigError, ExportError, HarpsDistError
-from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, misfit
+from harps_dist.inference.anomaly import Misfit, Orders, Reference, misfit
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
 from harps_dist.inference.precision import Precision, compute_by, computing
 from harps_dist.inference.predicted import Predicted
-from harps_dist.inference.simulator import Simulator
+from harps_dist.inference.simulator import Part, Simulator
 from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
 from harps_dist.models.build import KINDS
+from harps_dist.models.refine import VELOCITIES, check_refines, refine_velocities
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.labels import LABEL
-from harps_dist.spectra.noise import NOISE_FLOOR, photon_noise
+from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -48,7 +49,7 @@ class Raw(NamedTuple):
 
     labels, sigma: (batch, K) physical, sigma None where it predicts none. nodes: (batch, bottleneck), without columns
     where there is none. features: (batch, channels) of the encoder, averaged along the spectrum. misfit: in every
-    order, None where nothing is reconstructed.
+    order, None where nothing is reconstructed. refined: numbers of the labels whose sigma is of `models.refine`.
     """
 
     labels: Tensor
@@ -56,38 +57,7 @@ class Raw(NamedTuple):
     nodes: Tensor
     features: Tensor
     misfit: Misfit | None
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What an anomaly is measured against. systematic: (order,) see `anomaly.Misfit.excess`."""
-
-    gaussian: LatentGaussian
-    systematic: Tensor
-
-    def to(self, device: torch.device) -> Reference:
-        gaussian = (getattr(self.gaussian, name).to(device) for name in ("mean", "axes", "variance"))
-        return Reference(LatentGaussian(*gaussian), self.systematic.to(device))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that reference.safetensors holds, by name."""
-        gaussian = self.gaussian
-        return {
-            "mean": gaussian.mean,
-            "axes": gaussian.axes,
-            "variance": gaussian.variance,
-            "systematic": self.systematic,
-        }
-
-    @classmethod
-    def of(cls, tensors: dict[str, Tensor], size: int, orders: int, name: str) -> Reference:
-        """Raises ExportError where the tensors are not those of a latent space of `size` and so many orders."""
-        expected = {"mean": (size,), "axes": (size, size), "variance": (size,), "systematic": (orders,)}
-        found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if found != expected:
-            raise ExportError(f"{name} holds {found}, expected {expected}. Export the run again.")
-        gaussian = LatentGaussian(*(tensors[key].double() for key in ("mean", "axes", "variance")))
-        return cls(gaussian, tensors["systematic"].double())
+    refined: tuple[int, ...] = ()
 
 
 class Exported:
@@ -188,13 +158,40 @@ class Exported:
             sigma = log_scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
         return Raw(self.model.physical(labels), sigma, nodes, features, compared)
 
+    @torch.inference_mode()
+    def refined(self, raw: Raw, flux: Tensor, noise: Tensor) -> Raw:
+        """What the network said, with rv and berv refined on what it draws; arguments as of `raw`.
+
+        Raises ConfigError for a model that does not read and draw both.
+        """
+        check_refines(self.model, self.description.name)
+        chunks = noise.repeat_interleave(NOISE_CHUNK, dim=1)[:, : len(self._valid)]
+        sigma = (chunks * (flux[:, self._valid].abs() + NOISE_FLOOR)).sqrt().to(flux)
+        nodes, covariance, _ = refine_velocities(self.model, flux, raw.nodes, sigma, self._valid)
+        labels = self.model.physical(nodes[:, : len(self.labels)])
+        columns = [self.labels.index(name) for name in VELOCITIES]
+        scale = [fact.scale for fact in self.description.labels]
+        said = raw.sigma if raw.sigma is not None else torch.tensor([scale], device=flux.device).repeat(len(flux), 1)
+        said = said.double().clone()
+        said[:, columns] = covariance.diagonal(dim1=1, dim2=2).sqrt()
+        drawn = self.model.decode(nodes)
+        compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders) if raw.misfit else None
+        return raw._replace(labels=labels, sigma=said, nodes=nodes, misfit=compared, refined=tuple(columns))
+
     def predict_flux(
-        self, flux: np.ndarray, noise: np.ndarray | None = None, batch_size: int = BATCH, chi2: bool = True
+        self,
+        flux: np.ndarray,
+        noise: np.ndarray | None = None,
+        batch_size: int = BATCH,
+        chi2: bool = True,
+        refine: bool = False,
     ) -> Predicted:
         """Predict (n, pixel) float32 spectra on the model's grid, standardised (`spectra.standardise`).
 
         noise: (n, chunk), where it is known; else it is measured on the spectra. chi2: whether they are reconstructed
-        and compared, where the model can. Raises ConfigError for another grid or a model that reads no spectra.
+        and compared, where the model can. refine: whether rv and berv are refined on what the model draws; their
+        intervals are then those of the photon noise and of the misfit, and no calibration changes them. Raises
+        ConfigError for another grid, or a model that reads no spectra or cannot refine.
         """
         flux = np.atleast_2d(flux)
         if flux.ndim != 2 or flux.shape[1] != self.grid.length:
@@ -209,7 +206,8 @@ class Exported:
             part = slice(first, first + batch_size)
             on_device = torch.from_numpy(np.ascontiguousarray(flux[part], np.float32)).to(self.device)
             chunks = torch.from_numpy(noise[part]).to(self.device)
-            parts.append(self._finished(self.raw(on_device, chunks if chi2 else None), chunks))
+            raw = self.raw(on_device, chunks if chi2 else None)
+            parts.append(self._finished(self.refined(raw, on_device, chunks) if refine else raw, chunks))
         if parts:
             return Predicted.stacked(parts)
         one = self.predict_flux(np.ones((1, self.grid.length), np.float32), batch_size=1, chi2=chi2)
@@ -220,6 +218,7 @@ class Exported:
         labels = self._numpy(raw.labels)
         sigma = self._numpy(raw.sigma) if raw.sigma is not None else np.tile([fact.scale for fact in facts], (count, 1))
         factors = np.array([fact.factors for fact in facts]).reshape(len(facts), len(self.description.levels))
+        factors[list(raw.refined)] = [NormalDist().inv_cdf((1 + level) / 2) for level in self.description.levels]
         unknown = torch.full((count,), torch.nan, dtype=torch.float64, device=self.device)
         distance, nodes, score, excess = unknown, raw.nodes.double(), unknown, unknown[:, None][:, :0]
         chi2 = excess if raw.misfit is None else raw.misfit.chi2.double()
@@ -259,6 +258,7 @@ class Exported:
         medium: Medium | None = None,
         latents: bool = False,
         batch_size: int = BATCH,
+        refine: bool = False,
     ) -> QTable:
         """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
 
@@ -266,12 +266,12 @@ class Exported:
         `flux` (sample,) or (n, sample) in any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or
         (n, pixel) on the model's grid.
         medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium
-        is given; then it is brought to air. latents: with the latent vectors.
+        is given; then it is brought to air. latents: with the latent vectors. refine: as of `predict_flux`.
         Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be
         standardised.
         """
         flux, coverage, broken = on_grid(spectrum, flux, medium, self.grid)
-        found = self.predict_flux(flux, batch_size=batch_size)
+        found = self.predict_flux(flux, batch_size=batch_size, refine=refine)
         columns = columns_of(self.description, found, coverage, flux, latents, broken)
         return to_table(columns, fields_of(self.description), self.metadata)
 
@@ -286,8 +286,12 @@ class Exported:
     @property
     def simulator(self) -> Simulator:
         """What draws spectra by this model; raises ConfigError where it draws none."""
+        return self.simulator_of("spectrum")
+
+    def simulator_of(self, part: Part) -> Simulator:
+        """What draws spectra or a part of them by this model; raises ConfigError as `Simulator`."""
         ranges = {fact.name: (fact.low, fact.high) for fact in self.description.labels}
-        return Simulator(self.model, self.grid, self.description.name, self.id, ranges)
+        return Simulator(self.model, self.grid, self.description.name, self.id, ranges, part)
 
     def __repr__(self) -> str:
         does = [word for word, can in (("reads", self.model.reads), ("draws from", self.model.draws)) if can]

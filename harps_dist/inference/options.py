@@ -56,6 +56,8 @@ class Options:
     """Name of the object."""
     rv_by: Literal["node", "shift"] = "node"
     """Set the velocity's node, or shift what is decoded, exactly, tellurics too."""
+    part: Literal["spectrum", "star", "sky", "continuum"] = "spectrum"
+    """What is drawn: the spectrum, or of a model with physics the star at rest, the sky or the continuum alone."""
     extrapolate: bool = False
     """Take labels beyond what training saw, too."""
     labels: Path | None = None
@@ -101,7 +103,7 @@ def carry_out(options: Options, world: World, console: Console, progress: Progre
     if options.spectrum and not options.traverse:
         raise ConfigError("--spectrum gives the nodes that --traverse holds; say which node is to vary.")
     world.of_main(lambda: _check_out(options))
-    simulator = open_simulator(options.model, options.checkpoint, world.device)
+    simulator = open_simulator(options.model, options.checkpoint, world.device, options.part)
     if options.labels:
         _simulate_table(options, options.labels, simulator, world, console, progress)
     elif world.is_main:

@@ -38,6 +38,7 @@ from harps_dist.inference.table import (
     notes_path,
     write_table,
 )
+from harps_dist.models.refine import check_refines
 from harps_dist.ownership import OutputKind, check, claimed, first_line
 from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
@@ -134,19 +135,23 @@ def predict_files(
     workers: int = 0,
     world: World | None = None,
     progress: Progress = silent,
+    refine: bool = False,
 ) -> PredictReport:
     """Predict every spectrum of the inputs into a table, one row each, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
-    work; the main one writes the table. What cannot be predicted is listed in TABLE.failed.csv.
+    work; the main one writes the table. refine: whether rv and berv are refined on what the model draws. What cannot be
+    predicted is listed in TABLE.failed.csv.
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
     another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
     table, world = Path(table), world or World.alone(exported.device)
     check_ending(table)
     exported.check_reads()
-    parts = parts_path(table) / parts_key(exported)
+    if refine:
+        check_refines(exported.model, exported.description.name)
+    parts = parts_path(table) / parts_key(exported, refine)
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
         items, refused, todo = world.of_main(lambda: _plan(inputs, parts))
@@ -161,22 +166,23 @@ def predict_files(
                 good = [(item, found) for item, found in read if isinstance(found, Observed)]
                 failed += [found for _, found in read if not isinstance(found, Observed)]
                 if good:
-                    _write_part(parts, exported, good, batch_size)
+                    _write_part(parts, exported, good, batch_size, refine)
                 done += len(block)
                 progress("predict", min(report.already + done * world.size, len(items)), len(items))
         except Interrupted as interrupted:
             rows = report.already + sum(world.gather(done))
             raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
         report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
-        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed))
+        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed, refine))
         report.not_looked_at = not_looked_at(inputs, items) if world.is_main else ""
         report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
     return report
 
 
-def parts_key(exported: Exported) -> str:
-    """The folder of a model's parts: its weights, its calibration, its precision and this software made them."""
+def parts_key(exported: Exported, refine: bool = False) -> str:
+    """The folder of a model's parts: its weights, its calibration, its precision, what is refined and this software."""
     made_by = f"{exported.digest} {exported.computing.precision} {version('harps_dist')} {PARTS_FORMAT}"
+    made_by += " refined" if refine else ""
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
@@ -196,12 +202,14 @@ def _plan(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[R
     return items, refused, [block for block in blocks if block]
 
 
-def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int) -> None:
+def _write_part(
+    parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int, refine: bool
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     flux = np.stack([found.flux for _, found in good])
-    predicted = exported.predict_flux(flux, np.stack([found.noise for _, found in good]), batch_size)
+    predicted = exported.predict_flux(flux, np.stack([found.noise for _, found in good]), batch_size, refine=refine)
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
     coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
@@ -223,7 +231,13 @@ def _read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
 
 
 def _finish(
-    table: Path, parts: Path, exported: Exported, items: Sequence[Item], latents: bool, failed: Sequence[Refusal]
+    table: Path,
+    parts: Path,
+    exported: Exported,
+    items: Sequence[Item],
+    latents: bool,
+    failed: Sequence[Refusal],
+    refine: bool,
 ) -> list[Refusal]:
     """Write the table and the list of failures; returns duplicates, which have no row either."""
     columns = _read_parts(parts)
@@ -245,8 +259,9 @@ def _finish(
         kept = {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}
         if "latent" in kept:
             kept["latent"] = np.stack(list(kept["latent"]))
+        metadata = exported.metadata | ({"refined": "rv, berv"} if refine else {})
         fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        write_table(table, {name: kept[name] for name in fields}, exported.description, exported.metadata)
+        write_table(table, {name: kept[name] for name in fields}, exported.description, metadata)
     write_failed(failed_path(table), [*failed, *duplicates])
     return duplicates
 

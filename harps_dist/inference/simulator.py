@@ -18,7 +18,7 @@ from harps_dist.data.keyed import key_of
 from harps_dist.errors import ConfigError
 from harps_dist.formats.units import plain
 from harps_dist.inference.simulated import Request, Simulated, noise_sigma, relative_velocity
-from harps_dist.models.supervised import SpectrumModel
+from harps_dist.models.supervised import PhysicalSemiSupervised, SpectrumModel
 from harps_dist.spectra.doppler import bspline_coefficients, resample_shifted
 from harps_dist.spectra.grid import Grid, fill_invalid
 from harps_dist.spectra.labels import LABEL
@@ -29,6 +29,7 @@ PRIOR, NOISE = 0x7072696F72, 0x6E6F697365  # purposes of what is drawn for a spe
 BATCH = 16
 
 RvBy = Literal["node", "shift"]
+Part = Literal["spectrum", "star", "sky", "continuum"]
 
 
 class Simulator:
@@ -36,17 +37,32 @@ class Simulator:
 
     model: with a decoder, in evaluation mode. grid: of its spectra. name, id: of the model, id the sha256 of its
     weights. ranges: least and largest value of every label that training saw or drew. offset, scale: (input,) of the
-    nodes: label = offset + scale · node.
-    Raises ConfigError for a model without a decoder.
+    nodes: label = offset + scale · node. part: what is drawn, the spectrum or one of its factors: the star at rest, the
+    sky where it is seen, or the continuum.
+    Raises ConfigError for a model without a decoder, or for a part where the decoder knows none.
     """
 
-    def __init__(self, model: SpectrumModel, grid: Grid, name: str, id: str, ranges: Mapping[str, tuple[float, float]]):
+    def __init__(
+        self,
+        model: SpectrumModel,
+        grid: Grid,
+        name: str,
+        id: str,
+        ranges: Mapping[str, tuple[float, float]],
+        part: Part = "spectrum",
+    ):
         if not model.draws:
             raise ConfigError(
                 f"{name} is an encoder: it reads labels off spectra and draws none. Give an autoencoder or a decoder, "
                 f"such as the recipes ae-mix and resnet-etc."
             )
-        self.model, self.grid, self.name, self.id = model, grid, name, id
+        if part != "spectrum" and not isinstance(model, PhysicalSemiSupervised):
+            raise ConfigError(
+                f"{name} draws whole spectra and does not know the {part}. Give a model with physics, such "
+                f"as the recipe ae-phys, or leave --part out."
+            )
+        self.model, self.grid, self.id, self.part = model, grid, id, part
+        self.name = name if part == "spectrum" else f"{name} ({part} alone)"
         self.labels = model.labels
         self.unknown = model.inputs - len(model.labels)
         self.has_prior = model.variational
@@ -158,7 +174,11 @@ class Simulator:
     def decode(self, nodes: np.ndarray) -> np.ndarray:
         """(n, input) normalised nodes to (n, pixel) float32 flux, NaN where the spectrograph has no pixel."""
         with torch.inference_mode():
-            flux = self.model.decode(torch.from_numpy(np.asarray(nodes, np.float32)).to(self._device)).cpu().numpy()
+            given = torch.from_numpy(np.asarray(nodes, np.float32)).to(self._device)
+            if isinstance(self.model, PhysicalSemiSupervised) and self.part != "spectrum":
+                flux = self.model.parts(given)[self.part].cpu().numpy()
+            else:
+                flux = self.model.decode(given).cpu().numpy()
         flux[:, ~self.grid.valid] = np.nan
         return flux
 

@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from harps_dist.models.supervised import LabelPredictor, SemiSupervised, SpectrumModel, SpectrumSimulator
+from harps_dist.models.supervised import (
+    LabelPredictor,
+    PhysicalSemiSupervised,
+    SemiSupervised,
+    SpectrumModel,
+    SpectrumSimulator,
+)
 
 if TYPE_CHECKING:
     from harps_dist.models.config import Model
@@ -18,6 +24,7 @@ KINDS: dict[str, Callable[[Any, Grid], SpectrumModel]] = {
     "encoder": LabelPredictor,
     "decoder": SpectrumSimulator,
     "autoencoder": SemiSupervised,
+    "physical-autoencoder": PhysicalSemiSupervised,
 }
 
 

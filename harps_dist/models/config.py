@@ -116,7 +116,63 @@ class Autoencoder(Frozen):
         return self.bottleneck - len(self.labels)
 
 
-Model = Annotated[Encoder | Decoder | Autoencoder, Field(discriminator="kind")]
+class PhysicalAutoencoder(Frozen):
+    """Spectrum to latent to spectrum, by a decoder that shifts a star at rest and the sky by their velocities.
+
+    The first latent nodes are the labels, in the order of `labels`; the others are the factors that are counted here.
+    """
+
+    kind: Literal["physical-autoencoder"] = "physical-autoencoder"
+    """Kind of the model, which its recipe fixes."""
+    purpose: ClassVar[str] = (
+        "reads labels and unknown factors off a spectrum and draws it again, a shifted star seen through a shifted sky"
+    )
+    reads: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    labels: tuple[str, ...] = SEVEN
+    """Names of the labels, which the first latent nodes hold."""
+    broadening: bool = True
+    """Whether the lines of stars differ in width."""
+    response_factors: int = Field(2, ge=0)
+    """Nodes for what the release's responses differ in besides airmass and water vapour."""
+    sky_factors: int = Field(1, ge=0)
+    """Nodes for changes of the sky's transmission that are learned."""
+    continuum_terms: int = Field(6, ge=0)
+    """Nodes for terms of the smooth continuum."""
+    star_factors: int = Field(2, ge=0)
+    """Nodes for what stars differ in besides their labels, which is learned."""
+    vectors: int = Field(64, ge=1)
+    """Vectors that model spectra at rest are combined from."""
+    model_spectra: int = Field(1024, ge=8)
+    """Model spectra of the release that the spectrum at rest is learned from before the training, at most."""
+    taught: float = Field(0.5, ge=0, le=1)
+    """Share of the spectra that are decoded from their true labels in training, where these are known."""
+    variational: bool = False
+    """Draw the nodes from a Gaussian in training (InfoVAE)."""
+    width: float = Field(1.0, gt=0)
+    """Factor of the encoder's numbers of channels."""
+    init: Init = "paper"
+    """Initial weights: the framework's default (paper), or such that keep the signal's scale (on_scale).
+    On scale, the head starts at the mean label.
+    """
+    input_centre: float = 0.0
+    """Flux that is subtracted from the input; lines are small against the continuum, so centred input learns faster."""
+    input_scale: float = 1.0
+    """Factor of the centred input."""
+
+    @property
+    def unknown(self) -> int:
+        """Nodes of the bottleneck that are no label."""
+        counted = self.response_factors + self.sky_factors + self.continuum_terms + self.star_factors
+        return self.broadening + counted
+
+    @property
+    def bottleneck(self) -> int:
+        """Latent nodes: labels and unknown factors."""
+        return len(self.labels) + self.unknown
+
+
+Model = Annotated[Encoder | Decoder | Autoencoder | PhysicalAutoencoder, Field(discriminator="kind")]
 
 
 class Loss(Frozen):

@@ -5,10 +5,11 @@ Tested in tests/unit/test_engine.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,16 +56,16 @@ def forward_cost(config: Model, grid: Grid) -> ForwardCost:
     from harps_dist.models.build import build_model
 
     with FakeTensorMode(), torch.no_grad():
-        network = build_model(config, grid).get_submodule("network")
+        model = build_model(config, grid)
         inputs = torch.zeros(1, grid.length if config.reads else len(config.labels))
-        flops = forward_flops(network, inputs)
-        with _Traffic({id(parameter) for parameter in network.parameters()}) as traffic:
-            network(inputs)
+        flops = forward_flops(model.passed, inputs)
+        with _Traffic({id(tensor) for tensor in (*model.parameters(), *model.buffers())}) as traffic:
+            model.passed(inputs)
     return ForwardCost(flops, traffic.bytes, traffic.outputs)
 
 
-def forward_flops(network: nn.Module, inputs: Tensor) -> float:
-    """FLOPs of a forward pass; biases, norms and activations are not counted."""
+def forward_flops(network: Callable[[Tensor], object], inputs: Tensor) -> float:
+    """FLOPs of a forward pass; biases, norms, activations and Fourier transforms are not counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

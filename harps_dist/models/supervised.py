@@ -7,7 +7,7 @@ Tested in tests/unit/test_losses.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,19 @@ from harps_dist.models.autoencoder import Autoencoder as Network
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.decoder import ConvDecoder, ResNetDecoder
 from harps_dist.models.encoder import ConvEncoder, LabelEncoder
+from harps_dist.models.physical import Factors, PhysicalDecoder
 from harps_dist.models.rescale import in_scale
 from harps_dist.spectra.labels import NAMES
-from harps_dist.spectra.noise import keyed_normals
+from harps_dist.spectra.noise import keyed_normals, keyed_uniforms
 
 if TYPE_CHECKING:
     from harps_dist.data.observer import Batch
-    from harps_dist.models.config import Autoencoder, Decoder, Encoder
+    from harps_dist.data.reader import Release
+    from harps_dist.models.config import Autoencoder, Decoder, Encoder, PhysicalAutoencoder
     from harps_dist.spectra.grid import Grid
 
 LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
+TEACHING = 0x7465616368  # and these
 LOG_SCALE_LIMIT = 10.0
 
 
@@ -124,6 +127,9 @@ class SpectrumModel(nn.Module):
         """(…, K) normalised labels to physical units, float64."""
         return normalised.double() * self.label_std + self.label_mean
 
+    def begin(self, release: Release) -> None:
+        """Take what the model is to know of a release before it is trained there; most begin from nothing."""
+
     def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
         """Take over weights of another model that this one has under the same name and shape; returns their names.
 
@@ -146,6 +152,10 @@ class SpectrumModel(nn.Module):
     def _placed(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> dict[str, Tensor]:
         """Another model's weights under the names that they have in this one."""
         return weights
+
+    def passed(self, inputs: Tensor) -> object:
+        """All that a forward pass computes of flux (batch, pixel), or of labels (batch, K) where it reads no flux."""
+        return self.get_submodule("network")(inputs)
 
     def forward(self, batch: Batch) -> Output:
         raise NotImplementedError(f"{type(self).__name__} says nothing of a batch; give it a forward.")
@@ -234,7 +244,7 @@ class SemiSupervised(SpectrumModel):
 
     reads = draws = True
 
-    def __init__(self, config: Autoencoder, grid: Grid):
+    def __init__(self, config: Autoencoder | PhysicalAutoencoder, grid: Grid):
         super().__init__(config.labels)
         encoder = ConvEncoder(
             grid.length,
@@ -243,10 +253,13 @@ class SemiSupervised(SpectrumModel):
             input_scale=config.input_scale,
             init=config.init,
         )
-        decoder = build_decoder(config, grid, config.bottleneck, config.decoder_width)
-        self.network = Network(encoder, decoder, config.bottleneck, init=config.init)
-        self.variational, self.nodes = config.variational, config.bottleneck
+        decoder = self._decoder(config, grid)
+        self.network = Network(encoder, decoder, decoder.inputs, init=config.init)
+        self.variational, self.nodes = config.variational, decoder.inputs
         self.network.get_submodule("log_variance_head").requires_grad_(config.variational)
+
+    def _decoder(self, config: Any, grid: Grid) -> Any:
+        return build_decoder(config, grid, config.bottleneck, config.decoder_width)
 
     def forward(self, batch: Batch) -> Output:
         latent, prior = self.encode(batch.flux), None
@@ -255,7 +268,12 @@ class SemiSupervised(SpectrumModel):
             noise, prior = self._normal_draws(batch.key, nodes.shape[1])
             nodes = self.network.sample(latent, noise)
         labels = nodes[:, : len(self.labels)] if self.labels else None
-        return Output(labels, self.decode(nodes), nodes, latent if self.variational else None, prior)
+        decoded = self.decode(self._decoded(nodes, batch))
+        return Output(labels, decoded, nodes, latent if self.variational else None, prior)
+
+    def _decoded(self, nodes: Tensor, batch: Batch) -> Tensor:
+        """The nodes that a batch is decoded from, where the encoder says nodes (batch, bottleneck)."""
+        return nodes
 
     def _placed(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> dict[str, Tensor]:
         """A decoder pretrained alone keeps its first layer, each column under its own label (the public code loses that
@@ -297,6 +315,58 @@ class SemiSupervised(SpectrumModel):
     def decode(self, nodes: Tensor) -> Tensor:
         """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
         return self.network.decode(nodes)
+
+
+class PhysicalSemiSupervised(SemiSupervised):
+    """An autoencoder whose decoder knows what moves (`models.physical`).
+
+    In training a share of the spectra is decoded from their true labels where these are known: the decoder then learns
+    from the first step on, and the encoder's other nodes beside it.
+    """
+
+    def __init__(self, config: PhysicalAutoencoder, grid: Grid):
+        super().__init__(config, grid)
+        self.taught = config.taught
+
+    def _decoder(self, config: Any, grid: Grid) -> PhysicalDecoder:
+        factors = Factors(
+            int(config.broadening), config.response_factors, config.sky_factors, config.continuum_terms,
+            config.star_factors,
+        )  # fmt: skip
+        return PhysicalDecoder(grid, config.labels, factors, config.vectors, config.model_spectra)
+
+    @property
+    def decoder(self) -> PhysicalDecoder:
+        """The decoder, whose parts can be drawn one by one."""
+        return cast(PhysicalDecoder, self.network.decoder)
+
+    def begin(self, release: Release) -> None:
+        """Learn model spectra at rest and responses from a release; raises ConfigError where it has too few."""
+        from harps_dist.models.release_physics import fit
+
+        fit(self.decoder, release)
+
+    def decode(self, nodes: Tensor) -> Tensor:
+        """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
+        known = len(self.labels)
+        return self.decoder(self.physical(nodes[:, :known]), nodes[:, known:])
+
+    def passed(self, inputs: Tensor) -> object:
+        """All that a forward pass computes of flux (batch, pixel)."""
+        return self.decode(self.encode(inputs).mean)
+
+    def parts(self, nodes: Tensor) -> dict[str, Tensor]:
+        """What a spectrum drawn from nodes (batch, bottleneck) is the product of; see `PhysicalDecoder.parts`."""
+        known = len(self.labels)
+        return self.decoder.parts(self.physical(nodes[:, :known]), nodes[:, known:])
+
+    def _decoded(self, nodes: Tensor, batch: Batch) -> Tensor:
+        if not (self.training and self.taught):
+            return nodes
+        truth = self.normalise(batch.labels)
+        teach = torch.isfinite(truth) & (keyed_uniforms(batch.key, 1, TEACHING) < self.taught)
+        labels = torch.where(teach, truth, nodes[:, : len(self.labels)])
+        return torch.cat([labels, nodes[:, len(self.labels) :]], dim=1)
 
 
 def build_decoder(config: Decoder | Autoencoder, grid: Grid, inputs: int, width: float) -> nn.Module:

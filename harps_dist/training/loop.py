@@ -114,7 +114,9 @@ class Trainer:
         def begin(model: SpectrumModel) -> None:
             if checkpoint:
                 checkpoint.load_model(model)
-            elif start_from:
+                return
+            model.begin(release)
+            if start_from:
                 self._start_from(start_from, model)
 
         self.learner = Learner(recipe, release, world, engine, begin, self.console.print)

@@ -1,6 +1,6 @@
 """Everything that a GPU can tell, in one run and one JSON file: `make gpu`, or `python -m tests.gpu.measure --out OUT`.
 
-Tests of tests/gpu; `benchmark step` of an encoder, a ResNet decoder and an autoencoder on the full grid, beside what
+Tests of tests/gpu; `benchmark step` of an encoder, a ResNet decoder and two autoencoders on the full grid, beside what
 training reports in a minute of each; reading, inference; which kernels a step is made of. It runs the commands that
 users run, fetches nothing, and makes its release itself. What fails is noted, and the rest goes on.
 """
@@ -30,7 +30,7 @@ from preprocessing.demo import DemoSize
 from tests.gpu.full_grid import build_full_grid
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ("cnn-etc", "resnet-etc", "ae-mix")
+RECIPES = ("cnn-etc", "resnet-etc", "ae-mix", "ae-phys")
 _TOP = 20  # kernels of a profile
 _TAIL = 2000  # characters of what a command printed
 

@@ -12,7 +12,13 @@ from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
 from harps_dist.training.loop import train_run
 
-STEPS = {"demo-cnn-mix-laplace": 60, "demo-ae-mix": 40, "demo-infovae-mix": 3, "demo-cnn-dec-etc": 3}
+STEPS = {
+    "demo-cnn-mix-laplace": 60,
+    "demo-ae-mix": 40,
+    "demo-infovae-mix": 3,
+    "demo-cnn-dec-etc": 3,
+    "demo-ae-phys": 20,
+}
 
 
 @pytest.fixture(scope="session")

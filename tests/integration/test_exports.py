@@ -32,7 +32,7 @@ from preprocessing.pack import Settings, pack
 from tests.commands import environment
 from tests.integration.conftest import STEPS
 
-CNN, AE, VAE, DECODER = STEPS
+CNN, AE, VAE, DECODER, PHYS = STEPS
 PRECISIONS = ("fp32", "bf16")
 
 

@@ -26,7 +26,7 @@ from harps_dist.inference.predict import parts_key
 from harps_dist.ranks.world import World
 from tests.integration.conftest import STEPS
 
-CNN, AE, VAE, DECODER = STEPS
+CNN, AE, VAE, DECODER, _ = STEPS
 
 
 @pytest.fixture(scope="module")

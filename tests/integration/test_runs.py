@@ -344,7 +344,7 @@ def expected_losses(recipe: Recipe) -> set[str]:
         losses.add("loss_label")
     if model.kind != "encoder":
         losses.add("loss_reconstruction")
-    if model.kind == "autoencoder":
+    if model.kind in ("autoencoder", "physical-autoencoder"):
         unknown = recipe.loss.unknown_penalty and model.bottleneck > len(model.labels)
         losses |= {"loss_unknown"} if unknown else set()
         losses |= {f"loss_{part}" for part in ("kl", "mmd") if getattr(recipe.loss, part)}

@@ -1,0 +1,110 @@
+"""Velocities by gradient: within their stated errors, which are the photon limit's, from where an encoder starts."""
+
+import pytest
+import torch
+
+from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError
+from harps_dist.models.build import build_model
+from harps_dist.models.config import Encoder
+from harps_dist.models.refine import check_refines, refine_velocities
+from harps_dist.recipes import find_recipe
+from harps_dist.runs.run import initial_model
+
+SNR, DRAWS, STARS = 100, 12, 5
+STILL = -30.0
+
+
+@pytest.fixture(scope="module")
+def model(tiny_release):
+    release = Release(tiny_release)
+    made = initial_model(find_recipe("demo-ae-phys").changed(model={"width": 0.125}), release.manifest)
+    made.begin(release)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def truth(model) -> torch.Tensor:
+    """(STARS, bottleneck) nodes of cool stars whose lines nothing broadens."""
+    nodes = torch.randn(STARS, model.nodes, generator=torch.Generator().manual_seed(0)) * 0.3
+    nodes[:, len(model.labels) :] = 0
+    nodes[:, len(model.labels)] = STILL
+    return nodes
+
+
+def column(model, label: str) -> tuple[int, float]:
+    number = model.labels.index(label)
+    return number, float(model.label_std[number])
+
+
+def noisy(model, truth, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        flux = model.decode(truth)
+    sigma = flux.clamp(min=2e-3).sqrt() / SNR
+    return flux + sigma * torch.randn(flux.shape, generator=torch.Generator().manual_seed(seed)), sigma
+
+
+def test_errors_are_those_stated_and_those_the_photons_allow(model, truth):
+    valid = torch.arange(model.decoder.length)
+    (rv, rv_unit), (berv, berv_unit) = column(model, "rv"), column(model, "berv")
+    pulls, start = [], truth.clone()
+    start[:, rv] += 4.0 / rv_unit  # as far as an encoder errs after minutes
+    start[:, berv] -= 1.0 / berv_unit
+    for seed in range(DRAWS):
+        flux, sigma = noisy(model, truth, seed)
+        found = refine_velocities(model, flux, start, sigma, valid)
+        error = (found.nodes - truth)[:, [rv, berv]].double() * torch.tensor([rv_unit, berv_unit])
+        pulls.append(error / found.covariance.diagonal(dim1=1, dim2=2).sqrt())
+        changed = (found.nodes != truth).any(0)
+        assert changed.nonzero().flatten().tolist() == sorted([rv, berv])
+    pulls = torch.stack(pulls)
+    count = pulls[..., 0].numel()
+    for velocity in range(2):  # the mean square pull is chi-square over its degrees of freedom: six deviations
+        assert abs(float(pulls[..., velocity].square().mean()) - 1) < 6 * (2 / count) ** 0.5
+    # the limit, by differences of the spectrum itself (Bouchy et al. 2001), without the continuum and berv to fit
+    with torch.no_grad():
+        up, down = truth.clone(), truth.clone()
+        up[:, rv] += 0.05 / rv_unit
+        down[:, rv] -= 0.05 / rv_unit
+        slope = (model.decode(up) - model.decode(down)) / 0.1
+    limit = ((slope / sigma) ** 2).sum(1) ** -0.5
+    ratio = found.covariance[:, 0, 0].sqrt() / limit
+    assert (ratio > 0.99).all()
+    assert (ratio < 1.2).all()
+    assert ((found.misfit - 1).abs() < 0.1).all()
+
+
+def test_a_worse_misfit_widens_the_errors_and_hits_do_not_pull(model, truth):
+    valid = torch.arange(model.decoder.length)
+    flux, sigma = noisy(model, truth, 100)
+    calm = refine_velocities(model, flux, truth, sigma, valid)
+    hit = flux.clone()
+    hit[:, 1000::500] = 30.0
+    struck = refine_velocities(model, hit, truth, sigma, valid)
+    rv, unit = column(model, "rv")
+    moved = (struck.nodes - calm.nodes)[:, rv].double() * unit
+    assert (moved.abs() < 2 * calm.covariance[:, 0, 0].sqrt()).all()
+    wrong = refine_velocities(model, flux, truth, sigma / 3, valid)  # noise that is three times what is said
+    widened = wrong.covariance[:, 0, 0] / calm.covariance[:, 0, 0]
+    assert ((widened.sqrt() - 1).abs() < 0.15).all()
+    assert ((wrong.misfit / 3 - 1).abs() < 0.1).all()
+
+
+def test_it_takes_a_model_that_reads_and_draws_both_velocities(model, tiny_release):
+    check_refines(model, "this")
+    encoder = build_model(Encoder(width=0.125), Release(tiny_release).grid)
+    with pytest.raises(ConfigError, match="such as ae-phys"):
+        check_refines(encoder, "cnn")
+    unsupervised = find_recipe("beta-vae-u").changed(model={"width": 0.125, "decoder_width": 0.125}).model
+    with pytest.raises(ConfigError, match="such as ae-phys"):
+        check_refines(build_model(unsupervised, Release(tiny_release).grid), "beta-vae-u")
+
+
+def test_a_step_that_makes_it_worse_is_not_taken(model, truth):
+    """A spectrum without lines says nothing of velocities: what was read stays near."""
+    valid = torch.arange(model.decoder.length)
+    flat = torch.ones(STARS, model.decoder.length)
+    found = refine_velocities(model, flat, truth, torch.full_like(flat, 0.01), valid)
+    assert torch.isfinite(found.nodes).all()
+    assert torch.isfinite(found.covariance).all()
+    assert float((found.nodes - truth).abs().max()) < 2
