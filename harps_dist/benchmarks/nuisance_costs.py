@@ -81,7 +81,7 @@ def effect_table(effects: list[Effect]) -> str:
 
 
 def draw_effects(effects: list[Effect], release: Release, out: Path) -> None:
-    """Draw every nuisance alone: the change over the whole spectrum, and the lines where it is largest, with and without.
+    """Draw every nuisance alone: its change over the whole spectrum, and flux where that is largest.
 
     Raises ConfigError where `out` is no PNG, OutputError where something else stands there.
     """

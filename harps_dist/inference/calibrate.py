@@ -64,9 +64,19 @@ class SplitPredictions(NamedTuple):
 
 
 class Trial:
-    """An uncalibrated model and the release to try it on. most: spectra of a kind and split, chosen by their key."""
+    """An uncalibrated model and the release to try it on. most: spectra of a kind and split, chosen by their key.
+    samples: of blankings that it predicts by, 0 for none."""
 
-    def __init__(self, exported: Exported, recipe: Recipe, release: Release, most: int, progress: Progress = silent):
+    def __init__(
+        self,
+        exported: Exported,
+        recipe: Recipe,
+        release: Release,
+        most: int,
+        progress: Progress = silent,
+        samples: int = 0,
+    ):
+        self.samples = samples
         self.exported, self.recipe, self.release, self.most, self.progress = exported, recipe, release, most, progress
         self.observer = Observer(release.decoding, recipe.data.augment, exported.device)
 
@@ -123,6 +133,8 @@ class Trial:
                 chunks = np.array([photon_noise(flux) for flux in batch.flux.cpu().numpy()[:, valid]])
                 noise = torch.from_numpy(chunks).to(exported.device)
             said = exported.raw(batch.flux, noise)
+            if self.samples:
+                said = exported.sampled(said, batch.flux, self.samples)
             sigma = np.empty((len(batch.rows), 0)) if said.sigma is None else said.sigma.cpu().numpy()
             predicted.append((said.labels.double().cpu().numpy(), sigma))
             features.append(said.features)
