@@ -245,13 +245,16 @@ def _anomalies(description: Description) -> str:
     if facts is None:
         return "This model scores no anomalies."
     text = (
-        f"A spectrum's score is the larger of its distance from {facts.trained_on:,} training spectra among the "
+        f"A spectrum's score is its distance from {facts.trained_on:,} training spectra (Mahalanobis) by what "
+        f"each of its stretches adds to the labels, and by the power of its structures from wide to narrow"
+        if facts.numbers
+        else f"A spectrum's score is its distance from {facts.trained_on:,} training spectra among the "
         f"features of the encoder, averaged along the spectrum (Mahalanobis, {facts.components} axes)"
     )
     if facts.orders:
         text += (
-            f", and of the largest χ² of its reconstruction in {len(facts.orders)} echelle orders, against the "
-            f"spectrum's own noise and the usual misfit of the model there"
+            f", or, where that is larger, the largest χ² of its reconstruction in {len(facts.orders)} echelle orders, "
+            f"against the spectrum's own noise and the usual misfit of the model there"
         )
     if not np.isfinite(facts.threshold):
         return (

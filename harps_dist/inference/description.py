@@ -76,7 +76,8 @@ class AnomalyFacts:
     distance_scale, excess_scale: what
     1 - false_alarms of the validation spectra stay below; excess_scale is NaN for a model that does not reconstruct.
     orders: numbers of the echelle orders. threshold: of the larger of distance and excess, each over its scale;
-    infinite where too few stars calibrate it.
+    infinite where too few stars calibrate it. numbers: of a fingerprint, 0 where there is none; its distance over
+    likeness_scale then stands for the features'.
     """
 
     components: int
@@ -89,6 +90,8 @@ class AnomalyFacts:
     calibrated_on: str
     stars: int
     spectra: int
+    numbers: int = 0
+    likeness_scale: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.errors import ConfigError, ExportError
-from harps_dist.inference.anomaly import Misfit, Orders, Reference, misfit
+from harps_dist.inference.anomaly import STRETCHES, Misfit, Orders, Reference, misfit, power
 from harps_dist.inference.build import build
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
 from harps_dist.inference.precision import Precision, compute_by, computing
@@ -47,7 +47,8 @@ class Raw(NamedTuple):
 
     labels, sigma: (batch, K) physical, sigma None where it predicts none. nodes: (batch, bottleneck), without columns
     where there is none. features: (batch, channels) of the encoder, averaged along the spectrum. misfit: in every
-    order, None where nothing is reconstructed. refined: numbers of the labels whose sigma is of `models.refine`.
+    order, None where nothing is reconstructed. fingerprint: (batch, number) what stretches of the spectrum add to the
+    labels, and the power of structures of all widths. refined: numbers of the labels whose sigma is of `models.refine`.
     sampled: whether labels and sigma are those of several blankings.
     """
 
@@ -56,6 +57,7 @@ class Raw(NamedTuple):
     nodes: Tensor
     features: Tensor
     misfit: Misfit | None
+    fingerprint: Tensor
     refined: tuple[int, ...] = ()
     sampled: bool = False
 
@@ -161,7 +163,10 @@ class Exported:
         Raises ConfigError for a model that reads no spectra.
         """
         self.check_reads()
-        labels, log_scale, nodes, features = self.model.read(flux)
+        encoded = self.model.encoder(flux)
+        labels, log_scale, nodes, features = self.model.reading(encoded)
+        parts = self.model.encoder.contributions(encoded, self.model.readout, STRETCHES)
+        fingerprint = torch.cat([parts, power(flux[:, self._valid])], dim=1)
         compared = None
         if self.reconstructs and noise is not None:
             drawn = self.model.decode(nodes)
@@ -169,7 +174,7 @@ class Exported:
         sigma = None
         if log_scale is not None:
             sigma = log_scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
-        return Raw(self.model.physical(labels), sigma, nodes, features, compared)
+        return Raw(self.model.physical(labels), sigma, nodes, features, compared, fingerprint)
 
     @torch.inference_mode()
     def sampled(self, raw: Raw, flux: Tensor, samples: int) -> Raw:
@@ -269,6 +274,8 @@ class Exported:
         anomaly = self.description.anomaly
         if anomaly is not None:
             score = distance / anomaly.distance_scale
+            if self.reference is not None and self.reference.likeness is not None:
+                score = self.reference.likeness.distance(raw.fingerprint) / anomaly.likeness_scale
             if excess.shape[1]:
                 score = torch.maximum(score, excess.amax(dim=1) / anomaly.excess_scale)
             score = score / anomaly.threshold
@@ -352,8 +359,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", precision: Prec
     reference = None
     if description.anomaly is not None:
         tensors = _checked_tensors(folder, REFERENCE, description)
-        size = model.encoder.channels
-        reference = Reference.of(tensors, size, len(description.anomaly.orders), str(folder / REFERENCE))
+        facts, size = description.anomaly, model.encoder.channels
+        reference = Reference.of(tensors, size, len(facts.orders), facts.numbers, str(folder / REFERENCE))
     exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device, precision)
     if (
         description.anomaly is not None
