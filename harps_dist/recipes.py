@@ -12,7 +12,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from harps_dist.config import Data, Recipe, Training
-from harps_dist.data.augment import Augment, Nuisance
+from harps_dist.data.augment import NUISANCES, Augment
 from harps_dist.data.order import Mix
 from harps_dist.errors import ConfigError
 from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss, PhysicalAutoencoder
@@ -94,8 +94,7 @@ RECIPES |= {
     for weight in (0.01, 0.1, 1, 10, 20, 100)
 }
 
-_DEMO_NUISANCE = Nuisance(broadening_kms=5, line_error=0.1, continuum=0.01)
-_DEMO_AUGMENT = Augment(rv_kms=70, berv_kms=30, shift="linear", nuisance=_DEMO_NUISANCE)
+_DEMO_AUGMENT = Augment(rv_kms=70, berv_kms=30, shift="linear", nuisance=NUISANCES["plain"])
 _DEMO_STEPS = {"encoder": 800, "autoencoder": 400, "physical-autoencoder": 400, "decoder": 400}
 
 

@@ -35,6 +35,10 @@ class Arguments:
     """Precision of the encoder; auto is fp32, so that labels do not depend on where they were predicted."""
     refine: Literal["nothing", "velocities"] = "nothing"
     """What is refined on the spectrum that the model draws: rv and berv, by Gauss-Newton steps, or nothing."""
+    samples: int = 0
+    """Predict by so many blankings, such as 16: their median, and their spread as a part of the uncertainty.
+    Takes as many times as long, and a model that was trained with blanked pieces.
+    """
     batch_size: int = 16
     """Spectra that are predicted at once."""
     workers: int = 0
@@ -73,6 +77,7 @@ def main() -> int:
             world,
             progress,
             arguments.refine == "velocities",
+            arguments.samples,
         )
     console = console_for(quiet=not world.is_main)
     done = f"{report.predicted} spectra predicted, {report.already} before, in {exported.computing.precision}"

@@ -17,7 +17,11 @@ from typing import Annotated
 import tyro
 
 from harps_dist.config import Engine, Recipe
+from harps_dist.data.augment import named_nuisance
+from harps_dist.errors import ConfigError
 from harps_dist.recipes import DEFAULT, find_recipe, overview
+
+NUISANCE = "--data.augment.nuisance"
 
 
 def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine, bool]:
@@ -25,7 +29,7 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine,
     arguments = [word for word in arguments if not word.startswith("--local_rank")]  # of the deepspeed launcher
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else DEFAULT
-    preset = find_recipe(name)
+    preset, arguments = _with_nuisances(find_recipe(name), arguments)
 
     @dataclass
     class Arguments:
@@ -48,6 +52,22 @@ def parse(arguments: list[str]) -> tuple[str, Recipe, Path, Path | None, Engine,
         config=(tyro.conf.AvoidSubcommands,),
     )
     return name, parsed.recipe, parsed.out, parsed.start_from, parsed.engine, parsed.plan
+
+
+def _with_nuisances(preset: Recipe, arguments: list[str]) -> tuple[Recipe, list[str]]:
+    """A recipe with the nuisances that `--data.augment.nuisance NAME` names last, and all other arguments."""
+    words, others = iter(arguments), []
+    for word in words:
+        option, _, value = word.partition("=")
+        if option != NUISANCE:
+            others.append(word)
+            continue
+        try:
+            nuisance = named_nuisance(value or next(words, ""))
+        except ValueError as error:
+            raise ConfigError(f"{NUISANCE}: {error}") from None
+        preset = preset.changed(data={"augment": preset.data.augment.model_copy(update={"nuisance": nuisance})})
+    return preset, others
 
 
 def main() -> int:

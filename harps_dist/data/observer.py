@@ -39,7 +39,13 @@ from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halve
 from harps_dist.spectra.observation import observe
 
 NOISE, LINES, BROADENING, CONTINUUM = range(4)  # purposes of what the device draws
-IN_KERNELS = ("line_error", "broadening_kms", "continuum")  # nuisances; with others PyTorch does them all
+DEPTHS, MISSING, UNLISTED, LEVELS, HITS, BLANKED = range(4, 10)
+LEVEL = (  # columns of what is drawn once a spectrum
+    *("line_depth", "missing_lines", "unlisted_lines", "rotation_kms", "macroturbulence_kms"),
+    *("scattered_light", "cosmic_hits", "blanked"),
+)
+IN_KERNELS = ("line_error", "broadening_kms", "continuum")  # nuisances; with others of the star PyTorch does them all
+ON_DETECTOR = ("scattered_light", "cosmic_hits", "blanked")
 
 
 class Batch(NamedTuple):
@@ -100,13 +106,17 @@ class Observer:
 
         self._observe_spline, self._observe, self._noise = fused(_observe_spline), fused(_observe), fused(_noise)
         self._spline, self._restore = fused(spline_values), fused(decoding.codec.restore)
+        nuisance = augment.nuisance
+        self._star = nuisance.model_copy(update=dict.fromkeys(ON_DETECTOR, 0.0))
+        self._detector = nuisance.only(*ON_DETECTOR)
+        self._knots = disturbances.knots_in_velocity(self.source_grid, device, dtype) if self._alters_lines else None
         self._kernels, self._disturbs_by_kernels = None, False
         if kernels == "triton" and dtype == torch.float32:
             cubic, noise = augment.shift == "cubic", NOISE if augment.noise else None
             self._kernels = SpectrumKernels(
                 self.grid, self.source_grid, decoding.basis, decoding.terms, cubic, self._shifts_response, noise, device
             )
-            others = augment.nuisance.model_copy(update=dict.fromkeys(IN_KERNELS, 0.0))
+            others = self._star.model_copy(update=dict.fromkeys(IN_KERNELS, 0.0))
             self._disturbs_by_kernels = not others.any
 
     def __call__(self, raw: RawBatch) -> Batch:
@@ -120,6 +130,8 @@ class Observer:
             self._fill_invalid(flux[:real])
         if len(raw.sed):
             self.standardise(self.simulate(raw), flux[real:])
+            if self._detector.any:
+                self._on_detector(flux[real:], raw.key[real:])
         simulated = torch.arange(len(flux), device=flux.device) >= real
         return Batch(flux, raw.labels, simulated, raw.rows, raw.key)
 
@@ -127,7 +139,7 @@ class Observer:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""
         raw = self._in_format(raw)
         key = raw.key[len(raw.flux) :]
-        cubic, drawn = self.augment.shift == "cubic", self.augment.nuisance.any
+        cubic, drawn = self.augment.shift == "cubic", self._star.any
         sed, scale = raw.sed, raw.sed_scale
         if drawn or not (cubic or self._kernels):
             sed = self._disturbed(raw, key)
@@ -203,14 +215,60 @@ class Observer:
         return mean, ratio, floor
 
     def _disturb(self, sed: Tensor, key: Tensor) -> Tensor:
-        nuisance, pixels = self.augment.nuisance, sed.shape[-1]
+        nuisance, pixels = self._star, sed.shape[-1]
         if nuisance.line_error:
             sed = disturbances.scale_lines(sed, disturbances.smooth_noise(self._line_errors(key), pixels))
-        if nuisance.broadening_kms:
+        if self._alters_lines:
+            sed = self._alter_lines(sed, key)
+        if nuisance.broadening_kms or nuisance.rotation_kms or nuisance.macroturbulence_kms:
             sed = self._broaden(sed, key)
         if nuisance.continuum:
             sed = sed * (1 + disturbances.smooth_noise(self._ripples(key), pixels))
         return sed
+
+    @property
+    def _alters_lines(self) -> bool:
+        nuisance = self._star
+        return bool(nuisance.line_depth or nuisance.missing_lines or nuisance.unlisted_lines)
+
+    def _level(self, key: Tensor, name: str) -> Tensor:
+        """(batch, 1) uniform draw of a nuisance, one a spectrum."""
+        return keyed_uniforms(key, len(LEVEL), LEVELS)[:, LEVEL.index(name), None].to(self._dtype)
+
+    def _alter_lines(self, sed: Tensor, key: Tensor) -> Tensor:
+        nuisance, knots = self._star, self._knots
+        assert knots is not None
+        factor = torch.ones(len(key), knots.size, dtype=self._dtype, device=key.device)
+        added = torch.zeros_like(factor)
+        if nuisance.line_depth:
+            normals = keyed_normals(key, sum(disturbances.line_knots(knots.size)), DEPTHS).to(self._dtype)
+            largest = self._level(key, "line_depth") * nuisance.line_depth
+            factor = disturbances.depth_factors(normals, largest, knots.size)
+        if nuisance.missing_lines:
+            together = round(disturbances.PIECE_KMS / disturbances.KNOT_KMS)
+            drawn = keyed_uniforms(key, -(-knots.size // together), MISSING).to(self._dtype)
+            gone = drawn < self._level(key, "missing_lines") * nuisance.missing_lines
+            factor = factor.masked_fill(gone.repeat_interleave(together, dim=1)[:, : knots.size], 0.0)
+        if nuisance.unlisted_lines:
+            drawn, strength = keyed_uniforms(key, 2 * knots.size, UNLISTED).to(self._dtype).chunk(2, dim=1)
+            share = self._level(key, "unlisted_lines") * nuisance.unlisted_lines * disturbances.KNOT_KMS / 1000
+            added = torch.where(drawn < share, strength**3, 0.0)
+        return disturbances.change_lines(sed, knots.at_pixels(factor), knots.at_pixels(added))
+
+    def _on_detector(self, flux: Tensor, key: Tensor) -> None:
+        """Change standardised flux (simulated, pixel) by what an extraction leaves in it."""
+        nuisance, pixels = self._detector, flux.shape[1]
+        if nuisance.scattered_light:
+            light = (4 * self._level(key, "scattered_light") - 1) / 3 * nuisance.scattered_light
+            flux.add_(light).div_(1 + light)
+        if nuisance.cosmic_hits:
+            draws = keyed_uniforms(key, 3 * -(-pixels // disturbances.HIT_CELL), HITS).to(self._dtype)
+            share = self._level(key, "cosmic_hits") * nuisance.cosmic_hits / 1000
+            flux.add_(disturbances.cosmic_hits(draws, share, pixels))
+        if nuisance.blanked:
+            drawn = keyed_uniforms(key, disturbances.pieces(pixels), BLANKED).to(self._dtype)
+            flux.copy_(disturbances.blank(flux, drawn < self._level(key, "blanked") * nuisance.blanked))
+        self._fill_invalid(flux)
 
     def _line_errors(self, key: Tensor) -> Tensor:
         nuisance = self.augment.nuisance
@@ -218,8 +276,13 @@ class Observer:
         return keyed_normals(key, knots, LINES).to(self._dtype) * nuisance.line_error
 
     def _broaden(self, sed: Tensor, key: Tensor) -> Tensor:
-        sigma = keyed_uniforms(key, 1, BROADENING)[:, 0]
-        return disturbances.broaden(sed, self.source_grid, sigma * self.augment.nuisance.broadening_kms)
+        nuisance = self._star
+        sigma = keyed_uniforms(key, 1, BROADENING)[:, 0] * nuisance.broadening_kms
+        rotation, macroturbulence = (
+            self._level(key, name)[:, 0] ** 2 * getattr(nuisance, name) if getattr(nuisance, name) else None
+            for name in ("rotation_kms", "macroturbulence_kms")
+        )
+        return disturbances.broaden(sed, self.source_grid, sigma, rotation, macroturbulence)
 
     def _ripples(self, key: Tensor) -> Tensor:
         nuisance = self.augment.nuisance

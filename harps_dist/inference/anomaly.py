@@ -6,6 +6,7 @@ Both are plain numbers of arrays; what counts as too much is calibrated where a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,10 @@ from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR
 
 MOST_COMPONENTS = 64
 SPECTRA_PER_COMPONENT = 8
+STRETCHES = 16  # of a spectrum, whose parts in the labels are told apart
+POWERS = 19  # widths of structures that are told apart
+_GAUSSIAN = ("mean", "axes", "variance")
+_OF_LIKENESS = "likeness_"
 
 
 @dataclass(frozen=True)
@@ -123,33 +128,80 @@ class LatentGaussian:
         return self.mean + (normal.double() * self.variance.sqrt()) @ self.axes.T
 
 
+def power(flux: Tensor) -> Tensor:
+    """(batch, POWERS) logarithms of the power of spectra, from structures of a quarter of the range to two pixels.
+
+    flux: (batch, valid pixel) standardised; how deep, how wide and how many its lines are, and how noisy it is.
+    """
+    spectrum = torch.fft.rfft(flux - flux.mean(dim=1, keepdim=True)).abs() ** 2
+    ends = np.geomspace(4, spectrum.shape[1], POWERS + 1).astype(int).tolist()
+    return torch.stack([spectrum[:, first:end].mean(dim=1) for first, end in pairwise(ends)], dim=1).log()
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Fingerprints of the training split, whose d numbers have different units, as a Gaussian of their deviations.
+
+    deviation: (d,) float64 standard deviations of the numbers. gaussian: of the numbers over these.
+    """
+
+    deviation: Tensor
+    gaussian: LatentGaussian
+
+    @classmethod
+    def fit(cls, fingerprints: Tensor) -> Likeness:
+        """From (n, d) fingerprints, at least two."""
+        fingerprints = fingerprints.double()
+        deviation = fingerprints.std(dim=0).clamp(min=1e-12)
+        return cls(deviation, LatentGaussian.fit(fingerprints / deviation))
+
+    def distance(self, fingerprints: Tensor) -> Tensor:
+        """(n,) Mahalanobis distance over sqrt(d): about 1 for what the model was trained on."""
+        return self.gaussian.distance(fingerprints.double() / self.deviation)
+
+
 @dataclass(frozen=True)
 class Reference:
-    """What an anomaly is measured against. systematic: (order,) see `Misfit.excess`."""
+    """What an anomaly is measured against.
+
+    gaussian: of the encoder's features. systematic: (order,) see `Misfit.excess`. likeness: of fingerprints; None in
+    exports of before there were any.
+    """
 
     gaussian: LatentGaussian
     systematic: Tensor
+    likeness: Likeness | None = None
 
     def to(self, device: torch.device) -> Reference:
-        gaussian = (getattr(self.gaussian, name).to(device) for name in ("mean", "axes", "variance"))
-        return Reference(LatentGaussian(*gaussian), self.systematic.to(device))
+        return Reference._from({name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that reference.safetensors holds, by name."""
-        gaussian = self.gaussian
-        return {
-            "mean": gaussian.mean,
-            "axes": gaussian.axes,
-            "variance": gaussian.variance,
-            "systematic": self.systematic,
-        }
+        found = {name: getattr(self.gaussian, name) for name in _GAUSSIAN} | {"systematic": self.systematic}
+        if self.likeness is not None:
+            found[_OF_LIKENESS + "deviation"] = self.likeness.deviation
+            found |= {_OF_LIKENESS + name: getattr(self.likeness.gaussian, name) for name in _GAUSSIAN}
+        return found
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor], size: int, orders: int, name: str) -> Reference:
-        """Raises ExportError where the tensors are not those of a latent space of `size` and so many orders."""
+    def _from(cls, tensors: dict[str, Tensor]) -> Reference:
+        gaussian, likeness = LatentGaussian(*(tensors[name] for name in _GAUSSIAN)), None
+        if _OF_LIKENESS + "deviation" in tensors:
+            of_likeness = LatentGaussian(*(tensors[_OF_LIKENESS + name] for name in _GAUSSIAN))
+            likeness = Likeness(tensors[_OF_LIKENESS + "deviation"], of_likeness)
+        return cls(gaussian, tensors["systematic"], likeness)
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], size: int, orders: int, numbers: int, name: str) -> Reference:
+        """Raises ExportError where the tensors are not those of a latent space of `size` and so many orders.
+
+        numbers: of a fingerprint, 0 where there is none.
+        """
         expected = {"mean": (size,), "axes": (size, size), "variance": (size,), "systematic": (orders,)}
+        if numbers:
+            expected |= {_OF_LIKENESS + part: (numbers,) for part in ("deviation", "mean", "variance")}
+            expected[_OF_LIKENESS + "axes"] = (numbers, numbers)
         found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if found != expected:
             raise ExportError(f"{name} holds {found}, expected {expected}. Export the run again.")
-        gaussian = LatentGaussian(*(tensors[key].double() for key in ("mean", "axes", "variance")))
-        return cls(gaussian, tensors["systematic"].double())
+        return cls._from({key: tensor.double() for key, tensor in tensors.items()})

@@ -23,7 +23,7 @@ from harps_dist.data.split import SplitName
 from harps_dist.evaluation.calibration import LabelPredictions, conformal_factor
 from harps_dist.evaluation.measures import LEVELS, SpectraKind
 from harps_dist.evaluation.predicting import origin_of
-from harps_dist.inference.anomaly import LatentGaussian, Misfit, Reference, leading_axes
+from harps_dist.inference.anomaly import LatentGaussian, Likeness, Misfit, Reference, leading_axes
 from harps_dist.inference.description import AnomalyFacts, LabelFacts
 from harps_dist.inference.model import BATCH, Exported
 from harps_dist.progress import Progress, silent
@@ -41,7 +41,7 @@ def stars_needed(level: float) -> int:
 
 
 class SplitPredictions(NamedTuple):
-    """What a model says of one kind and split. Arrays of NumPy, but for features (n, d) and misfit.
+    """What a model says of one kind and split. Arrays of NumPy, but for features and fingerprints (n, d) and misfit.
 
     truth, labels, sigma: (n, K) physical, truth NaN where missing, sigma without columns where the model has none.
     """
@@ -55,6 +55,7 @@ class SplitPredictions(NamedTuple):
     sigma: np.ndarray
     features: Tensor
     misfit: Misfit | None
+    fingerprints: Tensor | None = None
 
     def of_label(self, column: int, scale: float) -> LabelPredictions:
         """One label of the spectra; scale: standard deviation where the model has none of its own."""
@@ -64,9 +65,19 @@ class SplitPredictions(NamedTuple):
 
 
 class Trial:
-    """An uncalibrated model and the release to try it on. most: spectra of a kind and split, chosen by their key."""
+    """An uncalibrated model and the release to try it on. most: spectra of a kind and split, chosen by their key.
+    samples: of blankings that it predicts by, 0 for none."""
 
-    def __init__(self, exported: Exported, recipe: Recipe, release: Release, most: int, progress: Progress = silent):
+    def __init__(
+        self,
+        exported: Exported,
+        recipe: Recipe,
+        release: Release,
+        most: int,
+        progress: Progress = silent,
+        samples: int = 0,
+    ):
+        self.samples = samples
         self.exported, self.recipe, self.release, self.most, self.progress = exported, recipe, release, most, progress
         self.observer = Observer(release.decoding, recipe.data.augment, exported.device)
 
@@ -114,7 +125,7 @@ class Trial:
             return None
         augment, valid = self.recipe.data.augment, release.grid.valid
         batches = EvaluationBatches(release, in_batches(rows, BATCH), augment, self.recipe.training.seed)
-        predicted, features, misfits, truth, order = [], [], [], [], []
+        predicted, features, misfits, truth, order, fingerprints = [], [], [], [], [], []
         what = f"{origin_of(kind, release)}, {split} split"
         self.progress(what, 0, len(batches))
         for number, raw in enumerate(load(batches, range(len(batches)), 0, exported.device)):
@@ -123,9 +134,12 @@ class Trial:
                 chunks = np.array([photon_noise(flux) for flux in batch.flux.cpu().numpy()[:, valid]])
                 noise = torch.from_numpy(chunks).to(exported.device)
             said = exported.raw(batch.flux, noise)
+            if self.samples:
+                said = exported.sampled(said, batch.flux, self.samples)
             sigma = np.empty((len(batch.rows), 0)) if said.sigma is None else said.sigma.cpu().numpy()
             predicted.append((said.labels.double().cpu().numpy(), sigma))
             features.append(said.features)
+            fingerprints.append(said.fingerprint)
             misfits.append(said.misfit)
             truth.append(batch.labels.cpu().numpy()[:, exported.model.columns])
             order.append(batch.rows.cpu().numpy())
@@ -143,6 +157,7 @@ class Trial:
             sigma=sigma,
             features=torch.cat(features),
             misfit=Misfit(*(torch.cat(parts) for parts in zip(*measured, strict=True))) if measured else None,
+            fingerprints=torch.cat(fingerprints),
         )
 
 
@@ -191,6 +206,8 @@ def calibrated_anomaly(trial: Trial, held: HeldOut) -> tuple[Reference, AnomalyF
     """The Gaussian of the training split's features and the score's calibration; None for fewer than two spectra.
 
     Features, not the bottleneck's nodes: nodes keep what labels and spectra need, and what is strange is lost on them.
+    What counts is the fingerprint where there is one: a genuine spectrum may have the features of a simulated one as
+    their means, but not the same shares of its stretches in the labels, nor lines of the same depths and widths.
     Real validation spectra calibrate where there are enough stars of them, else all kinds that were trained on.
     """
     trained = [trial(kind, "train", reconstruct=False) for kind in trial.trained_on]
@@ -205,6 +222,14 @@ def calibrated_anomaly(trial: Trial, held: HeldOut) -> tuple[Reference, AnomalyF
     stars = np.concatenate([part.stars for part in parts])
     distance_scale, excess_scale = float(np.quantile(distance, 1 - FALSE_ALARMS)), float("nan")
     score, systematic = distance / distance_scale, torch.empty(0, dtype=torch.float64)
+    likeness, likeness_scale = None, 0.0
+    known = [part.fingerprints for part in trained if part is not None and part.fingerprints is not None]
+    tried = [part.fingerprints for part in parts if part.fingerprints is not None]
+    if known and len(tried) == len(parts):
+        likeness = Likeness.fit(torch.cat(known))
+        distance = likeness.distance(torch.cat(tried)).cpu().numpy()
+        likeness_scale = float(np.quantile(distance, 1 - FALSE_ALARMS))
+        score = distance / likeness_scale
     misfits = [part.misfit for part in parts if part.misfit is not None]
     if misfits:
         whole = Misfit(*(torch.cat(of_all) for of_all in zip(*misfits, strict=True)))
@@ -223,5 +248,7 @@ def calibrated_anomaly(trial: Trial, held: HeldOut) -> tuple[Reference, AnomalyF
         calibrated_on=" and ".join(origin_of(part.kind, trial.release) for part in parts),
         stars=len(np.unique(stars)),
         spectra=len(stars),
+        numbers=0 if likeness is None else len(likeness.deviation),
+        likeness_scale=likeness_scale,
     )
-    return Reference(gaussian, systematic), facts
+    return Reference(gaussian, systematic, likeness), facts

@@ -199,7 +199,27 @@ def _uncertainties(description: Description) -> str:
         f"Standard deviations are {words}. The intervals that are given with labels are these times a factor from "
         f"split-conformal calibration on the validation split, in which every star counts once: on new stars like "
         f"those, they hold the truth at least as often as they say. `inf`: too few stars for that level.\n\n"
-        f"{markdown_table(header, rows)}"
+        f"{markdown_table(header, rows)}\n\n{_by_blanking(description)}{_beyond(description)}"
+    )
+
+
+def _by_blanking(description: Description) -> str:
+    if not description.blanked:
+        return "Trained without blanked pieces: it cannot predict by blanking (`--samples`)."
+    return (
+        f"Trained with up to {description.blanked:.0%} of the pieces of a spectrum blanked: `predict --samples 16` "
+        f"gives the median over 16 blankings of about {description.blanked / 2:.0%}. Their spread joins the standard "
+        f"deviation in quadrature, and the intervals have factors of their own from the same split."
+    )
+
+
+def _beyond(description: Description) -> str:
+    """What the calibration says nothing of; '' where real spectra calibrate all labels."""
+    if all(label.calibrated_on == "real" for label in description.labels):
+        return ""
+    return (
+        " **Not all of these intervals were calibrated on genuine spectra: on genuine spectra they promise nothing.** "
+        "A spectrum that is flagged as anomalous is unlike those that calibrated them."
     )
 
 
@@ -226,13 +246,16 @@ def _anomalies(description: Description) -> str:
     if facts is None:
         return "This model scores no anomalies."
     text = (
-        f"A spectrum's score is the larger of its distance from {facts.trained_on:,} training spectra among the "
+        f"A spectrum's score is its distance from {facts.trained_on:,} training spectra (Mahalanobis) by what "
+        f"each of its stretches adds to the labels, and by the power of its structures from wide to narrow"
+        if facts.numbers
+        else f"A spectrum's score is its distance from {facts.trained_on:,} training spectra among the "
         f"features of the encoder, averaged along the spectrum (Mahalanobis, {facts.components} axes)"
     )
     if facts.orders:
         text += (
-            f", and of the largest χ² of its reconstruction in {len(facts.orders)} echelle orders, against the "
-            f"spectrum's own noise and the usual misfit of the model there"
+            f", or, where that is larger, the largest χ² of its reconstruction in {len(facts.orders)} echelle orders, "
+            f"against the spectrum's own noise and the usual misfit of the model there"
         )
     if not np.isfinite(facts.threshold):
         return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harps_dist.errors import ExportError
@@ -51,6 +51,7 @@ class LabelFacts:
     standard deviation [unit] for all spectra, NaN where the model predicts one. factors: half-width of the calibrated
     interval of every level in standard deviations; infinite where too few stars calibrate it. calibrated_on: the
     origin of these spectra of the validation split, with so many stars and spectra that have the label.
+    sampled_factors: as factors, of predictions by blanking; empty for a model that never saw blanked pieces.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LabelFacts:
     calibrated_on: str
     stars: int
     spectra: int
+    sampled_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class AnomalyFacts:
     distance_scale, excess_scale: what
     1 - false_alarms of the validation spectra stay below; excess_scale is NaN for a model that does not reconstruct.
     orders: numbers of the echelle orders. threshold: of the larger of distance and excess, each over its scale;
-    infinite where too few stars calibrate it.
+    infinite where too few stars calibrate it. numbers: of a fingerprint, 0 where there is none; its distance over
+    likeness_scale then stands for the features'.
     """
 
     components: int
@@ -87,6 +90,8 @@ class AnomalyFacts:
     calibrated_on: str
     stars: int
     spectra: int
+    numbers: int = 0
+    likeness_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Description:
     the spread of its latent nodes, or the residuals of the validation split. likelihood: their shape. snr_low: S/N that
     99 % of the training spectra exceed. release_digest: of the manifest of the release it was trained on, calibrated_on
     of that which calibrated it. provenance: versions and revision of the training. sha256: of the files beside this.
+    blanked: largest share of the pieces of a spectrum that training set to the continuum; 0 for a model that saw none.
     """
 
     format: int
@@ -115,6 +121,7 @@ class Description:
     calibrated_on: str
     provenance: dict[str, Any]
     sha256: dict[str, str]
+    blanked: float = 0.0
 
     @property
     def id(self) -> str:
@@ -165,10 +172,11 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
         names = {field.name for field in fields(kind)}
-        if not isinstance(value, dict) or value.keys() != names:
+        needed = {field.name for field in fields(kind) if field.default is MISSING}  # others came later
+        if not isinstance(value, dict) or not needed <= value.keys() <= names:
             raise wrong(f"an object with {', '.join(sorted(names))}")
         hints = get_type_hints(kind)
-        return kind(**{name: _checked(hints[name], value[name], f"{where}: {name}") for name in names})
+        return kind(**{name: _checked(hints[name], value[name], f"{where}: {name}") for name in value})
     if origin in (Union, types.UnionType):
         return None if value is None else _checked(inner[0], value, where)
     if origin is Literal:

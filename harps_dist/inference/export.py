@@ -33,6 +33,7 @@ from harps_dist.inference.description import (
     WEIGHTS,
     Description,
     GridFacts,
+    LabelFacts,
     Uncertainty,
     to_json,
 )
@@ -45,6 +46,8 @@ from harps_dist.runs.checkpoint import MODEL, Checkpoint
 from harps_dist.runs.run import Run, SavedRun, Which
 
 SPECTRA = 2048  # of a kind and split that calibrate, at most
+SAMPLED_SPECTRA = 256  # that calibrate predictions by SAMPLES blankings, at most, as they take SAMPLES times as long
+SAMPLES = 16
 EXPORT = "export"  # folder in a run
 _NAMES = re.compile("|".join(map(re.escape, (WEIGHTS, CONFIG, REFERENCE, CARD))))
 
@@ -104,6 +107,10 @@ def _export(
         held = HeldOut(release, tuple(part for kind in KINDS if (part := trial(kind, "validation")) is not None))
         if held.tried:
             description = replace(description, labels=calibrated_labels(description.labels, held))
+            if description.blanked:
+                exported = Exported(description, model, device=device)
+                sampling = Trial(exported, recipe, release, min(spectra, SAMPLED_SPECTRA), progress, SAMPLES)
+                description = replace(description, labels=_calibrated_samples(sampling, description.labels))
         if measured := calibrated_anomaly(trial, held):
             from safetensors.torch import save
 
@@ -121,6 +128,14 @@ def _export(
         (aside / CARD).write_text(model_card(description, recipe, release, tests), encoding="utf-8")
         load(aside)  # what cannot be opened is not published
     return folder
+
+
+def _calibrated_samples(sampling: Trial, labels: tuple[LabelFacts, ...]) -> tuple[LabelFacts, ...]:
+    """The labels' facts with the factors of predictions by blanking."""
+    tried = (sampling(kind, "validation", reconstruct=False) for kind in KINDS)
+    held = HeldOut(sampling.release, tuple(part for part in tried if part is not None))
+    sampled = calibrated_labels(labels, held)
+    return tuple(replace(fact, sampled_factors=other.factors) for fact, other in zip(labels, sampled, strict=True))
 
 
 def exported_run(
@@ -165,7 +180,7 @@ def _describe(
     weights_sha256: str,
 ) -> Description:
     """The description before anything is calibrated."""
-    grid = release.grid
+    grid, augment = release.grid, saved.recipe.data.augment
     uncertainty: Uncertainty = "residuals"
     if not model.reads:
         uncertainty = "none"
@@ -209,4 +224,5 @@ def _describe(
             "trained_not_genuine": saved.not_genuine,
         },
         sha256={WEIGHTS: weights_sha256},
+        blanked=augment.nuisance.blanked if saved.recipe.data.mix.simulated > 0 else 0.0,
     )

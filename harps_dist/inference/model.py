@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from statistics import NormalDist
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from harps_dist.errors import ConfigError, ExportError, HarpsDistError
-from harps_dist.inference.anomaly import Misfit, Orders, Reference, misfit
+from harps_dist.errors import ConfigError, ExportError
+from harps_dist.inference.anomaly import STRETCHES, Misfit, Orders, Reference, misfit, power
+from harps_dist.inference.build import build
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
 from harps_dist.inference.precision import Precision, compute_by, computing
 from harps_dist.inference.predicted import Predicted
@@ -28,11 +27,10 @@ from harps_dist.inference.simulator import Part, Simulator
 from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
-from harps_dist.models.build import KINDS
 from harps_dist.models.refine import VELOCITIES, check_refines, refine_velocities
 from harps_dist.models.supervised import SpectrumModel
-from harps_dist.spectra.labels import LABEL
-from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
+from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, keyed_uniforms, photon_noise
+from harps_dist.spectra.nuisance import blank, pieces
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -49,7 +47,9 @@ class Raw(NamedTuple):
 
     labels, sigma: (batch, K) physical, sigma None where it predicts none. nodes: (batch, bottleneck), without columns
     where there is none. features: (batch, channels) of the encoder, averaged along the spectrum. misfit: in every
-    order, None where nothing is reconstructed. refined: numbers of the labels whose sigma is of `models.refine`.
+    order, None where nothing is reconstructed. fingerprint: (batch, number) what stretches of the spectrum add to the
+    labels, and the power of structures of all widths. refined: numbers of the labels whose sigma is of `models.refine`.
+    sampled: whether labels and sigma are those of several blankings.
     """
 
     labels: Tensor
@@ -57,7 +57,22 @@ class Raw(NamedTuple):
     nodes: Tensor
     features: Tensor
     misfit: Misfit | None
+    fingerprint: Tensor
     refined: tuple[int, ...] = ()
+    sampled: bool = False
+
+
+def check_samples(description: Description, samples: int, refine: bool = False) -> None:
+    """Raises ConfigError where a model cannot predict by so many blankings; 0, without any, it always can."""
+    if samples and not description.blanked:
+        raise ConfigError(
+            f"{description.name} never saw blanked pieces in training, so that blanking would mislead it. Leave "
+            f"--samples out, or train with --data.augment.nuisance rich (or .blanked 0.3) and export again."
+        )
+    if samples and refine:
+        raise ConfigError("--samples and --refine give rv and berv two values. Leave one of them out.")
+    if samples and samples < 2:
+        raise ConfigError(f"a spread takes at least 2 blankings, got --samples {samples}. Give 16, or 0 for none.")
 
 
 class Exported:
@@ -148,7 +163,10 @@ class Exported:
         Raises ConfigError for a model that reads no spectra.
         """
         self.check_reads()
-        labels, log_scale, nodes, features = self.model.read(flux)
+        encoded = self.model.encoder(flux)
+        labels, log_scale, nodes, features = self.model.reading(encoded)
+        parts = self.model.encoder.contributions(encoded, self.model.readout, STRETCHES)
+        fingerprint = torch.cat([parts, power(flux[:, self._valid])], dim=1)
         compared = None
         if self.reconstructs and noise is not None:
             drawn = self.model.decode(nodes)
@@ -156,7 +174,25 @@ class Exported:
         sigma = None
         if log_scale is not None:
             sigma = log_scale.double().exp() * UNIT_DEVIATION[self.description.likelihood] * self.model.label_std
-        return Raw(self.model.physical(labels), sigma, nodes, features, compared)
+        return Raw(self.model.physical(labels), sigma, nodes, features, compared, fingerprint)
+
+    @torch.inference_mode()
+    def sampled(self, raw: Raw, flux: Tensor, samples: int) -> Raw:
+        """What the network said, with labels that are the median over blankings of flux (batch, pixel).
+
+        Their standard deviation over blankings joins sigma in quadrature. The blankings are the same for every
+        spectrum: each sets about half of the share of pieces that training set to the continuum at most. Raises
+        ConfigError for a model that saw none, or fewer than two samples.
+        """
+        check_samples(self.description, samples)
+        keys = torch.arange(1, samples + 1, device=flux.device)
+        hidden = keyed_uniforms(keys, pieces(self.grid.length)) < self.description.blanked / 2
+        read = [self.model.physical(self.model.read(blank(flux, one[None])).labels) for one in hidden]
+        labels = torch.stack(read)
+        scale = torch.tensor([fact.scale for fact in self.description.labels], device=flux.device)
+        said = scale if raw.sigma is None else raw.sigma
+        sigma = (said.double() ** 2 + labels.var(dim=0)).sqrt()
+        return raw._replace(labels=labels.quantile(0.5, dim=0), sigma=sigma, sampled=True)
 
     @torch.inference_mode()
     def refined(self, raw: Raw, flux: Tensor, noise: Tensor) -> Raw:
@@ -185,14 +221,17 @@ class Exported:
         batch_size: int = BATCH,
         chi2: bool = True,
         refine: bool = False,
+        samples: int = 0,
     ) -> Predicted:
         """Predict (n, pixel) float32 spectra on the model's grid, standardised (`spectra.standardise`).
 
         noise: (n, chunk), where it is known; else it is measured on the spectra. chi2: whether they are reconstructed
         and compared, where the model can. refine: whether rv and berv are refined on what the model draws; their
-        intervals are then those of the photon noise and of the misfit, and no calibration changes them. Raises
-        ConfigError for another grid, or a model that reads no spectra or cannot refine.
+        intervals are then those of the photon noise and of the misfit, and no calibration changes them. samples: of
+        blankings that labels are the median of (`sampled`), 0 for none. Raises ConfigError for another grid, or a model
+        that reads no spectra, cannot refine or never saw blanked pieces.
         """
+        check_samples(self.description, samples, refine)
         flux = np.atleast_2d(flux)
         if flux.ndim != 2 or flux.shape[1] != self.grid.length:
             raise ConfigError(
@@ -207,7 +246,9 @@ class Exported:
             on_device = torch.from_numpy(np.ascontiguousarray(flux[part], np.float32)).to(self.device)
             chunks = torch.from_numpy(noise[part]).to(self.device)
             raw = self.raw(on_device, chunks if chi2 else None)
-            parts.append(self._finished(self.refined(raw, on_device, chunks) if refine else raw, chunks))
+            if refine:
+                raw = self.refined(raw, on_device, chunks)
+            parts.append(self._finished(self.sampled(raw, on_device, samples) if samples else raw, chunks))
         if parts:
             return Predicted.stacked(parts)
         one = self.predict_flux(np.ones((1, self.grid.length), np.float32), batch_size=1, chi2=chi2)
@@ -217,7 +258,8 @@ class Exported:
         facts, count = self.description.labels, len(raw.features)
         labels = self._numpy(raw.labels)
         sigma = self._numpy(raw.sigma) if raw.sigma is not None else np.tile([fact.scale for fact in facts], (count, 1))
-        factors = np.array([fact.factors for fact in facts]).reshape(len(facts), len(self.description.levels))
+        stated = [fact.sampled_factors if raw.sampled else fact.factors for fact in facts]
+        factors = np.array(stated).reshape(len(facts), len(self.description.levels))
         factors[list(raw.refined)] = [NormalDist().inv_cdf((1 + level) / 2) for level in self.description.levels]
         unknown = torch.full((count,), torch.nan, dtype=torch.float64, device=self.device)
         distance, nodes, score, excess = unknown, raw.nodes.double(), unknown, unknown[:, None][:, :0]
@@ -232,6 +274,8 @@ class Exported:
         anomaly = self.description.anomaly
         if anomaly is not None:
             score = distance / anomaly.distance_scale
+            if self.reference is not None and self.reference.likeness is not None:
+                score = self.reference.likeness.distance(raw.fingerprint) / anomaly.likeness_scale
             if excess.shape[1]:
                 score = torch.maximum(score, excess.amax(dim=1) / anomaly.excess_scale)
             score = score / anomaly.threshold
@@ -259,6 +303,7 @@ class Exported:
         latents: bool = False,
         batch_size: int = BATCH,
         refine: bool = False,
+        samples: int = 0,
     ) -> QTable:
         """Labels with uncertainties, flags and scores of one spectrum or several, one row each.
 
@@ -266,12 +311,12 @@ class Exported:
         `flux` (sample,) or (n, sample) in any unit, NaN where missing, also as a pair; or, alone, flux (pixel,) or
         (n, pixel) on the model's grid.
         medium: of the wavelengths, air if not given. A spectrum that says it is in vacuum is refused until the medium
-        is given; then it is brought to air. latents: with the latent vectors. refine: as of `predict_flux`.
+        is given; then it is brought to air. latents: with the latent vectors. refine, samples: as of `predict_flux`.
         Raises ConfigError for shapes or wavelengths that do not fit, SpectrumError for spectra that cannot be
         standardised.
         """
         flux, coverage, broken = on_grid(spectrum, flux, medium, self.grid)
-        found = self.predict_flux(flux, batch_size=batch_size, refine=refine)
+        found = self.predict_flux(flux, batch_size=batch_size, refine=refine, samples=samples)
         columns = columns_of(self.description, found, coverage, flux, latents, broken)
         return to_table(columns, fields_of(self.description), self.metadata)
 
@@ -314,8 +359,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", precision: Prec
     reference = None
     if description.anomaly is not None:
         tensors = _checked_tensors(folder, REFERENCE, description)
-        size = model.encoder.channels
-        reference = Reference.of(tensors, size, len(description.anomaly.orders), str(folder / REFERENCE))
+        facts, size = description.anomaly, model.encoder.channels
+        reference = Reference.of(tensors, size, len(facts.orders), facts.numbers, str(folder / REFERENCE))
     exported = Exported(description, model, reference, hashlib.sha256(content).hexdigest(), device, precision)
     if (
         description.anomaly is not None
@@ -333,49 +378,6 @@ def read_description(path: Path, content: bytes | None = None) -> Description:
     except UnicodeDecodeError as error:
         raise ExportError(f"{path} is damaged: {error}. Export the run again.") from None
     return from_json(text, str(path))
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Leaves tensors as they are where `torch.nn.init` would fill them: a file does, and on the meta device a draw
-    would import torch's compiler, for seconds."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
-
-
-def build(description: Description, weights: dict[str, Tensor], folder: Path) -> SpectrumModel:
-    """The network that the description names, with the weights. No memory is taken before all shapes fit."""
-    fields, grid = dict(description.model), description.grid
-    names = tuple(label.name for label in description.labels)
-    kind = str(fields.get("kind"))
-    if (
-        kind not in KINDS
-        or fields.get("labels") != list(names)
-        or not set(names) <= set(LABEL)
-        or (grid.step_aa, grid.wave0_aa) != (grid.grid().step_aa, grid.grid().wave0_aa)
-    ):
-        raise ExportError(
-            f"{folder / CONFIG} describes a {kind!r} of labels {fields.get('labels')} on steps of {grid.step_aa} Å "
-            f"from {grid.wave0_aa} Å; expected one of {', '.join(KINDS)} of {list(names)} on {grid.grid().step_aa} Å "
-            f"from {grid.grid().wave0_aa} Å. Export the run again."
-        )
-    weights = {
-        name: tensor if name in ("label_mean", "label_std") else tensor.float() for name, tensor in weights.items()
-    }
-    try:
-        with torch.device("meta"), _NothingDrawn():
-            plain = SimpleNamespace(**fields | {"labels": names, "init": "paper"})  # which computes nothing
-            model = KINDS[kind](plain, grid.grid())
-        model.load_state_dict(weights, assign=True)
-    except (HarpsDistError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ExportError(
-            f"{folder / WEIGHTS} does not hold the weights of the model in {CONFIG}: {reason}. Export the run again."
-        ) from None
-    return model
 
 
 def _checked_tensors(folder: Path, name: str, description: Description) -> dict[str, Tensor]:

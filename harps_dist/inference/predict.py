@@ -25,7 +25,7 @@ from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import atomic_write, remove
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
-from harps_dist.inference.model import BATCH, Exported, load
+from harps_dist.inference.model import BATCH, Exported, check_samples, load
 from harps_dist.inference.precision import Precision, computing
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, not_looked_at, read_items
 from harps_dist.inference.table import (
@@ -136,13 +136,14 @@ def predict_files(
     world: World | None = None,
     progress: Progress = silent,
     refine: bool = False,
+    samples: int = 0,
 ) -> PredictReport:
     """Predict every spectrum of the inputs into a table, one row each, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
-    work; the main one writes the table. refine: whether rv and berv are refined on what the model draws. What cannot be
-    predicted is listed in TABLE.failed.csv.
+    work; the main one writes the table. refine: whether rv and berv are refined on what the model draws. samples: of
+    blankings that labels are the median of, 0 for none. What cannot be predicted is listed in TABLE.failed.csv.
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
     another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
@@ -151,7 +152,8 @@ def predict_files(
     exported.check_reads()
     if refine:
         check_refines(exported.model, exported.description.name)
-    parts = parts_path(table) / parts_key(exported, refine)
+    check_samples(exported.description, samples, refine)
+    parts = parts_path(table) / parts_key(exported, refine, samples)
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
         items, refused, todo = world.of_main(lambda: plan_blocks(inputs, parts))
@@ -166,23 +168,24 @@ def predict_files(
                 good = [(item, found) for item, found in read if isinstance(found, Observed)]
                 failed += [found for _, found in read if not isinstance(found, Observed)]
                 if good:
-                    _write_part(parts, exported, good, batch_size, refine)
+                    _write_part(parts, exported, good, batch_size, refine, samples)
                 done += len(block)
                 progress("predict", min(report.already + done * world.size, len(items)), len(items))
         except Interrupted as interrupted:
             rows = report.already + sum(world.gather(done))
             raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
         report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
-        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed, refine))
+        how = ({"refined": "rv, berv"} if refine else {}) | ({"samples": str(samples)} if samples else {})
+        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed, how))
         report.not_looked_at = not_looked_at(inputs, items) if world.is_main else ""
         report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
     return report
 
 
-def parts_key(exported: Exported, refine: bool = False) -> str:
-    """The folder of a model's parts: its weights, its calibration, its precision, what is refined and this software."""
+def parts_key(exported: Exported, refine: bool = False, samples: int = 0) -> str:
+    """The folder of a model's parts: weights, calibration, precision, what is refined, samples and this software."""
     made_by = f"{exported.digest} {exported.computing.precision} {version('harps_dist')} {PARTS_FORMAT}"
-    made_by += " refined" if refine else ""
+    made_by += (" refined" if refine else "") + (f" {samples} samples" if samples else "")
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
@@ -203,10 +206,11 @@ def plan_blocks(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], 
 
 
 def _write_part(
-    parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int, refine: bool
+    parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int, refine: bool, samples: int
 ) -> None:
     flux = np.stack([found.flux for _, found in good])
-    predicted = exported.predict_flux(flux, np.stack([found.noise for _, found in good]), batch_size, refine=refine)
+    noise = np.stack([found.noise for _, found in good])
+    predicted = exported.predict_flux(flux, noise, batch_size, refine=refine, samples=samples)
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
     coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
@@ -242,7 +246,7 @@ def _finish(
     items: Sequence[Item],
     latents: bool,
     failed: Sequence[Refusal],
-    refine: bool,
+    how: dict[str, str],
 ) -> list[Refusal]:
     """Write the table and the list of failures; returns duplicates, which have no row either."""
     columns, duplicates = assembled(parts, items)
@@ -250,8 +254,7 @@ def _finish(
         if "latent" in columns:
             columns["latent"] = np.stack(list(columns["latent"]))
         fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        metadata = exported.metadata | ({"refined": "rv, berv"} if refine else {})
-        write_table(table, {name: columns[name] for name in fields}, exported.description, metadata)
+        write_table(table, {name: columns[name] for name in fields}, exported.description, exported.metadata | how)
     write_failed(failed_path(table), [*failed, *duplicates])
     return duplicates
 

@@ -32,7 +32,7 @@ FLAGS = {
     "broken": "over 0.1 % of the pixels lie beyond 100 times the median flux; nothing is predicted",
     "low_snr": "S/N below that of 99 % of the training spectra",
     "outside_training_range": "a label lies outside what the model was trained on",
-    "anomalous": "anomaly score above 1",
+    "anomalous": "anomaly score above 1: unlike the spectra that calibrated the uncertainties, which promise nothing",
 }
 Columns = dict[str, np.ndarray]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harps_dist.errors import ConfigError
@@ -75,6 +76,16 @@ class ConvEncoder(nn.Module):
     def pooled(self, features: Tensor) -> Tensor:
         """(batch, features) -> (batch, channels): the output averaged along the spectrum, in float32 at least."""
         return at_least_float32(features).unflatten(1, (self.channels, -1)).mean(dim=2)
+
+    def contributions(self, features: Tensor, weights: Tensor, stretches: int) -> Tensor:
+        """What each stretch of a spectrum adds to linear combinations of its features, in float32 at least.
+
+        features: (batch, features); weights: (K, features). Returns (batch, K · stretches), or fewer stretches where
+        the output is shorter; means over the places of a stretch.
+        """
+        by_channel = (at_least_float32(part).unflatten(1, (self.channels, -1)) for part in (features, weights))
+        added = torch.einsum("bcp,kcp->bkp", *by_channel)
+        return F.adaptive_avg_pool1d(added, min(stretches, added.shape[2])).flatten(1)
 
     def forward(self, flux: Tensor) -> Tensor:
         """(batch, length) standardised flux -> (batch, features).

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LATENT_DRAWS = 0x6C6174656E74  # keeps these draws apart from the photon noise of the same sample
 LOG_SCALE_LIMIT = 10.0
+UNNAMED_NODES = 8  # of a model without labels, that stand for them
 
 
 class Output(NamedTuple):
@@ -168,6 +169,18 @@ class SpectrumModel(nn.Module):
 
     def read(self, flux: Tensor) -> Reading:
         """What the model reads off (batch, pixel) standardised flux; raises NotImplementedError where it reads none."""
+        return self.reading(self.encoder(flux))
+
+    def reading(self, features: Tensor) -> Reading:
+        """What the model makes of what its encoder says, (batch, features); raises NotImplementedError as `read`."""
+        raise NotImplementedError(f"{type(self).__name__} reads no spectra; use a LabelPredictor or a SemiSupervised.")
+
+    @property
+    def readout(self) -> Tensor:
+        """(K, features) weights by which labels, or some nodes where there are none, follow from features.
+
+        Raises NotImplementedError for a model that reads no spectra.
+        """
         raise NotImplementedError(f"{type(self).__name__} reads no spectra; use a LabelPredictor or a SemiSupervised.")
 
     def encode(self, flux: Tensor) -> Latent:
@@ -210,10 +223,13 @@ class LabelPredictor(SpectrumModel):
     def encoder(self) -> ConvEncoder:
         return self.network.encoder
 
-    def read(self, flux: Tensor) -> Reading:
-        features = self.encoder(flux)
+    def reading(self, features: Tensor) -> Reading:
         labels, log_scale = self._split(self.network.head(features))
         return Reading(labels, log_scale, features[:, :0], self.encoder.pooled(features))
+
+    @property
+    def readout(self) -> Tensor:
+        return self.network.head.weight[: len(self.labels)]
 
     def _split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the head says as normalised labels (batch, K) and the logarithm of their scales, if it says that."""
@@ -314,8 +330,12 @@ class SemiSupervised(SpectrumModel):
     def encoder(self) -> ConvEncoder:
         return self.network.encoder
 
-    def read(self, flux: Tensor) -> Reading:
-        features, known = self.encoder(flux), len(self.labels)
+    @property
+    def readout(self) -> Tensor:
+        return self.network.mean_head.weight[: len(self.labels) or UNNAMED_NODES]
+
+    def reading(self, features: Tensor) -> Reading:
+        known = len(self.labels)
         mean, log_variance = self.network.latent_of(features)
         log_scale = log_variance[:, :known] / 2 if self.variational and log_variance is not None else None
         return Reading(mean[:, :known], log_scale, mean, self.encoder.pooled(features))

@@ -103,6 +103,7 @@ WRITTEN = {
         }.items()
     },
     "benchmark ridge out": ("benchmark", "ridge {run} --release {release} --out {out}", "e", ()),
+    "benchmark nuisances out": ("benchmark", "nuisances --release {release} --out {out}", "n.png", ()),
     "benchmark curves out": ("benchmark", "curves {run} --loss label --out {out}", "c.png", ("c.csv",)),
 }  # fmt: skip
 PLACES = [

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from harps_dist.inference.anomaly import LatentGaussian, Misfit, Orders, leading_axes, misfit
+from harps_dist.errors import ExportError
+from harps_dist.inference.anomaly import (
+    POWERS,
+    LatentGaussian,
+    Likeness,
+    Misfit,
+    Orders,
+    Reference,
+    leading_axes,
+    misfit,
+    power,
+)
 from harps_dist.inference.calibrate import HeldOut, SplitPredictions, calibrated_anomaly, stars_needed
 from harps_dist.spectra.grid import HARPS, named_grid
 from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
@@ -161,3 +172,49 @@ def test_few_real_stars_are_joined_by_simulated_ones_and_too_few_flag_nothing():
     assert np.isfinite(facts.threshold)
     _, facts = calibrated_anomaly(trial, HeldOut(trial.release, held.tried[:1]))
     assert facts.threshold == np.inf
+
+
+def test_power_tells_depth_and_width_of_lines_apart():
+    """The same equivalent width in deep, narrow lines and in shallow, wide ones; a constant has no lines at all."""
+    pixel = np.arange(named_grid("demo").length) % 500 - 250.0
+    lines = [1 - 4 / width * np.exp(-0.5 * (pixel / width) ** 2) for width in (5, 10)]
+    found = power(torch.from_numpy(np.stack(lines)))
+    assert found.shape == (2, POWERS)
+    wide, narrow = slice(6, 9), slice(13, 15)
+    assert (found[0, wide] - found[1, wide]).abs().max() < 0.5
+    assert (found[0, narrow] - found[1, narrow]).min() > 3
+
+
+def test_likeness_does_not_hang_on_the_units_of_its_numbers():
+    draw = torch.Generator().manual_seed(3)
+    known, fresh = (torch.randn(count, 30, generator=draw).double() for count in (400, 50))
+    units = 10.0 ** torch.linspace(-6, 6, 30).double()
+    distance = Likeness.fit(known * units).distance(fresh * units)
+    torch.testing.assert_close(distance, Likeness.fit(known).distance(fresh))
+    assert distance.mean() == pytest.approx(1, abs=0.1)
+    assert Likeness.fit(known).distance(fresh + 4).min() > 3
+
+
+def test_the_score_is_by_fingerprints_where_there_are_some():
+    """Spectra whose features are as usual and whose fingerprints are not."""
+
+    def with_fingerprints(part: SplitPredictions, seed: int, off: float = 0.0) -> SplitPredictions:
+        numbers = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(part.stars), 6)) + off)
+        return part._replace(fingerprints=numbers)
+
+    trial = trial_of({"real": with_fingerprints(tried(600, 1, 1), 1)})
+    held = with_fingerprints(tried(300, 1, 2), 2)
+    reference, facts = calibrated_anomaly(trial, HeldOut(trial.release, (held,)))
+    assert facts.numbers == 6
+    strange, usual = with_fingerprints(tried(50, 1, 3), 3, off=4.0), with_fingerprints(tried(500, 1, 4), 4)
+    shares = [
+        float((reference.likeness.distance(part.fingerprints) / facts.likeness_scale > facts.threshold).double().mean())
+        for part in (strange, usual)
+    ]
+    assert shares[0] > 0.95
+    assert shares[1] < 0.05
+    again = Reference.of(reference.tensors(), 4, 3, 6, "x")
+    numbers = usual.fingerprints
+    torch.testing.assert_close(again.likeness.distance(numbers), reference.likeness.distance(numbers))
+    with pytest.raises(ExportError, match="Export the run again"):
+        Reference.of(reference.tensors(), 4, 3, 7, "x")
