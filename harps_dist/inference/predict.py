@@ -10,7 +10,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -25,6 +25,7 @@ from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import atomic_write, remove
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
+from harps_dist.inference.forms import forms
 from harps_dist.inference.model import BATCH, Exported, load
 from harps_dist.inference.precision import Precision, computing
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, not_looked_at, read_items
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from harps_dist.formats.records import Refusal
 
 BLOCK = 64  # rows that are kept together
-PARTS_FORMAT = 2
+PARTS_FORMAT = 3
 _KEY = re.compile(r"[0-9a-f]{16}|\.lock")  # names in a folder of parts
 _FAILED = ("file", "reason", "detail")
 PARTS = OutputKind("folder of predicted parts", "-o", lambda parts: all(map(_KEY.fullmatch, os.listdir(parts))), "home")
@@ -60,12 +61,14 @@ FAILED = OutputKind("list of what could not be predicted", "-o", lambda path: fi
 class PredictReport:
     """What a run of `predict_files` did.
 
-    already: rows that were there before. failed: what has no row, and why. not_looked_at: of the folders, in one line.
+    predicted, already: rows, by this run and before. other_forms: spectra without a row, of whose exposure another form
+    has one. failed: what has no row, and why. not_looked_at: of the folders, in one line.
     """
 
     table: Path
     predicted: int = 0
     already: int = 0
+    other_forms: int = 0
     failed: list[Refusal] = field(default_factory=list)
     not_looked_at: str = ""
 
@@ -135,11 +138,12 @@ def predict_files(
     world: World | None = None,
     progress: Progress = silent,
 ) -> PredictReport:
-    """Predict every spectrum of the inputs into a table, one row each, in the order of the inputs.
+    """Predict every spectrum of the inputs into a table, one row an exposure, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
-    work; the main one writes the table. What cannot be predicted is listed in TABLE.failed.csv.
+    work; the main one writes the table. Of the forms of an exposure that which stands has the row, see `forms`, and it
+    names the others. What cannot be predicted is listed in TABLE.failed.csv.
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
     another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
@@ -150,8 +154,8 @@ def predict_files(
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
         items, refused, todo = world.of_main(lambda: _plan(inputs, parts))
-        report = PredictReport(table, already=len(items) - sum(map(len, todo)))
-        progress("predict", report.already, len(items))
+        report, before = PredictReport(table), len(items) - sum(map(len, todo))
+        progress("predict", before, len(items))
         done, failed = 0, [] if not world.is_main else list(refused)
         mine = todo[world.rank :: world.size]
         stream = read_items([item for block in mine for item in block], exported.grid, workers)
@@ -163,15 +167,13 @@ def predict_files(
                 if good:
                     _write_part(parts, exported, good, batch_size)
                 done += len(block)
-                progress("predict", min(report.already + done * world.size, len(items)), len(items))
+                progress("predict", min(before + done * world.size, len(items)), len(items))
         except Interrupted as interrupted:
-            rows = report.already + sum(world.gather(done))
+            rows = before + sum(world.gather(done))
             raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
         report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
-        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed))
-        report.not_looked_at = not_looked_at(inputs, items) if world.is_main else ""
-        report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
-    return report
+        fresh = {item.identity for block in todo for item in block}
+        return world.of_main(lambda: _finish(report, parts, exported, items, latents, inputs, fresh))
 
 
 def parts_key(exported: Exported) -> str:
@@ -223,32 +225,42 @@ def _read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
 
 
 def _finish(
-    table: Path, parts: Path, exported: Exported, items: Sequence[Item], latents: bool, failed: Sequence[Refusal]
-) -> list[Refusal]:
-    """Write the table and the list of failures; returns duplicates, which have no row either."""
+    report: PredictReport,
+    parts: Path,
+    exported: Exported,
+    items: Sequence[Item],
+    latents: bool,
+    inputs: Sequence[str | Path],
+    fresh: Set[str],
+) -> PredictReport:
+    """Write the table and the list of failures, and complete the report. fresh: identities that this run predicted."""
     columns = _read_parts(parts)
     row_of = {identity: row for row, identity in enumerate(columns.pop("identity", ()))}
-    rows, names, duplicates = [], [], []
-    first: dict[str, str] = {}
-    for item in items:
-        row = row_of.get(item.identity)
-        if row is None:
-            continue
-        dp_id = columns["dp_id"][row]
-        if dp_id in first:
-            duplicates.append(duplicate(item, dp_id, first[dp_id]))
-            continue
-        first[dp_id] = item.name
-        rows.append(row)
-        names.append(item.name)
-    if rows:
-        kept = {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}
-        if "latent" in kept:
-            kept["latent"] = np.stack(list(kept["latent"]))
+    there = [item for item in items if item.identity in row_of]
+    if there:
+        rows = [row_of[item.identity] for item in there]
+        columns = {name: values[rows] for name, values in columns.items()}
+        duplicate_of, form_of = forms(columns)
+        kept = [row for row in range(len(there)) if row not in duplicate_of and row not in form_of]
+        others: dict[int, list[str]] = {}
+        for row, first in form_of.items():
+            others.setdefault(first, []).append(columns["dp_id"][row])
+        columns["file"] = np.array([item.name for item in there], object)
+        columns["other_forms"] = np.array([";".join(others.get(row, ())) for row in range(len(there))], object)
+        for row, first in duplicate_of.items():
+            report.failed.append(duplicate(there[row], columns["dp_id"][row], there[first].name))
+        before = {columns["dp_id"][row] for row, item in enumerate(there) if item.identity not in fresh}
+        columns = {name: values[kept] for name, values in columns.items()}
+        if "latent" in columns:
+            columns["latent"] = np.stack(list(columns["latent"]))
         fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        write_table(table, {name: kept[name] for name in fields}, exported.description, exported.metadata)
-    write_failed(failed_path(table), [*failed, *duplicates])
-    return duplicates
+        columns = {name: columns[name] for name in fields}
+        write_table(report.table, columns, exported.description, exported.metadata)
+        report.predicted = sum(dp_id not in before for dp_id in columns["dp_id"])
+        report.already, report.other_forms = len(kept) - report.predicted, len(form_of)
+    write_failed(failed_path(report.table), report.failed)
+    report.not_looked_at = not_looked_at(inputs, items)
+    return report
 
 
 def write_failed(path: Path, failed: Sequence[Refusal]) -> None:

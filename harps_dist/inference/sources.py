@@ -242,12 +242,17 @@ def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refus
         "origin": record.origin,
         "simulated": record.simulated,
         "sha256": sha256,
+        "product": record.product,
+        "pipeline": record.pipeline,
     }
     return columns, prepare(record, grid, LEAST_COVERAGE)
 
 
 def _archive_row(path: str, row: int) -> dict[str, Any]:
-    same = ("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id", "origin", "simulated")
+    same = (
+        *("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id"),
+        *("origin", "simulated", "product", "pipeline"),
+    )
     names = {"dp_id": "key", "berv_header": "berv", "airmass_header": "airmass"} | {name: name for name in same}
     return {name: _column(path, of_archive)[row] for name, of_archive in names.items()} | {"sha256": ""}
 
@@ -255,9 +260,10 @@ def _archive_row(path: str, row: int) -> dict[str, Any]:
 def _release_row(release: Release, row: int) -> dict[str, Any]:
     """A release knows less of a spectrum than its archive; what it does not know is missing."""
     index = release.index
-    columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name != "file"}
+    unknown = OBSERVED.keys() - {"file", "other_forms"}
+    columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name in unknown}
     columns |= {"dp_id": index["key"][row].removeprefix("real-")}
-    columns |= {name: index[name][row] for name in ("object", "origin", "simulated")}
+    columns |= {name: index[name][row] for name in ("object", "origin", "simulated", "pipeline")}
     columns |= {name: float(index[name][row]) for name in ("ra", "dec", "mjd")}
     return columns | {
         "snr": float(index["snr"][row]),

@@ -48,7 +48,9 @@ def _is_table(path: Path) -> bool:
     """By its metadata, or the names of all its columns."""
     ending = path.suffix.lower()
     if ending == ".csv":
-        line = ",".join((*OBSERVED, rf"({_LABEL},)*{_REST[0]}", *_REST[1:])) + r"(,latent_\d+)*"
+        known = ",".join(name for name in OBSERVED if name not in _ADDED)
+        added, rest = ",".join(_ADDED), ",".join((rf"({_LABEL},)*{_REST[0]}", *_REST[1:]))
+        line = rf"{known},({added},)?{rest}(,latent_\d+)*"
         return re.fullmatch(line, first_line(path)) is not None
     if ending == ".fits":
         from astropy.io import fits
@@ -90,7 +92,11 @@ OBSERVED = {  # what is known of a spectrum before anything is predicted
     "simulated": Field("", "what in the header says that no telescope took it; empty where nothing does"),
     "file": Field("", "where the spectrum was read from"),
     "sha256": Field("", "of that file; empty for a row of an archive or a release"),
+    "product": Field("", "form of the spectrum: ADP, s1d, S1D_FINAL_A …; empty for a row of a release"),
+    "pipeline": Field("", "version of the pipeline that made it"),
+    "other_forms": Field("", "data product ids of the exposure's other forms, which have no row; semicolons between"),
 }
+_ADDED = ("product", "pipeline", "other_forms")  # which tables of version 0.1 lack
 
 
 def fields_of(description: Description) -> dict[str, Field]:
