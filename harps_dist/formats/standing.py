@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.layouts import REWRITTEN
 from harps_dist.formats.versions import newest_versions, version_order
 
 SAME_START_S = 1.0  # starts that differ by less are one exposure's; the shortest one takes longer, with its read-out
@@ -64,9 +65,12 @@ def standing(archive: Archive) -> Standing:
     return Standing(np.array(sorted(rows), np.int64), reasons, others)
 
 
-def form_order(pipeline: Any, product: Any) -> tuple[Any, bool]:
-    """What forms of one exposure are ordered by; the largest stands. pipeline: its version. product: its name."""
-    return version_order(str(pipeline)), str(product) in PHASE_3
+def form_order(pipeline: Any, product: Any) -> tuple[bool, Any, bool]:
+    """What forms of one exposure are ordered by; the largest stands. pipeline: its version. product: its name.
+
+    What was rewritten since the pipeline made it comes last.
+    """
+    return str(product) != REWRITTEN, version_order(str(pipeline)), str(product) in PHASE_3
 
 
 def exposures(targets: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from harps_dist.columns import read_columns
 from harps_dist.data.batches import in_batches
 from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import atomic_write, remove
+from harps_dist.formats.layouts import REWRITTEN
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
 from harps_dist.inference.forms import forms
@@ -207,7 +208,8 @@ def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Obse
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
     coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
-    columns |= columns_of(exported.description, predicted, coverage, flux, broken=broken)
+    processed = np.array([product == REWRITTEN for product in columns["product"]])
+    columns |= columns_of(exported.description, predicted, coverage, flux, broken=broken, processed=processed)
     name = hashlib.sha256("\n".join(columns["identity"]).encode()).hexdigest()[:32]
     parts.mkdir(parents=True, exist_ok=True)
     with sealed_write(parts / f"{name}.parquet") as aside:

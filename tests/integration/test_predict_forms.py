@@ -15,6 +15,7 @@ from harps_dist.inference.forms import forms
 from tests.integration.conftest import STEPS
 from tests.integration.test_exposures import another_form, as_image
 from tests.integration.test_predict_files import failures, rows
+from tests.unit.test_rewritten import rewritten
 
 NEWER = "ADP.2030-01-01T00:00:00.001"
 SECOND = 1 / 86_400
@@ -104,6 +105,16 @@ def test_stopped_between_two_forms_the_table_is_the_same(folder, cnn, tmp_path, 
     report = predict_files(cnn, [folder], table)
     assert report.other_forms == 3
     assert table.read_bytes() == whole.read_bytes()
+
+
+def test_an_image_that_iraf_rewrote_is_flagged(folder, cnn, tmp_path):
+    table = tmp_path / "labels.parquet"
+    rewritten(folder / "x.fits")
+    predict_files(cnn, [folder], table)
+    found = rows(table)
+    flags = dict(zip(found["dp_id"], found["flags"], strict=True))
+    assert [dp_id for dp_id, flag in flags.items() if "processed" in flag] == ["x"]
+    assert found["flag_processed"].sum() == 1
 
 
 def test_a_copy_has_no_row_but_a_newer_version_of_it_has(folder, cnn, tmp_path):
