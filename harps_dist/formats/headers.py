@@ -18,9 +18,7 @@ LONGEST_TEXT = 100  # characters; a FITS card holds 68
 NO_VELOCITY = -99999  # and less: ESO's word for an unknown radial velocity
 
 _SIMULATED = re.compile("simul|synth|mock", re.IGNORECASE)  # in ORIGIN
-_SIGNAL_TO_NOISE = re.compile(
-    r"(?:ESO|TNG) (DRS SPE EXT SN\d+|QC ORDER\d+ SNR)"
-)  # of the HARPS DRS; of the newer pipeline
+_SIGNAL_TO_NOISE = re.compile(r"(?:ESO|TNG) (?:DRS SPE EXT SN\d+|QC ORDER\d+ SNR)")  # old and newer pipeline
 
 
 class Header:

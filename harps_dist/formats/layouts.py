@@ -29,6 +29,8 @@ ROWS_CALIBRATED = ("WAVELENGTH", "FLUX_CAL", "ERROR_CAL", "QUALITY", "WAVELENGTH
 REWRITTEN = "s1d, rewritten"  # no pipeline's own product any more
 LINEAR = "LINEAR"  # CTYPE1 of IRAF
 SCIENCE = "SCIENCE.SPECTRUM"  # PRODCATG of Phase 3
+_GIVE_S1D = "Give the exposure's S1D"
+_EPRV = ("INSTRUMENT_HEADER", "RECEIPT", "DRP_CONFIG", "TRACE1_FLUX")  # HDU 1 of the EPRV data standard
 _WAT_UNITS = re.compile(r"\bunits=[\"']?(\w+)")  # 'wtype=linear label=Wavelength units=angstroms' of IRAF
 _UNITS = ("", "angstrom", "angstroms", "a", "aa")
 
@@ -68,7 +70,8 @@ class Found(NamedTuple):
 def find(hdus: Any) -> Found:
     """The arrays of a product; hdus: an open HDUList. Raises RefusedError where there is no spectrum in it."""
     axes = hdus[0].header["NAXIS"]
-    require(axes <= 1, Reason.NO_SPECTRUM, f"expected a 1-D image or a table, got {axes} axes in HDU 0")
+    detail = f"expected a 1-D image or a table, got {axes} axes in HDU 0, as of orders that are not merged. {_GIVE_S1D}"
+    require(axes <= 1, Reason.NO_SPECTRUM, detail)
     return _of_image(hdus[0]) if axes else _of_table(hdus)
 
 
@@ -79,7 +82,9 @@ def _of_table(hdus: Any) -> Found:
         raise RefusedError(Reason.NO_SPECTRUM, "expected a table in HDU 1, got HDU 0 alone") from None
     header, cards, primary = Header(hdu.header), hdu.header, Header(hdus[0].header)
     kind, name = cards["XTENSION"], header.text("EXTNAME")
-    detail = f"expected a BINTABLE in HDU 1, got {kind!r} {name!r}. Give the exposure's S1D"
+    detail = f"expected a merged spectrum, got the EPRV standard's level 2, orders that are not merged. {_GIVE_S1D}"
+    require(name not in _EPRV and primary.text("DATALVL") != "L2", Reason.NO_SPECTRUM, detail)
+    detail = f"expected a BINTABLE in HDU 1, got {kind!r} {name!r}. {_GIVE_S1D}"
     require(kind == "BINTABLE", Reason.NO_SPECTRUM, detail)
     rows = cards["NAXIS2"]
     column = {header.text(f"TTYPE{i + 1}").upper(): i + 1 for i in range(cards["TFIELDS"])}
