@@ -100,8 +100,10 @@ def not_looked_at(inputs: Sequence[str | Path], items: Sequence[Item]) -> str:
     from harps_dist.formats.folders import passed_over, passed_over_line
 
     taken, counts = [Path(item.where) for item in items], Counter[str]()
-    for folder in {Path(given) for given in map(str, inputs) if os.path.isdir(given)}:
-        if not any((folder / name).is_file() for name in (MANIFEST, ZARR)):
+    folders = {Path(os.path.realpath(given)) for given in map(str, inputs) if os.path.isdir(given)}
+    for folder in folders:
+        within = folders & set(folder.parents)  # then it is counted there
+        if not within and not any((folder / name).is_file() for name in (MANIFEST, ZARR)):
             counts += passed_over(folder, taken)
     return passed_over_line(counts)
 
