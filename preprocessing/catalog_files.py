@@ -33,8 +33,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "hd": ("hd", "hd_name"),
     "hip": ("hip", "hip_name"),
     "gaia": ("source_id", "gaia_dr3", "gaia_dr3_id", "gaiadr3_source_id"),
-    "ra_deg": ("ra_deg", "ra_j2000", "raj2000", "_raj2000", "ra", "ra_icrs", "_ra.icrs", "_ra"),
-    "dec_deg": ("dec_deg", "dec_j2000", "dej2000", "_dej2000", "dec", "de_icrs", "_de.icrs", "_de"),
+    "ra_deg": ("ra_deg", "ra_j2000", "raj2000", "_raj2000", "ra", "ra_icrs", "_ra.icrs", "_ra", "radeg"),
+    "dec_deg": ("dec_deg", "dec_j2000", "dej2000", "_dej2000", "dec", "de_icrs", "_de.icrs", "_de", "dedeg"),
     "pm_ra": ("pmra", "pm_ra", "pmra_cosdec", "sy_pmra"),  # times cos(dec), as all that are named give it
     "pm_dec": ("pmdec", "pmde", "pm_dec", "sy_pmdec"),
     "epoch": ("ref_epoch", "epoch"),

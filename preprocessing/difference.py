@@ -63,8 +63,9 @@ class Difference:
     """Release B against release A, of which it need not be a descendant.
 
     not_genuine: why the real spectra of either may not be called so, '' where they may. replaced: spectra of A, each
-    with the other form of its exposure that stands in B; one that is new there is not among the added. relabelled:
-    spectra that both have, with other labels; redescribed: with another position, time, S/N or name.
+    with the other form of its exposure that stands in B; one that is new there is not among the added. other_forms:
+    data products in B's archive that stand in neither, each with the form that stands in B. relabelled: spectra that
+    both have, with other labels; redescribed: with another position, time, S/N or name.
     Every list holds keys or stars, sorted. moved: stars that both have, in different splits. within: stars of B that
     lie in more than one split. aliases: pairs of stars of B in different splits that are one star by an id in a
     catalogue, or by a name or a place (within 5 arcsec) that no catalogue tells apart. twice: exposures of B that more
@@ -81,6 +82,7 @@ class Difference:
     withdrawn: dict[str, str]
     gone: list[str]
     replaced: dict[str, str]
+    other_forms: dict[str, str]
     relabelled: list[str]
     redescribed: list[str]
     stars_added: list[str]
@@ -131,6 +133,7 @@ def compare_releases(before: Release, after: Release) -> Difference:
         withdrawn=withdrawn,
         gone=sorted(gone - withdrawn.keys() - replaced.keys()),
         replaced=replaced,
+        other_forms={key: form for key, form in after.manifest.other_forms.items() if key not in a.rows},
         relabelled=sorted(key for key in both if not np.array_equal(a.labels(key), b.labels(key), equal_nan=True)),
         redescribed=sorted(
             key for key in both if any(not same(a.value(name, key), b.value(name, key)) for name in DESCRIBED)
@@ -267,9 +270,8 @@ def difference_tables(difference: Difference) -> list[Table]:
         **{f"{kind} samples": f"{old:,} to {new:,}" for kind, (old, new) in d.counts.items()},
         "spectra added": f"{len(d.added):,}, {sum(d.new_visits.values()):,} of {len(d.new_visits):,} known stars",
         "spectra superseded": f"{len(d.superseded):,}",
-        "exposures that stand in another form": ", ".join(f"{one} by {other}" for one, other in d.replaced.items())
-        if len(d.replaced) <= FEW
-        else f"{len(d.replaced):,}",
+        "exposures that stand in another form": _pairs(d.replaced, "by"),
+        "other forms, which never stood": _pairs(d.other_forms, "of"),
         "spectra withdrawn": ", ".join(f"{n} {why or '(no reason given)'}" for why, n in _counted(d.withdrawn)) or "0",
         "spectra gone otherwise": f"{len(d.gone):,}",
         "spectra with other labels": f"{len(d.relabelled):,}",
@@ -302,6 +304,12 @@ def difference_tables(difference: Difference) -> list[Table]:
 
 def _counted(reasons: dict[str, str]) -> list[tuple[str, int]]:
     return sorted(Counter(reasons.values()).items())
+
+
+def _pairs(forms: dict[str, str], word: str) -> str:
+    named = [f"{one} {word} {other}" for one, other in list(forms.items())[:FEW]]
+    rest = [f"and {len(forms) - FEW:,} more"] if len(forms) > FEW else []
+    return ", ".join([*named, *rest]) or "0"
 
 
 def _some(names: list[str]) -> str:

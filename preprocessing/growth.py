@@ -102,7 +102,7 @@ def _grow(
         manifest.codec.bound,
     )
     lineage = (*manifest.ancestors, old.digest)
-    source = source_digest(archive, rows, withdrawn)
+    source = source_digest(archive, rows, withdrawn, other_forms)
     if (there := same_release(release, settings, source, lineage)) is not None:
         return there
     nothing = ArchiveError(f"{archive.path} has nothing that release {parent} has not. Ingest first.")
@@ -122,7 +122,8 @@ def _grow(
         "response": [sample for sample in response_samples(coding) if sample.key not in known],
         "generative": [sample for sample in generative_samples(coding) if sample.key not in known],
     }
-    as_before = found.stays.all() and (dict(left_out), withdrawn) == (manifest.left_out, manifest.withdrawn)
+    noted = dict(left_out), withdrawn, other_forms
+    as_before = found.stays.all() and noted == (manifest.left_out, manifest.withdrawn, manifest.other_forms)
     if as_before and not any(samples.values()):
         raise nothing
     shards = set(old.index["shard"][found.stays])
@@ -133,7 +134,7 @@ def _grow(
         int(old.index["block"].max(initial=-1)) + 1,
         lineage,
     )
-    contents = Contents(samples, left_out, withdrawn, source)
+    contents = Contents(samples, left_out, withdrawn, other_forms, source)
     return write_release(release, coding, contents, settings, taken, workers, shard_bytes, progress)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import ROWS_PER_SHARD, Archive
 from harps_dist.formats.folders import passed_over
+from harps_dist.formats.layouts import REWRITTEN
 from harps_dist.formats.matches import OF_ARCHIVE, write_matches
 from harps_dist.formats.prepare import prepare
 from harps_dist.formats.quarantine import Quarantine
@@ -141,7 +142,7 @@ def _stamp(path: Path) -> str:
 
 
 def _read_real(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] | Refusal:
-    """Read one file and bring it onto the grid, flagged if broken; refused where it could not be standardised there."""
+    """Read one file and bring it onto the grid, flagged if broken or rewritten; refused where standardising fails."""
     return refusing(printable(path.name), Reason.NOT_FITS, partial(_on_grid, path, grid))
 
 
@@ -153,7 +154,9 @@ def _on_grid(path: Path, grid: Grid) -> tuple[SpectrumRecord, np.ndarray, str] |
     if isinstance(found, Refusal):
         return found
     empty = np.empty(0, np.float32)
-    return replace(record, wave_aa=empty, flux=empty), found.flux, "numerically broken flux" if found.broken else ""
+    flag = "numerically broken flux" if found.broken else ""
+    flag = flag or ("rewritten by IRAF or its kin" if record.product == REWRITTEN else "")
+    return replace(record, wave_aa=empty, flux=empty), found.flux, flag
 
 
 def _real_columns(record: SpectrumRecord, source: str, catalog: Catalog | None) -> tuple[dict[str, Any], Counter[str]]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,8 +98,9 @@ def merge(whole: Path, of: int, progress: Progress = silent) -> IngestReport:
         quarantine = Quarantine(whole)
         quarantine.update(refused)
         _merge_spectra(parts, writer, quarantine, report, progress)
+        second = _second_runs(parts, writer)
         for group in GROUPS:
-            _merge_etc(group, parts, writer, quarantine, report, progress)
+            _merge_etc(group, parts, second, writer, quarantine, report, progress)
         if writer.count("real"):
             write_matches(whole, writer.rows("real", *OF_ARCHIVE))
     return report
@@ -151,17 +152,29 @@ def _merge_spectra(
         progress("merge", report.already + report.added + len(report.refused), len(rows))
 
 
+def _second_runs(parts: Sequence[Archive], writer: Archive) -> set[str]:
+    """Files of ETC runs of whose name there is another; what comes with them, such as an SED, is not wanted either."""
+    known = {columns["key"]: columns["source"] for columns in writer.rows("response", "key", "source")}
+    runs = [columns for part in parts for columns in part.rows("response", "key", "source")]
+    runs.sort(key=lambda run: etc_order(run["source"]))
+    return {run["source"] for run in runs if known.setdefault(run["key"], run["source"]) != run["source"]}
+
+
 def _merge_etc(
     group: str,
     parts: Sequence[Archive],
+    second: Set[str],
     writer: Archive,
     quarantine: Quarantine,
     report: IngestReport,
     progress: Progress,
 ) -> None:
-    """SEDs or responses, each name once, as `etc.ingest_etc` takes them."""
+    """SEDs or responses, each name once, as `etc.ingest_etc` takes them. second: files of runs that are refused."""
     found = [
-        (columns, number, row) for number, part in enumerate(parts) for row, columns in enumerate(part.rows(group))
+        (columns, number, row)
+        for number, part in enumerate(parts)
+        for row, columns in enumerate(part.rows(group))
+        if group == "response" or columns["source"] not in second
     ]
     known = {columns["key"]: columns["source"] for columns in writer.rows(group, "key", "source")}
     there = set(known.values())

@@ -107,6 +107,7 @@ class Contents(NamedTuple):
     samples: dict[SampleKind, list[Sample]]
     left_out: Counter[str]
     withdrawn: dict[str, str]
+    other_forms: dict[str, str]
     source: str
 
 
@@ -146,7 +147,7 @@ def _pack(
     archive: Archive, release: Path, settings: Settings, workers: int, shard_bytes: int, progress: Progress
 ) -> Manifest:
     rows, withdrawn, other_forms = standing(archive)
-    source, left_out = source_digest(archive, rows, withdrawn), Counter[str]()
+    source, left_out = source_digest(archive, rows, withdrawn, other_forms), Counter[str]()
     if other_forms:
         left_out[OTHER_FORM] = len(other_forms)
     spectra = list(real_rows(archive, Wanted(settings.fractions, settings.keep_out_of_range, rows), left_out))
@@ -165,7 +166,7 @@ def _pack(
         raise ArchiveError(
             f"{archive.path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first."
         )
-    contents = Contents(samples, left_out, withdrawn, source)
+    contents = Contents(samples, left_out, withdrawn, other_forms, source)
     return write_release(release, coding, contents, settings, None, workers, shard_bytes, progress)
 
 
@@ -234,7 +235,7 @@ def write_release(
     arguments as for `pack`."""
     import pyarrow as pa
 
-    archive, (samples, left_out, withdrawn, source) = coding.archive, contents
+    archive, (samples, left_out, withdrawn, other_forms, source) = coding.archive, contents
     done, total = 0, sum(map(len, samples.values()))
     before, blocks, lineage = (taken.shards, taken.blocks, taken.lineage) if taken else ((), 0, ())
     with publish_folder(release, lambda: check(release, RELEASE)) as aside:
@@ -289,6 +290,7 @@ def write_release(
             counts=dict(Counter(kind for kind in columns["kind"].tolist() if kind != "basis")),
             left_out=dict(sorted(left_out.items())),
             withdrawn=dict(sorted(withdrawn.items())),
+            other_forms=dict(sorted(other_forms.items())),
             shards=(*before, *shards),
             index_sha256=hashlib.sha256(content).hexdigest(),
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +33,11 @@ Row = dict[str, Any]  # of the index
 Fractions = tuple[float, float, float]
 
 
-def source_digest(archive: Archive, rows: np.ndarray, withdrawn: dict[str, str]) -> str:
+def source_digest(
+    archive: Archive, rows: np.ndarray, withdrawn: Mapping[str, str], other_forms: Mapping[str, str] | None = None
+) -> str:
     """sha256 of everything in an archive that a release is made of: its grid, the columns and arrays of the spectra in
-    rows (n,) of `real`, of all SEDs, ETC runs and of the generative set, and what is withdrawn.
+    rows (n,) of `real`, of all SEDs, ETC runs and of the generative set, what is withdrawn and what is another form.
 
     The order of rows and the schema of the archive do not matter.
     """
@@ -45,6 +47,8 @@ def source_digest(archive: Archive, rows: np.ndarray, withdrawn: dict[str, str])
         content.update(json.dumps(part, sort_keys=True).encode() + b"\n")
 
     add([GridSpec.of(archive.grid).model_dump(), archive.source_grid.start, withdrawn])
+    if other_forms:
+        add(["other forms", other_forms])
     for group, names in MADE_OF.items():
         chosen = rows if group == "real" else np.arange(archive.count(group))
         columns = {name: archive.column(group, name)[chosen] for name in names}

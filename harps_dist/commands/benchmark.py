@@ -258,6 +258,29 @@ def etc(runs: int = 16, json: Path | None = None) -> int:
     return 0
 
 
+def ingest(
+    spectra: tyro.conf.Positional[Path | None] = None, files: int = 32, grid: str = "harps", json: Path | None = None
+) -> int:
+    """Whole ingest of FITS files, files a second and core, beside reading them with astropy alone and their bytes.
+
+    Example: `harps-dist benchmark ingest --files 8`.
+
+    Args:
+        spectra: Folder of spectra; by default files of each form are made here.
+        files: How many of each form are made.
+        grid: Grid of the archive.
+        json: File for the figures.
+    """
+    from harps_dist.benchmarks.ingest_speed import COSTS, ingest_costs, ingest_table, write_costs
+    from harps_dist.console import console_for
+
+    check(json, COSTS)
+    costs = ingest_costs(files, grid, spectra)
+    console_for().print(ingest_table(costs))
+    write_costs(costs, grid, json)
+    return 0
+
+
 def predict(
     model: tyro.conf.Positional[Path],
     inputs: tyro.conf.Positional[tuple[str, ...]],
@@ -369,6 +392,6 @@ def nuisances(
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
         made.__name__: made
-        for made in (models, speed, data, step, ranks, batches, growth, etc, predict, ridge, curves, nuisances)
+        for made in (models, speed, data, step, ranks, batches, growth, etc, ingest, predict, ridge, curves, nuisances)
     }
     return tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

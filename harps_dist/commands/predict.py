@@ -1,8 +1,9 @@
 """Labels of spectra: `torchrun --nproc_per_node=4 launch/predict.py RUN_OR_EXPORT INPUT… -o labels.fits [--latents]`.
 
-INPUT is ESO Phase 3 products or DRS s1d files, folders, patterns, an archive or a release. Writes one row a spectrum
+INPUT is ESO Phase 3 products or DRS s1d files, folders, patterns, an archive or a release. Writes one row an exposure
 as FITS, ECSV, CSV or Parquet, by the table's ending, and what could not be predicted with its reason to
-TABLE.failed.csv. Interrupted or killed, the same command goes on; with new files in a folder, it predicts these alone.
+TABLE.failed.csv. Of an exposure in several forms, that of the newest pipeline has the row and names the others.
+Interrupted or killed, the same command goes on; with new files in a folder, it predicts these alone.
 
 Example: `harps-dist predict model spectra -o labels.fits`.
 """
@@ -82,6 +83,9 @@ def main() -> int:
     console = console_for(quiet=not world.is_main)
     done = f"{report.predicted} spectra predicted, {report.already} before, in {exported.computing.precision}"
     console.print(f"{done}: {report.table}", soft_wrap=True)
+    if report.other_forms:
+        others = "are other forms of exposures that have a row; its column other_forms names them"
+        console.print(f"{report.other_forms} {others}", soft_wrap=True)
     if report.not_looked_at:
         console.print(report.not_looked_at, soft_wrap=True)
     if report.failed:

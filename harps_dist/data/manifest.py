@@ -22,7 +22,14 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harps_dist.data.split import PAPER_FRACTIONS, SALT, SplitName
 from harps_dist.errors import ReleaseError
@@ -114,7 +121,8 @@ class Manifest(Frozen):
     telescope took them, by what it says; the release is not genuine then. ancestors: digests of the releases that this
     one grew from, the first one first. source: digest of what the archive held. withdrawn: data products that no
     release takes any more, and why; their bytes may still lie in shards of older generations, as those of superseded
-    versions do, but no row of the index leads there. counts: samples of each kind.
+    versions do, but no row of the index leads there. other_forms: data products that are another form of an exposure,
+    each with the product that stands for it. counts: samples of each kind.
     """
 
     schema_version: int = SCHEMA
@@ -134,6 +142,7 @@ class Manifest(Frozen):
     counts: dict[str, int]
     left_out: dict[str, int]
     withdrawn: dict[str, str]
+    other_forms: dict[str, str] = Field(default_factory=dict)
     shards: tuple[Shard, ...]
     index_sha256: str
 
@@ -145,6 +154,12 @@ class Manifest(Frozen):
         if len(set(names)) < len(names):
             raise ValueError("it names a shard twice")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A release without other forms has the file and the digest that it had before these were noted."""
+        content = handler(self)
+        return content if self.other_forms else {key: value for key, value in content.items() if key != "other_forms"}
 
     @property
     def not_genuine(self) -> str:

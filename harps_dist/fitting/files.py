@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from itertools import islice
@@ -86,8 +86,8 @@ def fit_files(
 
     with world.claiming(claim):
         items, refused, todo = world.of_main(lambda: plan_blocks(inputs, parts))
-        report = PredictReport(table, already=len(items) - sum(map(len, todo)))
-        progress("fit", report.already, len(items))
+        report, before = PredictReport(table), len(items) - sum(map(len, todo))
+        progress("fit", before, len(items))
         done, failed = 0, [] if not world.is_main else list(refused)
         mine = todo[world.rank :: world.size]
         grid = network.grid if network else fitter.grid
@@ -103,15 +103,13 @@ def fit_files(
                 if columns:
                     write_part(parts, {name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
                 done += len(block)
-                progress("fit", min(report.already + done * world.size, len(items)), len(items))
+                progress("fit", min(before + done * world.size, len(items)), len(items))
         except Interrupted as interrupted:
-            rows_done = report.already + sum(world.gather(done))
+            rows_done = before + sum(world.gather(done))
             raise Interrupted(str(interrupted), f"{rows_done:,} of {len(items):,} spectra are done") from None
         report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
-        report.failed += world.of_main(lambda: _finish(table, parts, fitter, network, items, report.failed))
-        report.not_looked_at = not_looked_at(inputs, items) if world.is_main else ""
-        report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
-    return report
+        fresh = {item.identity for block in todo for item in block}
+        return world.of_main(lambda: _finish(report, parts, fitter, network, items, inputs, fresh))
 
 
 def parts_key(fitter: Fitter, network: Exported | None) -> str:
@@ -177,10 +175,16 @@ def _draw(
 
 
 def _finish(
-    table: Path, parts: Path, fitter: Fitter, network: Exported | None, items: Sequence[Item], failed: Sequence[Any]
-) -> list[Any]:
-    """Write the table and the list of failures; returns duplicates, which have no row either."""
-    columns, duplicates = assembled(parts, items)
+    report: PredictReport,
+    parts: Path,
+    fitter: Fitter,
+    network: Exported | None,
+    items: Sequence[Item],
+    inputs: Sequence[str | Path],
+    fresh: Set[str],
+) -> PredictReport:
+    """Write the table and the list of failures, and complete the report. fresh: identities that this run fitted."""
+    columns = assembled(report, parts, items, fresh)
     if columns:
         metadata = {
             MADE_BY: type(fitter.model).__name__,
@@ -188,6 +192,7 @@ def _finish(
             "start": network.description.id if network else "cross-correlation",
             **{package: version(package) for package in (KEY, "torch", "numpy", "astropy")},
         }
-        write_table(table, {name: columns[name] for name in fields_of()}, metadata)
-    write_failed(failed_path(table), [*failed, *duplicates])
-    return duplicates
+        write_table(report.table, {name: columns[name] for name in fields_of()}, metadata)
+    write_failed(failed_path(report.table), report.failed)
+    report.not_looked_at = not_looked_at(inputs, items)
+    return report

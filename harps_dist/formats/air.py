@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from harps_dist.formats.headers import Header
-from harps_dist.formats.layouts import Axis
+from harps_dist.formats.layouts import LINEAR, Axis
 from harps_dist.formats.records import Reason, RefusedError, require
 from harps_dist.formats.telluric import ACCURACY_KMS, MEDIUM_KMS, telluric_shift
 from harps_dist.spectra.doppler import C_KMS
@@ -45,6 +45,9 @@ def in_air(
         apart = float(np.nanmax(np.abs(axis.wave_aa / vacuum_to_air(axes[0].wave_aa) - 1)) * C_KMS)
         detail = f"expected {axes[0].name} in vacuum and {axis.name} in air, got them {apart:.3g} km/s from that"
         require(apart < FORMULA_KMS, Reason.VACUUM, detail)
+    if axis.kind == LINEAR:
+        medium = _of_rewritten(primary, axis.wave_aa, flux, berv_kms)
+        return axis.wave_aa if medium == "air" else vacuum_to_air(axis.wave_aa)
     said = _said(instrument, primary, axis, alone=len(axes) == 1)
     said |= _gap_says(instrument, axis.wave_aa, flux, berv_kms)
     media = set(said.values())
@@ -120,6 +123,32 @@ def _by_tellurics(wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float, said: 
         return said
     detail = f"expected barycentric wavelengths, got {seen}, as in a frame that is neither, such as the star's"
     raise RefusedError(Reason.WRONG_FRAME, detail)
+
+
+def _of_rewritten(primary: Header, wave_aa: np.ndarray, flux: np.ndarray, berv_kms: float) -> Medium:
+    """The medium of an image that IRAF rewrote, whose cards may be left over from before: telluric lines must show
+    it, and the barycentric frame.
+
+    A shift to rest could imitate the other medium, so this is that of the pipeline, unless AIRORVAC names another.
+    """
+    keyword = primary.text("AIRORVAC").lower()
+    newer = "/" in primary.text("ESO PRO REC1 PIPE ID", "ESO DRS VERSION", "PROCSOFT")
+    expected: Medium = "vacuum" if keyword.startswith("vac") or (newer and not keyword.startswith("air")) else "air"
+    what, remedy = "an image that IRAF or its kin rewrote (CTYPE1 = 'LINEAR')", "Give the file as the archive has it"
+    shift = telluric_shift(wave_aa, flux)
+    detail = f"expected telluric lines and a BERV that show the frame of {what}, got"
+    require(not math.isnan(shift), Reason.WRONG_FRAME, f"{detail} no such lines. {remedy}")
+    require(not math.isnan(berv_kms), Reason.WRONG_FRAME, f"{detail} no BERV. {remedy}")
+    places: dict[Medium, float] = {"air": 0.0, "vacuum": MEDIUM_KMS}
+    frame_kms = shift - places[expected]
+    if abs(frame_kms - berv_kms) > ACCURACY_KMS:
+        still = abs(frame_kms) <= ACCURACY_KMS
+        other = next((medium for medium, place in places.items() if abs(shift - place - berv_kms) <= ACCURACY_KMS), "")
+        got = f"another medium ({other})" if other else "the observer's frame" if still else "the star's rest frame"
+        seen = f"telluric lines {shift:.1f} km/s redward of their places in air, with a BERV of {berv_kms:.1f} km/s"
+        detail = f"expected barycentric wavelengths in {expected}, got {what} with {seen}, as in {got}. {remedy}"
+        raise RefusedError(Reason.WRONG_FRAME, detail)
+    return expected
 
 
 def _or_refused(said: Medium | None, detail: str) -> Medium:

@@ -1,6 +1,6 @@
 """Whose spectrum a file holds: an instrument that is known, its fibre A, a star. What cannot be shown is refused.
 
-Neighbours look alike: CORALIE's s1d has the same form and no INSTRUME, HARPS-N and ESPRESSO run the same pipeline, and
+Neighbours look alike: CORALIE's s1d has the same form and no INSTRUME, ESPRESSO runs the same pipeline, and
 fibre B holds sky or lamp. So a missing card is not agreement: without INSTRUME the pipeline or the exposure's name
 must name the instrument, and nothing may name another.
 
@@ -25,7 +25,7 @@ _NAME_ENDS_IN_B = re.compile(r"_B(?:\.[a-z]+)*$")
 _OF_FIBRE = ("ESO DRS BLAZE FILE", "ESO DRS CAL LOC FILE", "ESO DRS CAL TH FILE", "ESO PRO CATG", "ORIGFILE", "TITLE")
 _STARS = ("STAR", "OBJECT", "STD", "FLUX", "SUN", "SCIENCE")  # how ESO DPR TYPE begins, of fibre A
 _NO_STARS = {"SKY", "DARK", "BIAS", "FLAT", "LAMP", "WAVE", "THAR", "TUN", "FP", "LFC", "ORDERDEF", "CONTAM", "LED"}
-_TELESCOPES = ("ESO-3.6", "ESO-3P6", "ESO 3.6", "3.6")
+_TELESCOPES = {"HARPS": ("ESO-3.6", "ESO-3P6", "ESO 3.6", "3.6"), "HARPN": ("TNG",)}  # by INSTRUME, as spelt
 
 
 def belonging(header: Header, source: str) -> Instrument:
@@ -79,11 +79,11 @@ def _instrument(header: Header, source: str) -> Instrument:
     instrument = instrument_of(next(iter(names.values())))
     if instrument is None:
         raise RefusedError(Reason.WRONG_INSTRUMENT, f"expected {known}, got {different}")
+    telescope, places = header.text("TELESCOP").upper(), _TELESCOPES.get(instrument.keyword, ("",))
+    detail = f"expected TELESCOP = {places[0]!r}, where {instrument.keyword} stands, got {telescope!r}"
+    require(not telescope or telescope.startswith(places), Reason.WRONG_INSTRUMENT, detail)
     if instrument is not HARPS:
         return instrument
-    telescope = header.text("TELESCOP").upper()
-    detail = f"expected TELESCOP = 'ESO-3.6', where HARPS stands, got {telescope!r}"
-    require(not telescope or telescope.startswith(_TELESCOPES), Reason.WRONG_INSTRUMENT, detail)
     mode, made_by = header.text("ESO INS MODE"), header.text("ESO DRS VERSION", "PROCSOFT")
     coarse = header.number("SPEC_RES") < (EGGS.resolution + HARPS.resolution) / 2  # of Phase 3
     return EGGS if coarse or mode.upper().startswith("EGGS") or made_by.startswith("EGGS_") else HARPS

@@ -29,7 +29,7 @@ SCHEMAS: dict[str, dict[str, Column]] = {
         "content": CONTENT,
         "source": Column("str", note="file, relative to the ingested folder"),
         "stamp": Column("str", note="size and time of the file, by which a changed one is noticed"),
-        "product": Column("str", note="ADP, s1d, S1D_FINAL_A, S1D_A or S1D_FLUXCAL_A"),
+        "product": Column("str", note="ADP, s1d, S1D_FINAL_A, S1D_A, S1D_FLUXCAL_A or s1d, rewritten"),
         "object": Column("str"),
         "names": Column("str", note="normalised names of the star in the header"),
         "target": Column("str", note="resolved target id, one per star"),

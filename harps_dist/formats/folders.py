@@ -22,10 +22,10 @@ _NAMED = 12  # endings; the others are counted together
 def passed_over(folder: Path, taken: Iterable[Path]) -> Counter[str]:
     """How many files in and below a folder are none of those taken, by ending; empty for a file.
 
-    taken: files that were looked at, or members of such files. Links are followed as `readers.find_spectra` follows
-    them. What is hidden is a program's own and not counted, save what macOS leaves.
+    taken: files that were looked at, or members of such files, by whatever path. Links are followed as
+    `readers.find_spectra` follows them. What is hidden is a program's own and not counted, save what macOS leaves.
     """
-    known = set(taken)
+    known = {Path(os.path.realpath(path)) for path in taken}
     known |= {parent for path in known for parent in path.parents}
     counts, entered = Counter[str](), set()
     for top, folders, files in os.walk(folder, followlinks=True) if folder.is_dir() else ():
@@ -35,7 +35,8 @@ def passed_over(folder: Path, taken: Iterable[Path]) -> Counter[str]:
             folders.clear()
             continue
         entered.add(real)
-        counts.update(_ending(name) for name in files if Path(top, name) not in known and not _is_hidden(name))
+        seen = (name for name in files if not _is_hidden(name))
+        counts.update(_ending(name) for name in seen if Path(os.path.realpath(Path(real, name))) not in known)
     return counts
 
 

@@ -18,11 +18,14 @@ LONGEST_TEXT = 100  # characters; a FITS card holds 68
 NO_VELOCITY = -99999  # and less: ESO's word for an unknown radial velocity
 
 _SIMULATED = re.compile("simul|synth|mock", re.IGNORECASE)  # in ORIGIN
-_SIGNAL_TO_NOISE = re.compile(r"ESO (DRS SPE EXT SN\d+|QC ORDER\d+ SNR)")  # of the HARPS DRS; of the newer pipeline
+_SIGNAL_TO_NOISE = re.compile(r"(?:ESO|TNG) (?:DRS SPE EXT SN\d+|QC ORDER\d+ SNR)")  # old and newer pipeline
 
 
 class Header:
-    """An astropy header. out_of_range: numbers that cannot be and count as missing, by their quantities' names."""
+    """An astropy header. out_of_range: numbers that cannot be and count as missing, by their quantities' names.
+
+    HARPS-N writes TNG where HARPS has ESO: a card that is asked for as 'ESO …' may stand there as 'TNG …'.
+    """
 
     def __init__(self, cards: Any):
         self._cards = cards
@@ -104,9 +107,14 @@ class Header:
         """J2000 right ascension and declination [deg] of the target the observer asked for, else the pointing's.
 
         The pointing is 6-51 arcsec off that in the genuine files (proper motion, pointing model), too far for a
-        cross-match; a target entry more than 0.1 deg from it, such as a template's leftover, is not trusted.
+        cross-match; a target entry more than 0.1 deg from it, such as a template's leftover, is not trusted. Files of
+        the TNG name the unit of a pointing in its key; without one in degrees their target is not trusted either.
         """
-        pointing = self.quantity("ra", "RA"), self.quantity("dec", "DEC")
+        of_tng = self.has_prefix("TNG ")
+        names = ("RA-DEG", "DEC-DEG") if of_tng else ("RA", "DEC")
+        pointing = self.quantity("ra", names[0]), self.quantity("dec", names[1])
+        if of_tng and not np.isfinite(pointing).all():
+            return pointing
         alpha, delta = (_unpacked(self.number(f"ESO TEL TARG {axis}")) for axis in ("ALPHA", "DELTA"))
         target = 15.0 * alpha, delta
         equinox = self.number("ESO TEL TARG EQUINOX")
@@ -121,7 +129,8 @@ class Header:
 
     def _card(self, key: str) -> Any:
         try:
-            return self._cards.get(key)
+            found = self._cards.get(key)
+            return self._cards.get(f"TNG {key[4:]}") if found is None and key.startswith("ESO ") else found
         except Exception:  # a card astropy cannot parse, such as `KEY = NaN`, counts as missing
             return None
 

@@ -7,6 +7,7 @@
 | S1D_A | newer | HDU 1, a row a pixel: wavelength (vacuum), wavelength_air, flux, error, quality |
 | S1D_FLUXCAL_A | newer | HDU 1, a row a pixel: wavelength, wavelength_air, flux_cal, error_cal |
 | s1d | HARPS DRS | HDU 0, an image along CRVAL1 and CDELT1 |
+| s1d, rewritten | IRAF and kin | the same with CTYPE1 = 'LINEAR'; often normalised, or shifted to rest |
 
 Sources: ESO Science Data Products Standard; manuals of the HARPS DRS and of the ESPRESSO pipeline.
 Tested in tests/unit/test_newer_products.py.
@@ -14,6 +15,7 @@ Tested in tests/unit/test_newer_products.py.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,12 @@ from harps_dist.formats.records import Reason, RefusedError, require
 VECTORS = ("WAVE", "FLUX", "ERR", "QUAL", "WAVE_AIR")
 ROWS = ("WAVELENGTH", "FLUX", "ERROR", "QUALITY", "WAVELENGTH_AIR")
 ROWS_CALIBRATED = ("WAVELENGTH", "FLUX_CAL", "ERROR_CAL", "QUALITY", "WAVELENGTH_AIR")
+REWRITTEN = "s1d, rewritten"  # no pipeline's own product any more
+LINEAR = "LINEAR"  # CTYPE1 of IRAF
 SCIENCE = "SCIENCE.SPECTRUM"  # PRODCATG of Phase 3
+_GIVE_S1D = "Give the exposure's S1D"
+_EPRV = ("INSTRUMENT_HEADER", "RECEIPT", "DRP_CONFIG", "TRACE1_FLUX")  # HDU 1 of the EPRV data standard
+_WAT_UNITS = re.compile(r"\bunits=[\"']?(\w+)")  # 'wtype=linear label=Wavelength units=angstroms' of IRAF
 _UNITS = ("", "angstrom", "angstroms", "a", "aa")
 
 
@@ -54,11 +61,17 @@ class Found(NamedTuple):
     unit: str = ""
     frame: str = ""
 
+    @property
+    def is_image(self) -> bool:
+        """Whether all of it stands in HDU 0."""
+        return not self.axes[0].name
+
 
 def find(hdus: Any) -> Found:
     """The arrays of a product; hdus: an open HDUList. Raises RefusedError where there is no spectrum in it."""
     axes = hdus[0].header["NAXIS"]
-    require(axes <= 1, Reason.NO_SPECTRUM, f"expected a 1-D image or a table, got {axes} axes in HDU 0")
+    detail = f"expected a 1-D image or a table, got {axes} axes in HDU 0, as of orders that are not merged. {_GIVE_S1D}"
+    require(axes <= 1, Reason.NO_SPECTRUM, detail)
     return _of_image(hdus[0]) if axes else _of_table(hdus)
 
 
@@ -69,7 +82,9 @@ def _of_table(hdus: Any) -> Found:
         raise RefusedError(Reason.NO_SPECTRUM, "expected a table in HDU 1, got HDU 0 alone") from None
     header, cards, primary = Header(hdu.header), hdu.header, Header(hdus[0].header)
     kind, name = cards["XTENSION"], header.text("EXTNAME")
-    detail = f"expected a BINTABLE in HDU 1, got {kind!r} {name!r}. Give the exposure's S1D"
+    detail = f"expected a merged spectrum, got the EPRV standard's level 2, orders that are not merged. {_GIVE_S1D}"
+    require(name not in _EPRV and primary.text("DATALVL") != "L2", Reason.NO_SPECTRUM, detail)
+    detail = f"expected a BINTABLE in HDU 1, got {kind!r} {name!r}. {_GIVE_S1D}"
     require(kind == "BINTABLE", Reason.NO_SPECTRUM, detail)
     rows = cards["NAXIS2"]
     column = {header.text(f"TTYPE{i + 1}").upper(): i + 1 for i in range(cards["TFIELDS"])}
@@ -117,20 +132,23 @@ def _of_image(hdu: Any) -> Found:
     detail = f"expected numbers in CRVAL1 and CDELT1, got {start} and {step}"
     require(np.isfinite([start, step]).all(), Reason.MISSING_FIELD, detail)
     kind = header.text("CTYPE1").upper()  # the DRS writes the unit here
-    detail = (
-        "expected a product of a pipeline, got an image that IRAF or its kin rewrote (CTYPE1 = 'LINEAR'), which may be "
-        "normalised or shifted to rest: give the file as the archive has it"
-    )
-    require(kind != "LINEAR", Reason.WRONG_UNIT, detail)
-    check_unit("" if kind.startswith(("AWAV", "WAVE", "VAC")) else kind, "CTYPE1")
+    rewritten = kind == LINEAR
+    check_unit("" if rewritten or kind.startswith(("AWAV", "WAVE", "VAC")) else kind, "CTYPE1")
     check_unit(header.text("CUNIT1"), "CUNIT1")
+    if rewritten:
+        says = _WAT_UNITS.search(header.text("WAT1_001"))
+        check_unit(says[1] if says else "", "units in WAT1_001")
+        curved = header.number("DC-FLAG")
+        detail = f"expected wavelengths in equal steps, got DC-FLAG = {curved:g}, logarithms. Resample it linearly"
+        require(not curved > 0, Reason.WRONG_UNIT, detail)
     reference = header.number("CRPIX1")
     first = 1.0 - (reference if np.isfinite(reference) else 1.0)
     with np.errstate(over="ignore"):
         wave_aa = start + step * (first + np.arange(hdu.data.size))
     detail = f"expected two pixels at least, got {wave_aa.size}"
     require(wave_aa.size >= 2, Reason.LENGTH_MISMATCH, detail)
-    return Found("s1d", (Axis(wave_aa, kind=kind),), hdu.data, unit=header.text("BUNIT"), frame=header.text("SPECSYS"))
+    product, unit, frame = REWRITTEN if rewritten else "s1d", header.text("BUNIT"), header.text("SPECSYS")
+    return Found(product, (Axis(wave_aa, kind=kind),), hdu.data, unit=unit, frame=frame)
 
 
 def _sigma(values: np.ndarray | None, length: int) -> np.ndarray | None:

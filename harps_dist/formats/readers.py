@@ -92,7 +92,7 @@ def _read(hdus: Any, source: str) -> SpectrumRecord:
     flux, wild = _narrow_flux(found.flux, found.bad)
     berv_kms = header.quantity("berv", "ESO DRS BERV", "ESO QC BERV")
     wave_aa = in_air(instrument, header, found.axes, flux, berv_kms)
-    headers = (header,) if found.product == "s1d" else (header, Header(hdus[1].header))
+    headers = (header,) if found.is_image else (header, Header(hdus[1].header))
     ra_deg, dec_deg = header.position
     snr = header.snr
     return SpectrumRecord(

@@ -26,7 +26,7 @@ class SpectrumRecord:
 
     dp_id: str  # ESO data-product id: 'ADP.2014-09-16T11:04:45.123', 'HARPS.2012-03-24T08:37:45.581_s1d_A'
     instrument: str  # its name in `spectra.instrument.INSTRUMENTS`
-    product: str  # 'ADP' and 's1d' of the HARPS DRS; 'S1D_FINAL_A', 'S1D_A', 'S1D_FLUXCAL_A' of the newer pipeline
+    product: str  # as `layouts` names it: 'ADP', 's1d' or 's1d, rewritten', 'S1D_FINAL_A', 'S1D_A', 'S1D_FLUXCAL_A'
     source: str  # file name
     object: str  # OBJECT, as typed by the observer
     target_name: str  # HIERARCH ESO OBS TARG NAME

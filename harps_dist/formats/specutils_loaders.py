@@ -1,6 +1,6 @@
 """HARPS spectra as specutils objects: `Spectrum.read(FILE)` for ESO Phase 3, DRS s1d and the newer pipeline's S1D.
 
-FILE is a path, an open file or an open HDUList, plain or packed.
+FILE is a path, an open file or an open HDUList, plain or packed. Files of HARPS-N are read where a format is named.
 
 Importing this module registers the loaders; once the package is installed, importing specutils does it
 (`harps_dist.formats.specutils_hook`). What the files say is kept: flux in its unit (ADU per pixel of 0.01 Å where it
@@ -30,7 +30,7 @@ from harps_dist.formats.layouts import SCIENCE
 from harps_dist.formats.readers import read_stream
 from harps_dist.formats.records import Refusal, SpectrumRecord
 from harps_dist.intake import IntakeError, named, open_regular, unpacking
-from harps_dist.spectra.instrument import instrument_of, named_instrument
+from harps_dist.spectra.instrument import HARPS, named_instrument
 from harps_dist.spectra.quantities import in_range
 from harps_dist.text import printable
 
@@ -203,7 +203,7 @@ def _leading_cards(origin: str, path: Any, fileobj: Any, needed: set[str], other
     if origin == "read" and others and _is_hdus(others[0]):
         header = others[0][0].header
         cards = {key: str(header[key]).strip() for key in needed | {"PRODCATG"} if key in header}
-        return cards if instrument_of(cards.get("INSTRUME", "")) else {}
+        return cards if cards.get("INSTRUME") == HARPS.keyword else {}
     if origin != "read" or (fileobj is None and path is None):
         return {}
     try:
@@ -233,7 +233,7 @@ def _cards_of(stream: IO[bytes], needed: set[str]) -> dict[str, str]:
             found = ((key, _VALUE.match(rest)) for key, rest in map(_key_and_rest, lines))
             cards |= {key: (value[1] or value[2] or "").strip() for key, value in found if value}
             if needed <= cards.keys() or any(line.rstrip() == "END" for line in lines):
-                return cards if instrument_of(cards.get("INSTRUME", "")) else {}
+                return cards if cards.get("INSTRUME") == HARPS.keyword else {}
         return {}
     finally:
         stream.seek(0)

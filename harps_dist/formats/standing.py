@@ -8,11 +8,12 @@ Tested in tests/integration/test_exposures.py.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from harps_dist.formats.archive import Archive
+from harps_dist.formats.layouts import REWRITTEN
 from harps_dist.formats.versions import newest_versions, version_order
 
 SAME_START_S = 1.0  # starts that differ by less are one exposure's; the shortest one takes longer, with its read-out
@@ -58,10 +59,18 @@ def standing(archive: Archive) -> Standing:
             good = [row for row in of_exposure if version_order(pipelines[row]) > version_order(until)]
             reasons |= {keys[row]: withdrawn.get(keys[row], ("", reason))[1] for row in of_exposure if row not in good}
         if good:
-            first = max(good, key=lambda row: (version_order(str(pipelines[row])), products[row] in PHASE_3, row))
+            first = max(good, key=lambda row: (form_order(pipelines[row], products[row]), row))
             rows.append(first)
             others |= {keys[row]: keys[first] for row in good if row != first}
     return Standing(np.array(sorted(rows), np.int64), reasons, others)
+
+
+def form_order(pipeline: Any, product: Any) -> tuple[bool, Any, bool]:
+    """What forms of one exposure are ordered by; the largest stands. pipeline: its version. product: its name.
+
+    What was rewritten since the pipeline made it comes last.
+    """
+    return str(product) != REWRITTEN, version_order(str(pipeline)), str(product) in PHASE_3
 
 
 def exposures(targets: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ _AIRMASS, _WATER_MM = 1.3, 2.0  # of a usual night; only the places of the lines
 _SMOOTH_KMS, _BROAD_KMS = 2.0, 60.0  # narrower is noise, broader is continuum
 _DEEPEST = 0.3  # a star's deep lines must not outweigh the band
 _LEAST_CORRELATION, _LEAST_LEAD = 0.2, 1.4  # genuine spectra: 0.25 and 1.45 at least; one of 200 without lines has it
+_ROUNDING = 1e-9  # of a sum of squares, below which nothing varies
 _APART_KMS = 6.0  # what is nearer belongs to the peak
 
 
@@ -48,8 +49,10 @@ def telluric_shift(wave_aa: np.ndarray, flux: np.ndarray) -> float:
     seen = _depth(np.interp(log_wave, np.log(wave_aa), flux))
     lines = _depth(_transmission(np.exp(log_wave)))[reach:-reach]
     lines -= lines.mean()
-    parts = np.lib.stride_tricks.sliding_window_view(seen, len(lines))
-    scatter = parts.std(axis=1) * lines.std()
+    sums, squares = (np.cumsum(np.pad(values, (1, 0))) for values in (seen, seen**2))
+    mean, square = ((total[len(lines) :] - total[: -len(lines)]) / len(lines) for total in (sums, squares))
+    variance = square - mean**2
+    scatter = np.sqrt(np.where(variance > _ROUNDING * square, variance, 0)) * lines.std()
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = np.where(scatter > 0, np.correlate(seen, lines, "valid") / len(lines) / scatter, 0.0)
     velocity = (np.arange(len(correlation)) - reach) * _STEP_KMS

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -23,8 +23,10 @@ from harps_dist.columns import read_columns
 from harps_dist.data.batches import in_batches
 from harps_dist.errors import ConfigError, Interrupted
 from harps_dist.files import atomic_write, remove
+from harps_dist.formats.layouts import REWRITTEN
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
+from harps_dist.inference.forms import forms
 from harps_dist.inference.model import BATCH, Exported, check_samples, load
 from harps_dist.inference.precision import Precision, computing
 from harps_dist.inference.sources import Item, Observed, duplicate, find_items, not_looked_at, read_items
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from harps_dist.formats.records import Refusal
 
 BLOCK = 64  # rows that are kept together
-PARTS_FORMAT = 2
+PARTS_FORMAT = 3
 _KEY = re.compile(r"[0-9a-f]{16}|\.lock")  # names in a folder of parts
 _FAILED = ("file", "reason", "detail")
 PARTS = OutputKind("folder of predicted parts", "-o", lambda parts: all(map(_KEY.fullmatch, os.listdir(parts))), "home")
@@ -61,12 +63,14 @@ FAILED = OutputKind("list of what could not be predicted", "-o", lambda path: fi
 class PredictReport:
     """What a run of `predict_files` did.
 
-    already: rows that were there before. failed: what has no row, and why. not_looked_at: of the folders, in one line.
+    predicted, already: rows, by this run and before. other_forms: spectra without a row, of whose exposure another form
+    has one. failed: what has no row, and why. not_looked_at: of the folders, in one line.
     """
 
     table: Path
     predicted: int = 0
     already: int = 0
+    other_forms: int = 0
     failed: list[Refusal] = field(default_factory=list)
     not_looked_at: str = ""
 
@@ -138,12 +142,13 @@ def predict_files(
     refine: bool = False,
     samples: int = 0,
 ) -> PredictReport:
-    """Predict every spectrum of the inputs into a table, one row each, in the order of the inputs.
+    """Predict every spectrum of the inputs into a table, one row an exposure, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
     work; the main one writes the table. refine: whether rv and berv are refined on what the model draws. samples: of
-    blankings that labels are the median of, 0 for none. What cannot be predicted is listed in TABLE.failed.csv.
+    blankings that labels are the median of, 0 for none. Of the forms of an exposure that which stands has the row, see
+    `forms`, and it names the others. What cannot be predicted is listed in TABLE.failed.csv.
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
     another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
@@ -157,8 +162,8 @@ def predict_files(
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
         items, refused, todo = world.of_main(lambda: plan_blocks(inputs, parts))
-        report = PredictReport(table, already=len(items) - sum(map(len, todo)))
-        progress("predict", report.already, len(items))
+        report, before = PredictReport(table), len(items) - sum(map(len, todo))
+        progress("predict", before, len(items))
         done, failed = 0, [] if not world.is_main else list(refused)
         mine = todo[world.rank :: world.size]
         stream = read_items([item for block in mine for item in block], exported.grid, workers)
@@ -170,16 +175,14 @@ def predict_files(
                 if good:
                     _write_part(parts, exported, good, batch_size, refine, samples)
                 done += len(block)
-                progress("predict", min(report.already + done * world.size, len(items)), len(items))
+                progress("predict", min(before + done * world.size, len(items)), len(items))
         except Interrupted as interrupted:
-            rows = report.already + sum(world.gather(done))
+            rows = before + sum(world.gather(done))
             raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
         report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
         how = ({"refined": "rv, berv"} if refine else {}) | ({"samples": str(samples)} if samples else {})
-        report.failed += world.of_main(lambda: _finish(table, parts, exported, items, latents, report.failed, how))
-        report.not_looked_at = not_looked_at(inputs, items) if world.is_main else ""
-        report.predicted = len(items) - report.already - (len(report.failed) - len(refused))
-    return report
+        fresh = {item.identity for block in todo for item in block}
+        return world.of_main(lambda: _finish(report, parts, exported, items, latents, inputs, fresh, how))
 
 
 def parts_key(exported: Exported, refine: bool = False, samples: int = 0) -> str:
@@ -214,7 +217,8 @@ def _write_part(
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
     coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
-    columns |= columns_of(exported.description, predicted, coverage, flux, broken=broken)
+    processed = np.array([product == REWRITTEN for product in columns["product"]])
+    columns |= columns_of(exported.description, predicted, coverage, flux, broken=broken, processed=processed)
     write_part(parts, columns)
 
 
@@ -240,45 +244,54 @@ def read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
 
 
 def _finish(
-    table: Path,
+    report: PredictReport,
     parts: Path,
     exported: Exported,
     items: Sequence[Item],
     latents: bool,
-    failed: Sequence[Refusal],
+    inputs: Sequence[str | Path],
+    fresh: Set[str],
     how: dict[str, str],
-) -> list[Refusal]:
-    """Write the table and the list of failures; returns duplicates, which have no row either."""
-    columns, duplicates = assembled(parts, items)
+) -> PredictReport:
+    """Write the table and the list of failures, and complete the report. fresh: identities that this run predicted."""
+    columns = assembled(report, parts, items, fresh)
     if columns:
-        if "latent" in columns:
-            columns["latent"] = np.stack(list(columns["latent"]))
         fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        write_table(table, {name: columns[name] for name in fields}, exported.description, exported.metadata | how)
-    write_failed(failed_path(table), [*failed, *duplicates])
-    return duplicates
+        columns = {name: columns[name] for name in fields}
+        write_table(report.table, columns, exported.description, exported.metadata | how)
+    write_failed(failed_path(report.table), report.failed)
+    report.not_looked_at = not_looked_at(inputs, items)
+    return report
 
 
-def assembled(parts: Path, items: Sequence[Item]) -> tuple[Columns, list[Refusal]]:
-    """Columns of the items that parts hold, in their order, none where there are no rows; duplicates, without one."""
+def assembled(report: PredictReport, parts: Path, items: Sequence[Item], fresh: Set[str]) -> Columns:
+    """Rows that parts hold of the items, one an exposure, in their order; none where there are none.
+
+    The report gets their counts, and duplicates, which have no row. fresh: identities that this run predicted.
+    """
     columns = read_parts(parts)
     row_of = {identity: row for row, identity in enumerate(columns.pop("identity", ()))}
-    rows, names, duplicates = [], [], []
-    first: dict[str, str] = {}
-    for item in items:
-        row = row_of.get(item.identity)
-        if row is None:
-            continue
-        dp_id = columns["dp_id"][row]
-        if dp_id in first:
-            duplicates.append(duplicate(item, dp_id, first[dp_id]))
-            continue
-        first[dp_id] = item.name
-        rows.append(row)
-        names.append(item.name)
-    if not rows:
-        return {}, duplicates
-    return {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}, duplicates
+    there = [item for item in items if item.identity in row_of]
+    if not there:
+        return {}
+    rows = [row_of[item.identity] for item in there]
+    columns = {name: values[rows] for name, values in columns.items()}
+    duplicate_of, form_of = forms(columns)
+    kept = [row for row in range(len(there)) if row not in duplicate_of and row not in form_of]
+    others: dict[int, list[str]] = {}
+    for row, first in form_of.items():
+        others.setdefault(first, []).append(columns["dp_id"][row])
+    columns["file"] = np.array([item.name for item in there], object)
+    columns["other_forms"] = np.array([";".join(others.get(row, ())) for row in range(len(there))], object)
+    for row, first in duplicate_of.items():
+        report.failed.append(duplicate(there[row], columns["dp_id"][row], there[first].name))
+    before = {columns["dp_id"][row] for row, item in enumerate(there) if item.identity not in fresh}
+    columns = {name: values[kept] for name, values in columns.items()}
+    if "latent" in columns:
+        columns["latent"] = np.stack(list(columns["latent"]))
+    report.predicted = sum(dp_id not in before for dp_id in columns["dp_id"])
+    report.already, report.other_forms = len(kept) - report.predicted, len(form_of)
+    return columns
 
 
 def write_failed(path: Path, failed: Sequence[Refusal]) -> None:

@@ -103,8 +103,10 @@ def not_looked_at(inputs: Sequence[str | Path], items: Sequence[Item]) -> str:
     from harps_dist.formats.folders import passed_over, passed_over_line
 
     taken, counts = [Path(item.where) for item in items], Counter[str]()
-    for folder in {Path(given) for given in map(str, inputs) if os.path.isdir(given)}:
-        if not any((folder / name).is_file() for name in (MANIFEST, ZARR)):
+    folders = {Path(os.path.realpath(given)) for given in map(str, inputs) if os.path.isdir(given)}
+    for folder in folders:
+        within = folders & set(folder.parents)  # then it is counted there
+        if not within and not any((folder / name).is_file() for name in (MANIFEST, ZARR)):
             counts += passed_over(folder, taken)
     return passed_over_line(counts)
 
@@ -257,12 +259,17 @@ def _read_file(item: Item, grid: Grid, errors: bool) -> tuple[dict[str, Any], Pr
         "origin": record.origin,
         "simulated": record.simulated,
         "sha256": sha256,
+        "product": record.product,
+        "pipeline": record.pipeline,
     }
     return columns, prepare(record, grid, LEAST_COVERAGE, errors=errors)
 
 
 def _archive_row(path: str, row: int) -> dict[str, Any]:
-    same = ("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id", "origin", "simulated")
+    same = (
+        *("object", "ra", "dec", "mjd", "exptime", "snr", "prog_id"),
+        *("origin", "simulated", "product", "pipeline"),
+    )
     names = {"dp_id": "key", "berv_header": "berv", "airmass_header": "airmass"} | {name: name for name in same}
     return {name: _column(path, of_archive)[row] for name, of_archive in names.items()} | {"sha256": ""}
 
@@ -270,9 +277,10 @@ def _archive_row(path: str, row: int) -> dict[str, Any]:
 def _release_row(release: Release, row: int) -> dict[str, Any]:
     """A release knows less of a spectrum than its archive; what it does not know is missing."""
     index = release.index
-    columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name != "file"}
+    unknown = OBSERVED.keys() - {"file", "other_forms"}
+    columns: dict[str, Any] = {name: np.nan if OBSERVED[name].unit else "" for name in OBSERVED if name in unknown}
     columns |= {"dp_id": index["key"][row].removeprefix("real-")}
-    columns |= {name: index[name][row] for name in ("object", "origin", "simulated")}
+    columns |= {name: index[name][row] for name in ("object", "origin", "simulated", "pipeline")}
     columns |= {name: float(index[name][row]) for name in ("ra", "dec", "mjd")}
     return columns | {
         "snr": float(index["snr"][row]),

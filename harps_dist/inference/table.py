@@ -33,6 +33,7 @@ FLAGS = {
     "low_snr": "S/N below that of 99 % of the training spectra",
     "outside_training_range": "a label lies outside what the model was trained on",
     "anomalous": "anomaly score above 1: unlike the spectra that calibrated the uncertainties, which promise nothing",
+    "processed": "an image that IRAF or its kin rewrote since the pipeline made it; perhaps normalised",
 }
 Columns = dict[str, np.ndarray]
 
@@ -48,8 +49,9 @@ def _is_table(path: Path) -> bool:
     """By its metadata, or the names of all its columns."""
     ending = path.suffix.lower()
     if ending == ".csv":
-        line = ",".join((*OBSERVED, rf"({_LABEL},)*{_REST[0]}", *_REST[1:])) + r"(,latent_\d+)*"
-        return re.fullmatch(line, first_line(path)) is not None
+        names = [name for name in (*OBSERVED, rf"({_LABEL},)*{_REST[0]}", *_REST[1:]) if name not in _ADDED]
+        found = [name for name in first_line(path).split(",") if name not in _ADDED]
+        return re.fullmatch(",".join(names) + r"(,latent_\d+)*", ",".join(found)) is not None
     if ending == ".fits":
         from astropy.io import fits
 
@@ -90,7 +92,11 @@ OBSERVED = {  # what is known of a spectrum before anything is predicted
     "simulated": Field("", "what in the header says that no telescope took it; empty where nothing does"),
     "file": Field("", "where the spectrum was read from"),
     "sha256": Field("", "of that file; empty for a row of an archive or a release"),
+    "product": Field("", "form of the spectrum: ADP, s1d, S1D_FINAL_A …; empty for a row of a release"),
+    "pipeline": Field("", "version of the pipeline that made it"),
+    "other_forms": Field("", "data product ids of the exposure's other forms, which have no row; semicolons between"),
 }
+_ADDED = ("product", "pipeline", "other_forms", "flag_processed")  # which tables of version 0.1 lack
 
 
 def fields_of(description: Description) -> dict[str, Field]:
@@ -126,9 +132,11 @@ def columns_of(
     flux: np.ndarray,
     latents: bool = True,
     broken: np.ndarray | bool = False,
+    processed: np.ndarray | bool = False,
 ) -> Columns:
     """The columns that follow from predictions of n spectra. coverage: (n,) share of valid pixels with data. flux: (n,
-    pixel) standardised. broken: (n,) which are known to be, besides those that show it."""
+    pixel) standardised. broken: (n,) which are known to be, besides those that show it. processed: (n,)
+    which were rewritten."""
     broken = np.array([is_broken(one, description.grid.grid()) for one in flux], bool) | broken
     predicted = predicted.without(broken)
     facts, columns = description.labels, {}
@@ -147,6 +155,7 @@ def columns_of(
         "low_snr": predicted.snr < description.snr_low,
         "outside_training_range": np.any((predicted.labels < low) | (predicted.labels > high), axis=1),
         "anomalous": predicted.anomaly > 1,
+        "processed": np.full(len(flux), False) | processed,
     }
     names = np.array(list(flags))
     columns["snr_measured"] = predicted.snr

@@ -8,7 +8,7 @@ between them by slicing, never by resampling.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -102,12 +102,14 @@ def grid_within(low_aa: float, high_aa: float, least: float) -> Grid | None:
 HARPS = named_grid("harps")
 
 
+@lru_cache(maxsize=4)
 def fill_plan(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How to fill what no spectrograph pixel covers: pixel i becomes (1 - w_i) flux[a_i] + w_i flux[b_i].
 
     The gap between detectors becomes a straight line between its edges, the pads mirror the neighbouring flux, valid
     pixels stay (a = b = i, w = 0). Source: the paper's public preprocessing. Returns a, b (length,) int64 and w
-    (length,) float64. Raises GridError where a window holds too little valid flux to fill its pads from.
+    (length,) float64, shared and not to be written to. Raises GridError where a window holds too little valid flux to
+    fill its pads from.
     """
     instrument = grid.instrument
     left = np.arange(grid.length)

@@ -76,7 +76,20 @@ HARPS = Instrument(
 )
 # The mode of higher throughput: the same detectors and lattice, a wider fibre. Its spectra never mix with HARPS's.
 EGGS = replace(HARPS, name="harps-eggs", resolution=80_000.0, windows={"eggs": HARPS.windows["harps"]})
-INSTRUMENTS = {HARPS.name: HARPS, EGGS.name: EGGS}
+# HARPS's twin at the TNG: one detector, so no gap and no order missing. Source: Cosentino et al. 2012.
+HARPN = Instrument(
+    name="harpn",
+    keyword="HARPN",
+    origin_aa=3835.00,
+    step_aa=0.01,
+    data_pixels=309_001,  # 3835.00 .. 6925.00 Å
+    order_centre_aa=611_400.0,
+    orders=tuple(range(157, 88, -1)),  # fibre A
+    resolution=115_000.0,
+    windows={"harpn": (-9_339, 327_680), "harpn-demo": (215_500, 32_768)},  # the second: 5990.00-6317.67 Å
+    pipelines_in_air=("HARPN_",),
+)
+INSTRUMENTS = {instrument.name: instrument for instrument in (HARPS, EGGS, HARPN)}
 
 
 def named_instrument(name: str) -> Instrument:

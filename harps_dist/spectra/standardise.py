@@ -36,8 +36,9 @@ def standardise(flux: np.ndarray, grid: Grid, minimum_coverage: float = MINIMUM_
         raise SpectrumError(f"the median flux is {median:g}, expected a positive number. Leave the spectrum out.")
     usable &= ~(np.abs(flux) > WILD * median)  # of an archive from before these counted as missing
     pixel = np.arange(grid.length)
-    flux = np.where(usable, flux, np.interp(pixel, pixel[usable], flux[usable]))
-    return (fill_invalid(flux, grid) / median).astype(np.float32), median
+    bridged = flux.astype(np.float64)
+    bridged[~usable] = np.interp(pixel[~usable], pixel[usable], flux[usable])
+    return (fill_invalid(bridged, grid) / median).astype(np.float32), median
 
 
 def without_wild(flux: np.ndarray, median: float) -> tuple[np.ndarray, int]:

@@ -9,6 +9,7 @@ import pytest
 
 from harps_dist.benchmarks.batch_sizes import batch_size_effects
 from harps_dist.benchmarks.etc_speed import etc_costs
+from harps_dist.benchmarks.ingest_speed import FORMS, ingest_costs, ingest_table
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.recipes import find_recipe
@@ -127,6 +128,19 @@ def test_batch_sizes_leave_kl_and_mmd_as_they_are(tiny_release):
     assert printed[0].pull[0] > 3 * printed[1].pull[0]
     with pytest.raises(ConfigError, match="variational"):
         batch_size_effects(find_recipe("demo-ae-mix"), release, (2,), 4)
+
+
+def test_costs_of_spectra(tiny_demo):
+    """Every file of each form came in; a folder of others is measured as it is."""
+    found = ingest_costs(2, "tiny")
+    assert [(cost.form, cost.files) for cost in found] == [(form, 2) for form in FORMS]
+    for cost in found:
+        assert 0 <= cost.bytes_s < cost.ingest_s
+        assert cost.astropy_s > 0
+        assert 1 < cost.megabytes < cost.peak_mb
+    assert ingest_table(found).row_count == len(FORMS)
+    (own,) = ingest_costs(0, "tiny", tiny_demo / "files/spectra")
+    assert own.files == len(list((tiny_demo / "files/spectra").rglob("*.fits")))
 
 
 def test_costs_of_etc_runs():

@@ -106,6 +106,25 @@ def test_any_number_of_parts_makes_the_same_bytes(of, files, whole, tmp_path):
         assert bytes_of(archive) == bytes_of(whole)
 
 
+def test_a_second_run_of_a_name_leaves_no_sed_of_its_own(files, tmp_path):
+    """Two runs of one name in different parts: the first one's SED is a file, the other's its output alone has."""
+    runs, seds = tmp_path / "runs", files[1]
+    names = [f"{letter}/run.json" for letter in "abcdefgh"]
+    first = next(name for name in names if Part(0, 2).has(name))
+    other = next(name for name in names if Part(1, 2).has(name) and name > first)
+    for name, source in ((first, min(files[0].glob("harps_*.json"))), (other, files[0] / "own-3.json")):
+        (runs / name).parent.mkdir(parents=True)
+        shutil.copy(source, runs / name)
+    ingest_etc(runs, tmp_path / "whole.zarr", TINY, seds)
+    for number in range(2):
+        part = Part(number, 2, "etc-")
+        report = ingest_etc(runs, part.archive(tmp_path / "A.zarr"), TINY, seds, wanted=part.has)
+        note_done(part.archive(tmp_path / "A.zarr"), report.added)
+    merge(tmp_path / "A.zarr", 2)
+    assert bytes_of(tmp_path / "A.zarr") == bytes_of(tmp_path / "whole.zarr")
+    assert "run" not in Archive(tmp_path / "A.zarr").column("sed", "key").tolist()
+
+
 def test_killed_with_its_processes_it_ends_with_the_same_bytes(files, whole, tmp_path):
     archive = tmp_path / "A.zarr"
     words = ("etc", "--json", files[0], "--seds", files[1], "--archive", archive, "--grid", "tiny", "--workers", 2)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from rich.console import Console
 
 from harps_dist.data.reader import Release
+from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.standing import exposures, standing
 from harps_dist.spectra.grid import named_grid
 from preprocessing.catalog import Catalog
-from preprocessing.difference import compare_releases
+from preprocessing.difference import compare_releases, difference_tables
 from preprocessing.growth import grow
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import pack
@@ -100,6 +103,23 @@ def test_the_newest_form_stands_and_the_others_are_told_of(archive, files, tiny_
     assert standing_keys(archive) == everything - {files[0].stem} | {"ADP.2030-01-01T00:00:00.001"}
     manifest = pack(archive, archive.parent / "R")
     assert manifest.left_out[OTHER_FORM] == 3
+    assert manifest.other_forms == standing(Archive(archive)).other_forms
+    assert len(manifest.other_forms) == 3
+    assert manifest.digest != manifest.model_copy(update={"other_forms": {}}).digest
+
+
+def test_forms_that_never_stood_are_listed_by_diff(archive, files, tiny_demo):
+    image = as_image(files[0], archive.parent / "new")
+    ingest(archive, tiny_demo)
+    grow(archive, tiny_demo / "release", archive.parent / "R", genuine=False)
+    before, after = Release(tiny_demo / "release"), Release(archive.parent / "R")
+    found = compare_releases(before, after)
+    assert (found.added, found.replaced, found.other_forms) == ([], {}, {image: files[0].stem})
+    said = io.StringIO()
+    Console(file=said, width=200).print(*difference_tables(found))
+    assert f"{image} of {files[0].stem}" in said.getvalue()
+    with pytest.raises(ArchiveError, match="has nothing"):
+        grow(archive, archive.parent / "R", archive.parent / "R2", genuine=False)
 
 
 def test_visits_of_a_night_are_exposures_of_their_own(archive, files, tiny_demo):

@@ -33,7 +33,8 @@ READ = {  # options that name what is only read
     "chain Chain catalog", "chain Chain gate", "compare Arguments new", "compare Arguments old",
     "evaluate Arguments run", "export Arguments run", "predict Arguments model", "promote promote run",
     "promote promote comparison", "promote promote gate", "retrain Arguments run", "train Arguments start_from",
-    "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "promote history registry",
+    "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "benchmark ingest spectra",
+    "promote history registry",
     "benchmark data scratch",  # in which a folder is made that has no other's name
 }  # fmt: skip
 # option: module, its arguments, what is written, and what else is, where another thing may be in the way
@@ -99,6 +100,7 @@ WRITTEN = {
         f"benchmark {name} json": ("benchmark", f"{name} {arguments} --json {{out}}", "b.json", ())
         for name, arguments in {
             "models": "", "speed": "", "data": "--release {release}", "step": "", "ranks": "", "growth": "", "etc": "",
+            "ingest": "",
             "predict": "{run} {files}",
         }.items()
     },

@@ -70,6 +70,7 @@ AGAIN = {  # a command, and what it writes
     "costs": ("benchmark", "models demo-cnn-mix --grid tiny --json {at}/b.json"),
     "growth": ("benchmark", "growth --sizes 4 --fresh 2 --json {at}/g.json"),
     "etc costs": ("benchmark", "etc --runs 1 --json {at}/e.json"),
+    "ingest costs": ("benchmark", "ingest --files 1 --grid tiny --json {at}/i.json"),
     "page": ("reproduce", "{at}/runs --scale demo --release {release}"),
     "delivery": (MAIN, "demo --folder {at}/demo --size.stars 2 --size.grid tiny --delivery 1"),
 }

@@ -136,6 +136,7 @@ def test_hostile_files_end_in_a_list_and_the_rest_goes_on(exported, spectra, tmp
     (spectra / "up").symlink_to(spectra, target_is_directory=True)
     with fits.open(good[1]) as hdus:
         hdus[0].header["ARCFILE"] = "ADP.2020-01-01T00:00:00.000.fits"
+        hdus[0].header["MJD-OBS"] += 1.0  # an exposure of its own
         hdus.writeto(spectra / "unicode.fits")
     raw = (spectra / "unicode.fits").read_bytes()
     place = raw.index(b"OBJECT  = '") + 11

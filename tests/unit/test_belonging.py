@@ -153,7 +153,7 @@ def test_fibre_a_is_not_fibre_b():
         assert not is_fibre_b(name), name
 
 
-def test_what_iraf_rewrote_is_refused_by_name(tmp_path):
+def test_what_iraf_rewrote_is_refused_by_name_where_nothing_shows_its_frame(tmp_path):
     found = read(tmp_path, CTYPE1="LINEAR")
     assert isinstance(found, Refusal)
     assert "IRAF" in found.detail

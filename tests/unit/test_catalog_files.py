@@ -34,6 +34,35 @@ def test_a_header_behind_a_hash_names_the_columns(name, tmp_path):
     assert catalog.unused == ("N_exp", "SNR")
 
 
+CDS = """Title: Parameters of stars
+Table: Parameters
+================================================================================
+Byte-by-byte Description of file: table1.dat
+--------------------------------------------------------------------------------
+   Bytes Format Units   Label   Explanations
+--------------------------------------------------------------------------------
+   1-  8 A8     ---     Name    Name of the star
+  10- 17 F8.4   deg     RAdeg   Right ascension
+  19- 26 F8.4   deg     DEdeg   Declination
+  28- 31 I4     K       Teff    ?=-999 Effective temperature
+  33- 36 F4.2   [cm/s2] logg    ? Surface gravity
+  38- 42 F5.2   [-]     [Fe/H]  Metallicity
+  44- 51 F8.1   m/s     RV      ? Radial velocity
+--------------------------------------------------------------------------------
+HD 1461    4.6742  -8.0530 5765 4.38  0.19 -10086.0
+HD 2071    6.1000 -53.9800 -999      -0.09
+"""
+
+
+@pytest.mark.parametrize("name", ["table1.txt", "table1.dat", "table1.csv"])
+def test_a_table_of_cds_is_read_by_its_description(name, tmp_path):
+    catalog = catalog_of(tmp_path, CDS, name)
+    labels = catalog.match(named("HD 1461")).labels
+    assert labels == {"teff": 5765.0, "logg": 4.38, "mh": 0.19, "rv": pytest.approx(-10.086)}
+    assert catalog.match(named("HD 2071")).labels == {"mh": -0.09}
+    assert catalog.match(placed(4.6742, -8.0530)).target_id == catalog.match(named("HD 1461")).target_id
+
+
 def test_zeros_for_unknown_are_no_labels_and_are_counted(tmp_path):
     text = "Name,Teff,logg,[M/H],rv\nA 1,0.0,0.0,0.0,0.0\nB 2,5800,4.4,0.0,0.0\nC 3,5000,0.0,0.0,12\nD 4,0,4.1,0.1,7\n"
     catalog = catalog_of(tmp_path, text)

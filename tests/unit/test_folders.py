@@ -48,7 +48,7 @@ def test_one_line_even_for_many_endings():
     assert "\n" not in many
 
 
-def test_ingest_etc_and_predict_say_it(folder, tmp_path):
+def test_ingest_etc_and_predict_say_it(folder, tmp_path, monkeypatch):
     grid = named_grid("tiny")
     assert ingest_spectra(folder, tmp_path / "a.zarr", grid).passed_over == passed_over(folder, find_spectra(folder))
     (folder / "run.json").write_text("x")
@@ -62,6 +62,12 @@ def test_ingest_etc_and_predict_say_it(folder, tmp_path):
     assert ingest_etc(folder / "sub", tmp_path / "b.zarr", grid, folder).passed_over[".txt"] == 1
     items, _ = find_items([folder])
     assert "1 .rar" in not_looked_at([folder], items)
+    for inputs in ([folder, folder / "sub"], [folder / "sub", folder], [str(folder), f"{folder}/sub/.."]):
+        items, _ = find_items(inputs)
+        assert not_looked_at(inputs, items) == not_looked_at([folder], find_items([folder])[0])
+    monkeypatch.chdir(tmp_path)
+    inputs = [folder / "sub", "s"]  # the same folder by two names
+    assert not_looked_at(inputs, find_items(inputs)[0]) == not_looked_at([folder], find_items([folder])[0])
     (tmp_path / "t").mkdir()
     (tmp_path / "t/x.rar").write_text("x")
     with pytest.raises(ConfigError, match=r"holds no spectrum.*\(not looked at: 1 \.rar\)"):
