@@ -9,16 +9,13 @@ Tested in tests/unit/test_refine.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harps_dist.errors import ConfigError
-
-if TYPE_CHECKING:
-    from harps_dist.models.supervised import SpectrumModel
 
 VELOCITIES = ("rv", "berv")
 SCAN_KMS = (7.5, 2.5)  # how far from the encoder's velocity lines are looked for, and in which steps
@@ -42,6 +39,20 @@ class Free(NamedTuple):
     unit: float = 1.0
 
 
+class Drawing(Protocol):
+    """A model as it is refined on: `supervised.SpectrumModel`."""
+
+    reads: ClassVar[bool]
+    draws: ClassVar[bool]
+    labels: tuple[str, ...]
+    label_std: Tensor
+
+    @property
+    def free(self) -> Free: ...
+
+    def decode(self, nodes: Tensor) -> Tensor: ...
+
+
 class Refined(NamedTuple):
     """Velocities of a batch after Gauss-Newton steps.
 
@@ -55,7 +66,7 @@ class Refined(NamedTuple):
     misfit: Tensor
 
 
-def check_refines(model: SpectrumModel, name: str) -> None:
+def check_refines(model: Drawing, name: str) -> None:
     """Raises ConfigError for a model that does not draw spectra from rv and berv that it reads."""
     if not (model.reads and model.draws and set(VELOCITIES) <= set(model.labels)):
         raise ConfigError(
@@ -66,7 +77,7 @@ def check_refines(model: SpectrumModel, name: str) -> None:
 
 @torch.no_grad()
 def refine_velocities(
-    model: SpectrumModel, flux: Tensor, nodes: Tensor, sigma: Tensor, valid: Tensor, steps: int = 3
+    model: Drawing, flux: Tensor, nodes: Tensor, sigma: Tensor, valid: Tensor, steps: int = 3
 ) -> Refined:
     """Take Gauss-Newton steps of rv and berv from nodes (batch, bottleneck) towards spectra (batch, pixel).
 
