@@ -232,6 +232,7 @@ def pack(
         workers: Threads that encode samples; the release is the same.
     """
     from harps_dist.data.reader import Release
+    from harps_dist.spectra.microturbulence import BIAS, TOO_HIGH_KMS
     from preprocessing.growth import grow as grow_release
     from preprocessing.pack import Settings, manifest_of, replaced_because
     from preprocessing.pack import pack as write_release
@@ -266,7 +267,10 @@ def pack(
     if manifest.not_genuine:
         say(f"the real spectra are called observed-like ({manifest.not_genuine})")
     say(f"samples: {counted(manifest.counts)}; left out: {counted(manifest.left_out) or 'none'}")
-    splits = splits_of(Release(release).index)
+    index = Release(release).index
+    if index.shared("vmic") == TOO_HIGH_KMS:
+        say(f"all simulated stars have a microturbulence of {TOO_HIGH_KMS:g} km/s: {BIAS}")
+    splits = splits_of(index)
     if any(split.spectra for split in splits):
         console_for().print(split_table(splits))
     for sentence in shortages(splits):

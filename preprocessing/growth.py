@@ -16,6 +16,7 @@ from harps_dist.formats.archive import Archive
 from harps_dist.formats.standing import standing
 from harps_dist.ownership import check, claimed
 from harps_dist.progress import Progress, silent
+from harps_dist.spectra.labels import NAMES, SEVEN
 from harps_dist.spectra.observation import of_terms
 from preprocessing.factorise import ResponseBasis, TermBasis
 from preprocessing.inherited import inherited
@@ -156,6 +157,9 @@ def _with_known(table: pa.Table, known: Mapping[str, Row]) -> pa.Table:
     keys = table["key"].to_pylist()
     for name in set(SINCE_5) - set(table.column_names):
         table = table.append_column(name, pa.array([known.get(key, {}).get(name, "") for key in keys], pa.string()))
+    for name in set(NAMES) - set(SEVEN) - set(table.column_names):
+        values = [known.get(key, {}).get(name, np.nan) for key in keys]
+        table = table.append_column(name, pa.array(values, pa.float64()))
     return with_later_columns(table).select(INDEX_COLUMNS)
 
 

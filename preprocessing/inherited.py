@@ -17,7 +17,7 @@ from harps_dist.data.manifest import Index
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import Archive
-from harps_dist.spectra.labels import NAMES
+from harps_dist.spectra.labels import NAMES, SEVEN
 from harps_dist.spectra.noise import photon_sigma
 from harps_dist.spectra.standardise import standardise
 from preprocessing.factorise import misses, terms_of
@@ -96,9 +96,10 @@ def _simulations(old: Release, archive: Archive, wrong: Conflicts) -> dict[str, 
     """What the archive says of the SEDs, ETC runs and generative set of a release, which must be as they were."""
     index, now, known = old.index, Simulations(archive), {}
     has_content = old.manifest.schema_version >= 5
+    younger = {name for name in set(NAMES) - set(SEVEN) if np.isnan(index[name]).all()}  # labels than the release
+    names = [name for name in (*FIXED, *(["content"] * has_content)) if name not in younger]
     for place, row, number, group in _expected(index, now, old.manifest.split_fractions, wrong):
         what = f"{group} entries"
-        names = (*FIXED, "content") if has_content else FIXED
         if any(not same(index[name][place], row[name]) for name in names):
             wrong.add(f"{what} that say or hold something else now", index["key"][place])
         elif not has_content and _is_other_simulation(old, archive, place, number, group):

@@ -166,7 +166,7 @@ def _seen_through(run: Row) -> Row:
 
 
 def _intrinsic(values: Row) -> Row:
-    return {name: values[name] for name in INTRINSIC}
+    return {name: values[name] for name in (*INTRINSIC, "vmic")}
 
 
 def _outside(name: str, value: float) -> bool:

@@ -243,6 +243,11 @@ class Index:
             chosen &= self["split"] == split
         return np.flatnonzero(chosen)
 
+    def shared(self, label: str) -> float:
+        """The value of a label that all simulated spectra have, NaN where they differ, or one does not tell."""
+        values = self.labels[self.rows("simulated"), NAMES.index(label)]
+        return float(values[0]) if len(values) and (values == values[0]).all() else NAN
+
     def check(self, manifest: Manifest) -> None:
         """Raises ReleaseError where a row leads elsewhere than into a shard of the manifest."""
         sizes = {shard.name: shard.bytes for shard in manifest.shards}

@@ -18,6 +18,7 @@ from harps_dist.evaluation.metrics import LabelScore, label_scores
 from harps_dist.evaluation.report import Origin, origin_words
 from harps_dist.inference.description import Description
 from harps_dist.spectra.instrument import named_instrument
+from harps_dist.spectra.microturbulence import BIAS, TOO_HIGH_KMS
 from harps_dist.text import format_pair, format_value, markdown_table
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def model_card(
         for said, (held, tried) in zip(words, tests, strict=True):
             parts += [f"### Coverage on the test split, {said}", _coverage(description, held, tried)]
     parts += ["## Anomalies", _anomalies(description)]
-    parts += ["## Intended use", _use(description), "## Limits", _limits(description, release)]
+    parts += ["## Intended use", _use(description), "## Limits", _limits(description, recipe, release)]
     parts += ["## How to use", _how(description), "## Citation", CITATION]
     return "\n\n".join(parts) + "\n"
 
@@ -258,7 +259,7 @@ def _use(description: Description) -> str:
     )
 
 
-def _limits(description: Description, release: Release) -> str:
+def _limits(description: Description, recipe: Recipe, release: Release) -> str:
     rows = [[label.name, f"{label.low:.5g} … {label.high:.5g}", label.unit] for label in description.labels]
     text = markdown_table(["label", "range seen in training", "unit"], rows) if rows else ""
     lines = [
@@ -269,6 +270,8 @@ def _limits(description: Description, release: Release) -> str:
     ]
     if description.calibrated_on == description.release_digest and not release.manifest.genuine_spectra:
         lines.append("- It has seen simulated spectra alone: on genuine ones errors are larger than any here.")
+    if recipe.data.mix.simulated > 0 and release.index.shared("vmic") == TOO_HIGH_KMS:
+        lines.append(f"- Its simulated stars all have a microturbulence of {TOO_HIGH_KMS:g} km/s: {BIAS}.")
     return f"{text}\n\n" + "\n".join(lines)
 
 

@@ -46,6 +46,8 @@ class Options:
     """Airmass of the observation."""
     pwv: float | None = None
     """Precipitable water vapour [mm]."""
+    vmic: float | None = None
+    """Microturbulence [km/s]."""
     u: str = "zero"
     """Unknown factors: zero, prior (drawn; variational models have one), or numbers with commas between."""
     snr: float | None = None

@@ -53,6 +53,7 @@ LABELS = (  # stored in this order: a new label is the last
     ),
     Label("airmass", "airmass", "", (1.0, 2.9), (1.0, 40.0), 0.1374, "airmass, mean over the exposure"),
     Label("pwv", "PWV", "mm", (-_INF, _INF), (0.0, 100.0), None, "precipitable water vapour"),
+    Label("vmic", r"$v_\mathrm{mic}$", "km/s", (-_INF, _INF), (0.0, 50.0), None, "microturbulence"),
 )  # fmt: skip
 LABEL = {label.name: label for label in LABELS}
 NAMES = tuple(LABEL)

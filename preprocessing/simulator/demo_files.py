@@ -1,9 +1,9 @@
 """Format-true demo inputs: ESO-like spectra, a catalogue, ETC runs and SEDs. All SIMULATED, nothing from ESO.
 
 The spectra come from the packaged SED grid through the simulated instrument (`preprocessing.simulator.instrument`),
-with rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits, which
-labels do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1. The same seed makes the same
-bytes on every machine: only what IEEE 754 rounds in one way lies between them (`harps_dist.spectra.exact`).
+with microturbulence, rotation and macroturbulence, errors of the line list, wiggles of the continuum and cosmic hits,
+which catalogues do not tell. Their catalogue is exact, but has the gaps of the paper's Table 1. The same seed makes the
+same bytes on every machine: only what IEEE 754 rounds in one way lies between them (`harps_dist.spectra.exact`).
 
 Tested in tests/unit/test_simulator.py.
 """
@@ -19,11 +19,12 @@ import numpy as np
 
 from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
-from harps_dist.formats.sed import SedGrid, write_sed
+from harps_dist.formats.sed import VMIC_RANGE_KMS, SedGrid, write_sed
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.exact import arcsin, exp, log, mean, sin_cos
 from harps_dist.spectra.instrument import HARPS
+from harps_dist.spectra.microturbulence import SCATTER_KMS, realistic_vmic
 from harps_dist.spectra.spline import cubic_spline
 from preprocessing.simulator.design import DESIGN, write_design
 from preprocessing.simulator.draws import exponentials, normals, uniform
@@ -147,11 +148,18 @@ def _write_catalogue(path: Path, population: list[Star]) -> None:
 # --- SEDs and ETC runs
 
 
-def _sed_labels(grid: SedGrid, index: int, seed: int) -> tuple[float, float, float]:
-    """teff_k, logg and mh of a simulated SED, uniform over the grid."""
+def _vmic_kms(rng: np.random.Generator, teff_k: float, logg: float, mh: float) -> float:
+    """Microturbulence about that of stars with these labels, within what the grid holds."""
+    drawn = realistic_vmic(teff_k, logg, mh) + SCATTER_KMS * float(normals(rng, 1)[0])
+    return round(float(np.clip(drawn, *VMIC_RANGE_KMS)), 3)
+
+
+def _sed_labels(grid: SedGrid, index: int, seed: int) -> tuple[float, float, float, float]:
+    """teff_k, logg, mh and vmic_kms of a simulated SED, the first three uniform over the grid."""
     rng = np.random.default_rng([seed, 2, index])
     teff, logg, mh = (float(uniform(rng, low, high)) for low, high in grid.ranges.values())
-    return round(teff, 1), round(logg, 3), round(mh, 3)
+    teff, logg, mh = round(teff, 1), round(logg, 3), round(mh, 3)
+    return teff, logg, mh, _vmic_kms(rng, teff, logg, mh)
 
 
 def _sed_name(index: int) -> str:
@@ -159,8 +167,8 @@ def _sed_name(index: int) -> str:
 
 
 def _write_seds(folder: Path, grid: SedGrid, count: int, seed: int, progress: Progress) -> None:
-    def write(i: int, labels: tuple[float, float, float], flux: np.ndarray) -> None:
-        write_sed(folder / _sed_name(i), grid.wave_aa, flux, *labels, grid.vmic_kms)
+    def write(i: int, labels: tuple[float, float, float, float], flux: np.ndarray) -> None:
+        write_sed(folder / _sed_name(i), grid.wave_aa, flux, *labels)
 
     done = 0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -203,6 +211,7 @@ def _write_generative(folder: Path, grid: SedGrid, cores: int, etc_runs: int, se
     for core in range(cores):
         rng = np.random.default_rng([seed, 7, core])
         baseline = {name: float(uniform(rng, *limits)) for name, limits in grid.ranges.items()}
+        vmic = _vmic_kms(np.random.default_rng([seed, 9, core]), *baseline.values())  # of the whole core
         split: SplitName = "validation" if core % 2 else "test"
         for varied, limits in grid.ranges.items():
             for number, value in enumerate(uniform(rng, *limits, GENERATIVE_VALUES)):
@@ -210,8 +219,8 @@ def _write_generative(folder: Path, grid: SedGrid, cores: int, etc_runs: int, se
                 teff, logg, mh = (round(float(v), digits) for v, digits in zip(values, (1, 3, 3), strict=True))
                 label = varied.removesuffix("_k")
                 name = f"core{core:03d}_{label}_{number}.fits"
-                flux = grid.sample(teff, logg, mh)[0]
-                write_sed(folder / name, grid.wave_aa, flux, teff, logg, mh, grid.vmic_kms)
+                flux = grid.sample(teff, logg, mh, vmic)[0]
+                write_sed(folder / name, grid.wave_aa, flux, teff, logg, mh, vmic)
                 design.append((name, f"{core:03d}", label, split, _etc_run(core % etc_runs)))
         progress("generative set", core + 1, cores)
     write_design(folder / DESIGN, design)
@@ -247,14 +256,19 @@ def _stellar_fluxes(grid: SedGrid, population: list[Star], numbers: list[int], s
     px_per_kms = grid.wave_aa[grid.wave_aa.size // 2] / C_KMS / HARPS.step_aa
     line_knots = round(grid.wave_aa.size * HARPS.step_aa / 0.5)
     line_list_error = 0.20 * uniform(np.random.default_rng(LINE_LIST_SEED), -1, 1, line_knots)
-    labels = np.array([(star.teff_k, star.logg, star.mh) for star in (population[i] for i in numbers)])
-    fluxes = grid.sample(*labels.T)
+    fluxes = grid.sample(*np.transpose([_star_labels(population[i], i, seed) for i in numbers]))
     for i, flux in zip(numbers, fluxes, strict=True):
         rng = np.random.default_rng([seed, 4, i])
         sigma_px = 8 * rng.random() * px_per_kms
         own_error = 0.05 * uniform(rng, -1, 1, line_knots)
         flux[:] = stellar_flux(flux, sigma_px, line_list_error + own_error, 0.02 * normals(rng, 12))
     return fluxes
+
+
+def _star_labels(star: Star, index: int, seed: int) -> tuple[float, float, float, float]:
+    """teff_k, logg, mh and vmic_kms of a star; no catalogue has the last."""
+    of_star = star.teff_k, star.logg, star.mh
+    return *of_star, _vmic_kms(np.random.default_rng([seed, 10, index]), *of_star)
 
 
 def _visits(star: Star, index: int, mean: float, seed: int) -> list[Visit]:

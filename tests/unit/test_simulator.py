@@ -12,6 +12,7 @@ from harps_dist.formats.readers import read_spectrum
 from harps_dist.formats.records import Reason, Refusal
 from harps_dist.formats.sed import ASSET, SedGrid, interpolate_sed, read_sed, write_sed
 from harps_dist.spectra.medium import air_to_vacuum, vacuum_to_air
+from harps_dist.spectra.microturbulence import realistic_vmic
 from preprocessing.simulator.atmosphere import Atmosphere
 from preprocessing.simulator.demo_files import barycentric_velocity, expose, write_demo
 from preprocessing.simulator.instrument import ORDERS, blaze, observe, order_wave_aa, orders_covering
@@ -70,6 +71,34 @@ def test_grid_interpolates_smoothly_and_vectorised(grid: SedGrid):
 def test_grid_refuses_to_extrapolate(grid: SedGrid):
     with pytest.raises(ValueError, match="teff_k 8500"):
         grid.sample(8500.0, 4.4, 0.0)
+    with pytest.raises(ValueError, match=r"vmic_kms 2.6..2.6 leaves the SED grid's 0.5..2.5"):
+        grid.sample(5000.0, 4.4, 0.0, 2.6)
+
+
+def test_microturbulence_changes_log_flux_linearly_and_not_at_2_km_s(grid: SedGrid):
+    calm, middle, usual, none = (np.log(grid.sample(5800.0, 4.4, 0.1, *vmic)[0]) for vmic in ((1,), (1.5,), (2,), ()))
+    np.testing.assert_array_equal(usual, none)
+    np.testing.assert_allclose(middle, (calm + usual) / 2, atol=1e-5)
+    assert (calm - usual).max() > 0.1  # calmer stars have weaker lines
+
+
+def test_microturbulence_is_held_above_7000_k(grid: SedGrid):
+    changes = [np.log(grid.sample(teff, 4.0, -0.2, 1.0) / grid.sample(teff, 4.0, -0.2))[0] for teff in (7000.0, 7900.0)]
+    np.testing.assert_allclose(*changes, atol=1e-5)
+
+
+def test_microturbulence_is_that_of_the_synthesised_nodes(grid: SedGrid, genuine_data):
+    with np.load(genuine_data / "sed_vmic_5985_6323.npz") as nodes:
+        for i, j, k in ((0, 0, 0), (3, 1, 2), (6, 2, 1)):
+            labels = nodes["teff_k"][i], nodes["logg"][j], nodes["mh"][k]
+            change = np.log(grid.sample(*labels, 1.0) / grid.sample(*labels))[0]
+            assert np.std(change - nodes["delta_log_flux"][i, j, k].astype(np.float32)) < 5e-4
+
+
+def test_realistic_microturbulence():
+    assert realistic_vmic(5777.0, 4.44, 0.0) == pytest.approx(1.05 + 0.0695 + 0.0115 - 0.0616 - 0.00097, abs=1e-3)
+    assert realistic_vmic(4000.0, 4.5, 0.0) == realistic_vmic(5000.0, 4.5, 0.0)
+    assert realistic_vmic(6500.0, 4.2, 0.0) > realistic_vmic(5500.0, 4.2, 0.0)
 
 
 def test_grid_agrees_with_the_full_library(grid: SedGrid, genuine_data):
@@ -281,6 +310,13 @@ def test_demo_is_whole_readable_and_the_same_for_the_same_seed(tmp_path):
     generative = 1 + 3 * 7  # the design; one core varies three labels to seven values
     assert len(files) == 1 + 3 + 2 + generative + len(spectra)
     assert seen[-1] == ("spectra", len(spectra), len(spectra))
+    seds = [
+        read_sed(path) for folder in ("sed", "generative") for path in sorted((tmp_path / "a" / folder).glob("*.fits"))
+    ]
+    off = [sed.vmic_kms - realistic_vmic(sed.teff_k, sed.logg, sed.mh) for sed in seds[:3]]
+    assert len(set(off)) == 3
+    assert max(map(abs, off)) < 0.8  # four times the scatter
+    assert len({sed.vmic_kms for sed in seds[3:]}) == 1  # within a core one label varies
     for path in spectra:
         with fits.open(path) as hdus:
             assert [hdu.verify_checksum() for hdu in hdus] == [1, 1]
