@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "From a model to spectra": {
         "export": "a run into a folder that predicts anywhere",
         "predict": "labels of spectra",
+        "fit": "labels of spectra by least squares of simulated ones",
         "simulate": "spectra of labels",
     },
 }

@@ -22,22 +22,28 @@ class Prepared(NamedTuple):
 
     flux: (pixel,) float32 in the unit of its file, NaN where no data are. standardised: (pixel,) float32, in medians,
     finite everywhere. coverage: share of the grid's valid pixels with data. broken: whether it is numerically broken.
+    sigma: (pixel,) errors in the unit of its file, NaN where it states none; None where nobody asked, or it has none.
     """
 
     flux: np.ndarray
     standardised: np.ndarray
     coverage: float
     broken: bool
+    sigma: np.ndarray | None = None
 
 
 def prepare(
-    record: SpectrumRecord, grid: Grid, least: float = MINIMUM_COVERAGE, least_if_broken: float | None = None
+    record: SpectrumRecord,
+    grid: Grid,
+    least: float = MINIMUM_COVERAGE,
+    least_if_broken: float | None = None,
+    errors: bool = False,
 ) -> Prepared | Refusal:
     """Bring a spectrum onto the grid and standardise it (Eq. 2).
 
     least: share of the grid's valid pixels that must carry data. least_if_broken: the same for one whose file is
-    numerically broken, `least` if None. A Refusal where it covers less, its median is not positive, or it was taken
-    with another instrument.
+    numerically broken, `least` if None. errors: whether those of its pixels are brought onto the grid too. A Refusal
+    where it covers less, its median is not positive, or it was taken with another instrument.
     """
     if record.instrument != grid.instrument.name:
         expected = f"expected a spectrum of {grid.instrument.name}, on whose lattice grid {grid.name} is"
@@ -51,7 +57,10 @@ def prepare(
     broken = record.wild > BROKEN_SHARE
     least = least_if_broken if broken and least_if_broken is not None else least
     wave_aa = record.wave_aa[np.isfinite(record.flux)]
-    return prepare_flux(regrid(record.wave_aa, record.flux, grid), grid, record.source, least, broken, wave_aa)
+    prepared = prepare_flux(regrid(record.wave_aa, record.flux, grid), grid, record.source, least, broken, wave_aa)
+    if isinstance(prepared, Refusal) or not errors or record.sigma is None:
+        return prepared
+    return prepared._replace(sigma=regrid(record.wave_aa, record.sigma, grid))
 
 
 def prepare_flux(

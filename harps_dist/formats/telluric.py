@@ -59,11 +59,16 @@ def telluric_shift(wave_aa: np.ndarray, flux: np.ndarray) -> float:
     return float(velocity[best]) if certain else math.nan
 
 
-def _transmission(wave_aa: np.ndarray) -> np.ndarray:
+def packaged_depths() -> tuple[float, float, np.ndarray, np.ndarray]:
+    """First air wavelength and step [Å], and zenith optical depths there, (n,) each: of water per mm, and of oxygen."""
     with np.load(ASSET) as asset:
-        depth = _WATER_MM * asset["h2o_depth"] + asset["o2_depth"]
-        places = float(asset["wave0_aa"]) + STEP_AA * np.arange(depth.size)
-    return np.exp(-_AIRMASS * np.interp(wave_aa, places, depth))
+        return float(asset["wave0_aa"]), STEP_AA, asset["h2o_depth"], asset["o2_depth"]
+
+
+def _transmission(wave_aa: np.ndarray) -> np.ndarray:
+    start_aa, step_aa, h2o_depth, o2_depth = packaged_depths()
+    depth = _WATER_MM * h2o_depth + o2_depth
+    return np.exp(-_AIRMASS * np.interp(wave_aa, start_aa + step_aa * np.arange(depth.size), depth))
 
 
 def _depth(flux: np.ndarray) -> np.ndarray:

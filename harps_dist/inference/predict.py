@@ -149,7 +149,7 @@ def predict_files(
     parts = parts_path(table) / parts_key(exported)
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
-        items, refused, todo = world.of_main(lambda: _plan(inputs, parts))
+        items, refused, todo = world.of_main(lambda: plan_blocks(inputs, parts))
         report = PredictReport(table, already=len(items) - sum(map(len, todo)))
         progress("predict", report.already, len(items))
         done, failed = 0, [] if not world.is_main else list(refused)
@@ -180,7 +180,7 @@ def parts_key(exported: Exported) -> str:
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
-def _plan(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[Refusal], list[list[Item]]]:
+def plan_blocks(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[Refusal], list[list[Item]]]:
     """All spectra, what is refused at sight, and blocks of those that no part holds.
 
     Blocks are cut from all spectra, so that those that are left after a kill are the ones that would have come.
@@ -188,7 +188,7 @@ def _plan(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[R
     for left in parts.glob(".*.tmp"):  # of processes that were killed
         remove(left)
     items, refused = find_items(inputs)
-    known = set(_read_parts(parts, ["identity"]).get("identity", ()))
+    known = set(read_parts(parts, ["identity"]).get("identity", ()))
     blocks = [
         [items[number] for number in block if items[number].identity not in known]
         for block in in_batches(np.arange(len(items)), BLOCK)
@@ -197,15 +197,20 @@ def _plan(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[R
 
 
 def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     flux = np.stack([found.flux for _, found in good])
     predicted = exported.predict_flux(flux, np.stack([found.noise for _, found in good]), batch_size)
     columns: dict[str, Any] = {"identity": [item.identity for item, _ in good]}
     columns |= {name: [found.columns[name] for _, found in good] for name in good[0][1].columns}
     coverage, broken = (np.array([getattr(found, name) for _, found in good]) for name in ("coverage", "broken"))
     columns |= columns_of(exported.description, predicted, coverage, flux, broken=broken)
+    write_part(parts, columns)
+
+
+def write_part(parts: Path, columns: dict[str, Any]) -> None:
+    """Keep rows of a table; their column `identity` says what they are of."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     name = hashlib.sha256("\n".join(columns["identity"]).encode()).hexdigest()[:32]
     parts.mkdir(parents=True, exist_ok=True)
     with sealed_write(parts / f"{name}.parquet") as aside:
@@ -213,7 +218,7 @@ def _write_part(parts: Path, exported: Exported, good: Sequence[tuple[Item, Obse
         pq.write_table(pa.table(rows), aside)
 
 
-def _read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
+def read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
     """Columns of all parts, one after the other; one that is damaged is told of, and its rows are made again."""
     found: list[Columns] = []
     for path in filter(is_whole, sorted(parts.glob("*.parquet"))):
@@ -226,7 +231,19 @@ def _finish(
     table: Path, parts: Path, exported: Exported, items: Sequence[Item], latents: bool, failed: Sequence[Refusal]
 ) -> list[Refusal]:
     """Write the table and the list of failures; returns duplicates, which have no row either."""
-    columns = _read_parts(parts)
+    columns, duplicates = assembled(parts, items)
+    if columns:
+        if "latent" in columns:
+            columns["latent"] = np.stack(list(columns["latent"]))
+        fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
+        write_table(table, {name: columns[name] for name in fields}, exported.description, exported.metadata)
+    write_failed(failed_path(table), [*failed, *duplicates])
+    return duplicates
+
+
+def assembled(parts: Path, items: Sequence[Item]) -> tuple[Columns, list[Refusal]]:
+    """Columns of the items that parts hold, in their order, none where there are no rows; duplicates, without one."""
+    columns = read_parts(parts)
     row_of = {identity: row for row, identity in enumerate(columns.pop("identity", ()))}
     rows, names, duplicates = [], [], []
     first: dict[str, str] = {}
@@ -241,14 +258,9 @@ def _finish(
         first[dp_id] = item.name
         rows.append(row)
         names.append(item.name)
-    if rows:
-        kept = {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}
-        if "latent" in kept:
-            kept["latent"] = np.stack(list(kept["latent"]))
-        fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        write_table(table, {name: kept[name] for name in fields}, exported.description, exported.metadata)
-    write_failed(failed_path(table), [*failed, *duplicates])
-    return duplicates
+    if not rows:
+        return {}, duplicates
+    return {name: values[rows] for name, values in columns.items()} | {"file": np.array(names, object)}, duplicates
 
 
 def write_failed(path: Path, failed: Sequence[Refusal]) -> None:

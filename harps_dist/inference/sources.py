@@ -27,7 +27,7 @@ from harps_dist.inference.spectra import LEAST_COVERAGE
 from harps_dist.inference.table import OBSERVED
 from harps_dist.intake import open_regular
 from harps_dist.spectra.grid import Grid
-from harps_dist.spectra.noise import photon_noise
+from harps_dist.spectra.noise import photon_noise, photon_sigma
 from harps_dist.text import printable
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Observed(NamedTuple):
     """A spectrum on the model's grid. columns: what is known of it, by the names of `table.OBSERVED`.
 
     flux: (pixel,) float32 standardised. coverage: share of valid pixels with data. noise: (chunk,), `photon_noise`.
-    broken: whether the file is numerically broken, more of it than the grid shows.
+    broken: whether the file is numerically broken, more of it than the grid shows. sigma: (pixel,) float32 standard
+    deviation of the noise in medians, the file's errors where it has them, NaN where it has no data; None where nobody
+    asked for it.
     """
 
     columns: dict[str, Any]
@@ -69,6 +71,7 @@ class Observed(NamedTuple):
     coverage: float
     noise: np.ndarray
     broken: bool
+    sigma: np.ndarray | None = None
 
 
 def find_items(inputs: Sequence[str | Path]) -> tuple[list[Item], list[Refusal]]:
@@ -178,33 +181,45 @@ def _column(path: str, name: str) -> np.ndarray:
     return _archive(path).column("real", name)
 
 
-def read_item(item: Item, grid: Grid) -> Observed | Refusal:
-    """Read a spectrum and bring it onto the grid; a Refusal where it cannot be used, whatever is wrong with it."""
+def read_item(item: Item, grid: Grid, errors: bool = False) -> Observed | Refusal:
+    """Read a spectrum, with the errors of its pixels or without, and bring it onto the grid; a Refusal where it cannot
+    be used, whatever is wrong with it."""
     from harps_dist.formats.records import Reason, refusing
 
-    return refusing(item.name, Reason.NOT_FITS, lambda: _read_item(item, grid))
+    return refusing(item.name, Reason.NOT_FITS, lambda: _read_item(item, grid, errors))
 
 
-def _read_item(item: Item, grid: Grid) -> Observed | Refusal:
+def _read_item(item: Item, grid: Grid, errors: bool) -> Observed | Refusal:
     from harps_dist.formats.records import Refusal
 
-    found = _read(item, grid)
+    found = _read(item, grid, errors)
     if isinstance(found, Refusal):
         return found
     columns, prepared = found
     if isinstance(prepared, Refusal):
         return Refusal(item.name, prepared.reason, prepared.detail)
     noise = photon_noise(prepared.standardised[grid.valid])
-    return Observed(columns, prepared.standardised, prepared.coverage, noise, prepared.broken)
+    sigma = _sigma(prepared, grid) if errors else None
+    return Observed(columns, prepared.standardised, prepared.coverage, noise, prepared.broken, sigma)
 
 
-def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refusal] | Refusal:
+def _sigma(prepared: Prepared, grid: Grid) -> np.ndarray:
+    """Errors of a spectrum as `Observed.sigma` has them: those of its file, else what its own noise shows."""
+    sigma = np.full(grid.length, np.nan, np.float32)
+    sigma[grid.valid] = photon_sigma(prepared.standardised[grid.valid])
+    if prepared.sigma is not None:
+        known = np.isfinite(prepared.sigma) & (prepared.sigma > 0)
+        sigma = np.where(known, prepared.sigma / np.nanmedian(prepared.flux), sigma)
+    return np.where(np.isfinite(prepared.flux), sigma, np.float32(np.nan))
+
+
+def _read(item: Item, grid: Grid, errors: bool) -> tuple[dict[str, Any], Prepared | Refusal] | Refusal:
     """What is known of a spectrum, and the spectrum on the grid."""
     from harps_dist.formats.prepare import prepare_flux
     from harps_dist.formats.records import Reason, Refusal
 
     if item.row is None:
-        return _read_file(item, grid)
+        return _read_file(item, grid, errors)
     try:
         if "://" in item.where or (Path(item.where) / MANIFEST).is_file():
             release, broken = _release(item.where), False  # which none that is broken is in
@@ -218,7 +233,7 @@ def _read(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refusal] |
     return columns, prepare_flux(flux[grid.within(wider)], grid, item.name, LEAST_COVERAGE, broken)
 
 
-def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refusal] | Refusal:
+def _read_file(item: Item, grid: Grid, errors: bool) -> tuple[dict[str, Any], Prepared | Refusal] | Refusal:
     from harps_dist.formats.prepare import prepare
     from harps_dist.formats.readers import read_spectrum
     from harps_dist.formats.records import Refusal
@@ -243,7 +258,7 @@ def _read_file(item: Item, grid: Grid) -> tuple[dict[str, Any], Prepared | Refus
         "simulated": record.simulated,
         "sha256": sha256,
     }
-    return columns, prepare(record, grid, LEAST_COVERAGE)
+    return columns, prepare(record, grid, LEAST_COVERAGE, errors=errors)
 
 
 def _archive_row(path: str, row: int) -> dict[str, Any]:
@@ -274,24 +289,24 @@ def duplicate(item: Item, dp_id: str, first: str) -> Refusal:
 
 
 class _Items(Dataset):
-    def __init__(self, items: Sequence[Item], grid: Grid):
-        self._items, self._grid = items, grid
+    def __init__(self, items: Sequence[Item], grid: Grid, errors: bool):
+        self._items, self._grid, self._errors = items, grid, errors
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, number: int) -> Observed | Refusal:
-        return read_item(self._items[number], self._grid)
+        return read_item(self._items[number], self._grid, self._errors)
 
 
 def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-def read_items(items: Sequence[Item], grid: Grid, workers: int) -> Iterator[Observed | Refusal]:
-    """Read spectra in their order, ahead by so many processes (0: in this one)."""
+def read_items(items: Sequence[Item], grid: Grid, workers: int, errors: bool = False) -> Iterator[Observed | Refusal]:
+    """Read spectra in their order, ahead by so many processes (0: in this one); errors: as for `read_item`."""
     loader: DataLoader = DataLoader(
-        _Items(items, grid),
+        _Items(items, grid, errors),
         batch_size=None,
         shuffle=False,
         collate_fn=_as_it_is,

@@ -228,8 +228,13 @@ def write_table(path: Path, columns: Columns, description: Description, metadata
     where something else is there.
     """
     check(path, PREDICTIONS)
+    write_columns(path, columns, fields_of(description), metadata)
+
+
+def write_columns(path: Path, columns: Columns, fields: Mapping[str, Field], metadata: Mapping[str, str]) -> None:
+    """Write columns in the order of their fields, as `write_table` does, where it may be written."""
     ending = path.suffix.lower()
-    fields = {name: field for name, field in fields_of(description).items() if name in columns}
+    fields = {name: field for name, field in fields.items() if name in columns}
     if ending == ".csv":
         columns, fields = _flat(columns, fields)
         notes = {"metadata": metadata, "columns": {name: field._asdict() for name, field in fields.items()}}

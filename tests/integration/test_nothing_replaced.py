@@ -32,6 +32,7 @@ READ = {  # options that name what is only read
     "chain Chain spectra", "chain Chain archive", "chain Chain parent", "chain Chain registry", "chain Chain model",
     "chain Chain catalog", "chain Chain gate", "compare Arguments new", "compare Arguments old",
     "evaluate Arguments run", "export Arguments run", "predict Arguments model", "promote promote run",
+    "fit Arguments model",
     "promote promote comparison", "promote promote gate", "retrain Arguments run", "train Arguments start_from",
     "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "promote history registry",
     "benchmark data scratch",  # in which a folder is made that has no other's name
@@ -78,6 +79,11 @@ WRITTEN = {
     "predict Arguments output fits": ("predict", "{run} {files}/spectra -o {out}", "t.fits", ("t.fits.parts",)),
     "predict Arguments output ecsv": ("predict", "{run} {files}/spectra -o {out}", "t.ecsv", ()),
     "predict Arguments output parquet": ("predict", "{run} {files}/spectra -o {out}", "t.parquet", ()),
+    "fit Arguments output": (
+        "fit", "{files}/spectra -o {out}", "t.csv", ("t.csv.json", "t.csv.failed.csv", "t.csv.parts"),
+    ),
+    "fit Arguments output ecsv": ("fit", "{files}/spectra -o {out}", "t.ecsv", ()),
+    "fit Arguments figures": ("fit", "{files}/spectra -o {out}.csv --figures {out}", "f", ()),
     "simulate Options out": ("simulate", "{run} -o {out}", "s.fits", ()),
     "simulate Options out csv": ("simulate", "{run} -o {out}", "s.csv", ("s.csv.json",)),
     "simulate Options out ecsv": ("simulate", "{run} -o {out}", "s.ecsv", ()),

@@ -36,7 +36,7 @@ WAY = (
     *("formats", "kernels", "data", "models"),
     *("config", "recipes", "ranks", "runs"),
     "training",
-    *("evaluation", "inference"),
+    *("evaluation", "inference", "fitting"),
     *("preprocessing.simulator", "preprocessing"),
     *("benchmarks", "paper", "promotion"),
     *("cluster", "commands", "launch", "__main__"),
