@@ -26,7 +26,8 @@ from preprocessing.sky import unit_vectors
 if TYPE_CHECKING:
     from rich.table import Table
 
-DRIFT_COLUMNS = (*(name for name in NAMES if name != "pwv"), "snr")
+OF_SPECTRA = tuple(name for name in NAMES if name not in ("pwv", "vmic"))  # labels that observed ones may have
+DRIFT_COLUMNS = (*OF_SPECTRA, "snr")
 DESCRIBED = ("object", "snr", "mjd", "ra", "dec", "catalogue_id")
 SECONDS_A_DAY = 86400.0
 FEW = 5  # that a table names one by one
@@ -141,7 +142,7 @@ def compare_releases(before: Release, after: Release) -> Difference:
         stars_added=sorted(splits_b.keys() - splits_a.keys()),
         stars_gone=sorted(splits_a.keys() - splits_b.keys()),
         new_visits=dict(sorted(visits.items())),
-        coverage=[Coverage(name, a.covered(name), b.covered(name)) for name in NAMES if name != "pwv"],
+        coverage=[Coverage(name, a.covered(name), b.covered(name)) for name in OF_SPECTRA],
         drift=[_drift(name, a, b, added) for name in DRIFT_COLUMNS],
         shared_stars=len(shared),
         moved=sorted(star for star in shared if splits_a[star] != splits_b[star]),

@@ -76,7 +76,7 @@ class Observation:
         self._slope = (2 * math.pi * frequency).to(self.device, self.dtype)
 
     def _taps(self, at: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-        """Of cubic B-splines: (4, place) indices of coefficients, mirrored at the ends, and their weights."""
+        """Taps of cubic B-splines: (4, place) indices of coefficients, mirrored at the ends, and their weights."""
         whole = np.floor(at).astype(np.int64)
         weights = _spline_weights(torch.as_tensor(at - whole))
         index = np.abs(whole + np.arange(-1, 3)[:, None])
@@ -140,7 +140,7 @@ class Observation:
     def transmission(
         self, berv: Tensor, airmass: Tensor, pwv: Tensor, derivatives: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Of the atmosphere in the barycentric frame (batch, pixel), and its derivatives by berv, airmass and pwv."""
+        """Transmission of the air in the barycentric frame (batch, pixel), and derivatives by berv, airmass and pwv."""
         place = self._wave / (1 + berv[:, None] / C_KMS)
         place = (place - self._lines_start) / self._lines_step
         whole = place.floor().long().clamp(1, self._depths.shape[1] - 3)
@@ -163,7 +163,7 @@ class Observation:
 
 
 def _spline_weights(t: Tensor) -> list[Tensor]:
-    """Of the four coefficients about a place, a share t of the way from the second to the third."""
+    """Weights of the four coefficients about a place, a share t of the way from the second to the third."""
     weights = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
     return [weight / 6 for weight in weights]
 

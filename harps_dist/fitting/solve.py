@@ -13,11 +13,10 @@ from torch import Tensor
 
 from harps_dist.fitting.observation import Observation, Rendered
 
-HUBER = (
-    1.345  # robust standard deviations beyond which residuals count linearly: 95 % as sharp as squares on pure noise
-)
+HUBER = 1.345  # robust standard deviations beyond which residuals count linearly: 95 % as sharp as squares on noise
 BLOCK = 128  # pixels, 1.3 Å, within which residuals may hang together
 OF_MAD = 1.4826  # a normal distribution's standard deviation in median absolute deviations
+COARSE = 1.0  # standard deviations of a parameter; nearer to the best fit one need not be before it is clipped
 EDGE = 1e-3  # of a parameter's range; what ends nearer to its bounds is at the edge
 
 
@@ -28,7 +27,8 @@ class Settings:
     continuum: degree of the Chebyshev polynomial that multiplies the model. rounds: of clipping. clip: in robust
     standard deviations. floor: what model spectra are usually off by, in medians of the flux; added to the noise in
     weights, so that spectra of high S/N are clipped alike. first, later: steps at most before the first clipping, and
-    after each. tolerance: standard deviations of a parameter that a step must move one at least, or it is the last.
+    after each. tolerance: standard deviations of a parameter that a step must move one at least, or it is the last; 1
+    before the last clipping.
     """
 
     continuum: int = 16
@@ -36,7 +36,7 @@ class Settings:
     clip: float = 4.0
     floor: float = 0.01
     first: int = 15
-    later: int = 3
+    later: int = 5
     tolerance: float = 0.1
 
 
@@ -110,10 +110,12 @@ class Solver:
             scale = self._scale(point.residual, used)
             if number:
                 used = data.usable & (point.residual.abs() < self.settings.clip * scale[:, None])
-            point = self._descend(data, point, used, scale, self.settings.later if number else self.settings.first)
+            steps = self.settings.later if number else self.settings.first
+            enough = self.settings.tolerance if number == self.settings.rounds else COARSE
+            point = self._descend(data, point, used, scale, steps, enough)
         return self._finished(data, first, point, used)
 
-    def _descend(self, data: Data, point: _Point, used: Tensor, scale: Tensor, steps: int) -> _Point:
+    def _descend(self, data: Data, point: _Point, used: Tensor, scale: Tensor, steps: int, tolerance: float) -> _Point:
         """The point after so many steps at most, longer ones where the last helped, shorter ones where it did not."""
         point = self._again(data, point, used, scale)
         damping = torch.full_like(scale, 1e-3, dtype=torch.float64)
@@ -122,7 +124,7 @@ class Solver:
             here, of_here = _rows(point, moving), _rows(data, moving)
             moved = self._moved(here, damping[moving])
             sigma = (_inverse(here.normal, self.free).diagonal(dim1=1, dim2=2).sqrt() * scale[moving, None]).double()
-            far = ((moved - here.parameters).abs() > self.settings.tolerance * sigma).any(dim=1)
+            far = ((moved - here.parameters).abs() > tolerance * sigma).any(dim=1)
             if not far.any():
                 break
             moving, moved, here, of_here = moving[far], moved[far], _rows(here, far), _rows(of_here, far)
@@ -146,7 +148,7 @@ class Solver:
         return (point.parameters + step).clamp(self.low, self.high)
 
     def _again(self, data: Data, point: _Point, used: Tensor, scale: Tensor) -> _Point:
-        """The same parameters with weights that follow from their residuals."""
+        """A point at unchanged parameters, with weights that follow from its residuals."""
         weight = used * _weight(point.residual, scale)
         rendered = Rendered(point.flux, point.derivatives)
         return self._point(data, point.parameters.clone(), rendered, weight, used, scale)

@@ -22,7 +22,7 @@ from harps_dist.spectra.standardise import MINIMUM_COVERAGE
 
 MADE_BY = "stellar_model"  # of the metadata
 POOR_CLIPPED = 0.3  # share of the pixels
-POOR_RESIDUAL = 0.03  # robust standard deviation beyond the noise, of the median flux; genuine G and K dwarfs: 0.01
+POOR_RESIDUAL = 0.04  # robust standard deviation beyond the noise, of the median flux; genuine K dwarfs: 0.01 to 0.03
 NAMES = ("teff", "logg", "mh", "vmic", "broadening", "rv", "berv", "airmass", "pwv")
 READ = ("teff", "logg", "mh", "vmic")  # of the star; at an edge of the model they are not known
 FLAGS = {
@@ -30,7 +30,7 @@ FLAGS = {
     "broken": "over 0.1 % of the pixels lie beyond 100 times the median flux; nothing is read",
     "at_edge": "teff, logg or mh ended at an edge of the stellar model, which does not hold this star; not read",
     "vmic_at_edge": "microturbulence ended at an edge of the stellar model",
-    "poor": f"more than {POOR_CLIPPED:.0%} of the pixels were clipped, or {POOR_RESIDUAL:.0%} of the flux is left over",
+    "poor": f"over {POOR_CLIPPED:.0%} of the pixels were clipped, or over {POOR_RESIDUAL:.0%} of the flux left over",
 }
 REGION_AA = 10.0
 _MEANING = {"broadening": ("km/s", "sigma of a Gaussian that broadens the star's lines beyond the instrument")}
@@ -79,7 +79,7 @@ def columns_of(fitted: Fitted, grid: Grid, sigma: np.ndarray, coverage: np.ndarr
         for column, each in zip((name, f"{name}_sigma", f"{name}_error"), three, strict=True):
             columns[column] = np.where(unread, np.nan, each)
     usable = np.isfinite(sigma)
-    left = solution.left.cpu().numpy()
+    left = np.sqrt((solution.left.cpu().numpy() ** 2 - np.nanmedian(sigma, axis=1) ** 2).clip(0))  # beyond the noise
     lost = usable & ~solution.used.cpu().numpy()
     clipped = lost.sum(axis=1) / usable.sum(axis=1).clip(1)
     flags: Columns = {

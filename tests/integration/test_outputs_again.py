@@ -56,6 +56,7 @@ AGAIN = {  # a command, and what it writes
         f"predictions.{ending}": ("predict", f"{{at}}/x {{files}}/spectra -o {{at}}/t.{ending}")
         for ending in ("fits", "ecsv", "csv", "parquet")
     },
+    "fits.csv": ("fit", "{files}/spectra/*1.fits -o {at}/f.csv"),
     **{
         f"spectrum.{ending}": ("simulate", f"{{decoder}} -o {{at}}/s.{ending}")
         for ending in ("fits", "ecsv", "csv", "parquet", "png")

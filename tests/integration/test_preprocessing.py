@@ -321,6 +321,15 @@ def test_a_microturbulence_that_all_seds_share_is_said_and_kept(tiny_demo, tmp_p
     assert (told, index.shared("vmic") == 2.0) == ((True, True) if others == 2.0 else (False, False))
 
 
+def test_microturbulence_can_be_learned(tiny_release):
+    release = Release(tiny_release)
+    statistics, generative = release.manifest.label_statistics["vmic"], release.index.rows("generative")
+    assert 0.5 < statistics.mean - statistics.std < statistics.mean < 2.5
+    vmic = release.index["vmic"]
+    assert np.isfinite(vmic[generative]).all()
+    assert np.isnan(vmic[release.index.rows("real")]).all()
+
+
 def test_etc_outputs_without_an_order_or_dispersion_are_set_aside(tiny_demo, tmp_path):
     runs = tmp_path / "etc"
     runs.mkdir()
