@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from harps_dist.benchmarks.step_speed import step_speeds
 from harps_dist.config import Engine
-from harps_dist.data.augment import Augment, Nuisance
+from harps_dist.data.augment import NUISANCES, Augment, Nuisance
 from harps_dist.data.batches import EvaluationBatches
 from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Release
@@ -57,7 +57,8 @@ def test_spectra_are_those_of_the_cpu(tiny_release, compile):
     release, gpu = Release(tiny_release), torch.device("cuda")
     rows = np.concatenate([release.index.rows("real")[:3], release.index.rows("simulated")[:5]])
     nuisance = Nuisance(broadening_kms=5, line_error=0.2, continuum=0.1)
-    for augment in (Augment(), Augment(berv_kms=30, nuisance=nuisance), Augment(shift="linear")):
+    rich = Augment(berv_kms=30, nuisance=NUISANCES["rich"])
+    for augment in (Augment(), Augment(berv_kms=30, nuisance=nuisance), Augment(shift="linear"), rich):
         raw = EvaluationBatches(release, [rows], augment, 0)[0]
         expected = Observer(release.decoding, augment, torch.device("cpu"))(raw).flux
         found = Observer(release.decoding, augment, gpu, compile)(raw.to(gpu)).flux

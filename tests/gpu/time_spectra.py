@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from kernel_cases import timed
 
+from harps_dist.data.augment import NUISANCES as NAMED
 from harps_dist.data.augment import Augment, Nuisance
 from harps_dist.data.observer import Observer
 from harps_dist.kernels.nuisances import disturbed, prefiltered
@@ -17,6 +18,7 @@ from harps_dist.spectra.grid import HARPS
 from tests.unit.test_observer_by_kernels import NUISANCES, made_up
 
 SPECTRA = 32
+RICH = NAMED["rich"]
 
 
 def main() -> None:
@@ -25,7 +27,8 @@ def main() -> None:
     raw = raw.to(device)
     for shift in ("cubic", "linear"):
         for berv_kms in (0.0, 30.0):
-            for name, nuisance in (("no nuisance", Nuisance()), ("all nuisances", NUISANCES)):
+            sets = ("no nuisance", Nuisance()), ("plain ones", NUISANCES), ("rich ones", RICH)
+            for name, nuisance in sets:
                 augment = Augment(shift=shift, berv_kms=berv_kms, nuisance=nuisance)
                 ways = {way: Observer(decoding, augment, device, kernels=way) for way in ("torch", "triton")}
                 ms = {way: timed(lambda observer=observer: observer(raw)) for way, observer in ways.items()}
