@@ -27,6 +27,8 @@ class Arguments:
     """Table to write: FITS, ECSV, CSV or Parquet, by its ending."""
     model: Path | None = None
     """Folder that export.py wrote: its network says where fits begin; without it cross-correlation does."""
+    stars: Path | None = None
+    """Run or export of a model with physics, whose stars at rest are fitted instead of the packaged ones."""
     vmic: float | None = None
     """Microturbulence to hold [km/s]; without it the fit looks for it."""
     free_berv: bool = False
@@ -46,6 +48,7 @@ class Arguments:
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.console import console_for
+    from harps_dist.fitting.emulated import emulated
     from harps_dist.fitting.files import check_outputs, fit_files
     from harps_dist.fitting.fitter import Fitter, Held, Settings, fitting_grid
     from harps_dist.inference.model import load
@@ -58,7 +61,7 @@ def main() -> int:
         held = Held({} if arguments.vmic is None else {"vmic": arguments.vmic}, not arguments.free_berv)
         grid, settings = fitting_grid(network.grid if network else None), Settings(continuum=arguments.continuum)
         report = fit_files(
-            Fitter(grid, held=held, settings=settings, device=world.device),
+            Fitter(grid, emulated(arguments.stars, world.device), held, settings, world.device),
             arguments.inputs,
             arguments.output,
             network,

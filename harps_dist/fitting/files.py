@@ -115,7 +115,7 @@ def fit_files(
 def parts_key(fitter: Fitter, network: Exported | None) -> str:
     """The folder of parts that were made in one way: by this model, these settings, this start and this software."""
     start = network.digest if network else ""
-    stars = type(fitter.model).__name__
+    stars = f"{type(fitter.model).__name__} {fitter.model.id}"
     made_by = f"{stars} {fitter.grid} {fitter.held} {fitter.settings} {start} {version('harps_dist')} {FORMAT}"
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 

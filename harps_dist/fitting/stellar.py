@@ -22,10 +22,11 @@ LABELS = ("teff", "logg", "mh", "vmic")
 class StellarModel(Protocol):
     """What a fit needs of a stellar model.
 
-    labels: names from `spectra.labels`. grid: lattice pixels that it fills, wider than the spectra by their velocities.
-    ranges: least and largest value of every label.
+    id: tells models of one class apart. labels: names from `spectra.labels`. grid: lattice pixels that it fills, wider
+    than the spectra by their velocities. ranges: least and largest value of every label.
     """
 
+    id: str
     labels: tuple[str, ...]
     grid: Grid
     ranges: dict[str, tuple[float, float]]
@@ -37,6 +38,7 @@ class StellarModel(Protocol):
 class PackagedModel:
     """The packaged grid of `formats.sed.SedGrid`: teff, logg, mh and vmic over 5985-6323 Å."""
 
+    id = ""
     labels: tuple[str, ...] = LABELS
 
     def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):

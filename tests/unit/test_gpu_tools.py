@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.commands import run
-from tests.gpu.measure import RECIPES
+from tests.gpu.count_bytes import RECIPES
 
 
 @pytest.mark.slow
