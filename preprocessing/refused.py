@@ -34,7 +34,7 @@ def _other_grid(refused: Sequence[Refusal], made: bool) -> str:
     low, high = max((low for low, _ in spans), default=0.0), min((high for _, high in spans), default=0.0)
     if low >= high:
         return ""
-    grid = grid_within(low, high, MINIMUM_COVERAGE)
+    grid = grid_within(low, high, MINIMUM_COVERAGE, refused[0].grid or "harps")
     apart = " and another --archive" if made else ""
     advice = f"try --grid {grid.name}{apart}" if grid else "no named grid lies within"
     return f" These files span {low:.0f}-{high:.0f} Å: {advice}."

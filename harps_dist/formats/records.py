@@ -91,13 +91,16 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """A file that was not taken in. detail: one sentence, what was expected against what was found. span_aa: first and
-    last wavelength with data [Å], of one that covers too little."""
+    """A file that was not taken in. detail: one sentence, what was expected against what was found.
+
+    Of one that covers too little, grid: of what, by its name. span_aa: first and last wavelength with data [Å].
+    """
 
     source: str
     reason: Reason
     detail: str
     span_aa: tuple[float, float] | None = field(default=None, compare=False)  # not in the list of an archive
+    grid: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", sentence(self.detail))
@@ -113,7 +116,7 @@ class Refusal:
         """
         detail = f"coverage {100 * share:.1f} % of grid {grid}, expected {100 * least:.0f} %"
         span = None if wave_aa is None or not len(wave_aa) else (float(wave_aa[0]), float(wave_aa[-1]))
-        return cls(source, Reason.COVERAGE, detail, span)
+        return cls(source, Reason.COVERAGE, detail, span, grid)
 
 
 class RefusedError(Exception):

@@ -90,9 +90,12 @@ def named_grid(name: str) -> Grid:
     raise GridError(f"unknown grid {name!r}; known grids are {', '.join(known)}.")
 
 
-def grid_within(low_aa: float, high_aa: float, least: float) -> Grid | None:
-    """The longest named grid of whose valid pixels a share of `least` lies in a span of wavelengths; None without."""
-    grids = [named_grid(name) for instrument in INSTRUMENTS.values() for name in instrument.windows]
+def grid_within(low_aa: float, high_aa: float, least: float, beside: str = "harps") -> Grid | None:
+    """The longest named grid of whose valid pixels a share of `least` lies in a span of wavelengths; None without.
+
+    beside: a named grid, of whose instrument it is.
+    """
+    grids = [named_grid(name) for name in named_grid(beside).instrument.windows]
     fitting = [
         grid for grid in grids if ((low_aa <= grid.wave_aa) & (grid.wave_aa <= high_aa))[grid.valid].mean() >= least
     ]

@@ -11,10 +11,11 @@ from astropy.io import fits
 from harps_dist.formats.archive import Archive
 from harps_dist.formats.readers import read_spectrum
 from harps_dist.formats.records import Reason, Refusal, SpectrumRecord
-from harps_dist.spectra.grid import named_grid
+from harps_dist.spectra.grid import grid_within, named_grid
 from harps_dist.spectra.instrument import HARPN
 from harps_dist.spectra.medium import vacuum_to_air
 from preprocessing.ingest import ingest_spectra
+from preprocessing.refused import refusal_lines
 from tests.unit.test_newer_products import write
 from tests.unit.test_telluric import flux_of
 
@@ -110,6 +111,15 @@ def test_an_archive_is_of_one_instrument(tmp_path):
     (refusal,) = report.refused
     assert refusal.reason == Reason.WRONG_INSTRUMENT
     assert "harpn" in refusal.detail
+
+
+def test_what_covers_too_little_is_told_of_a_grid_of_its_own_instrument(tmp_path):
+    (tmp_path / "night").mkdir()
+    image(tmp_path / f"night/HARPN.{STAMP}_s1d_A.fits")
+    report = ingest_spectra(tmp_path / "night", tmp_path / "N.zarr", named_grid("harpn"))
+    (line,) = refusal_lines(report.refused, 1, made=False)
+    assert "try --grid harpn-demo." in line
+    assert grid_within(3850.0, 6900.0, 0.98).name == "demo"  # of HARPS, whatever another instrument's grids cover
 
 
 def test_the_whole_range_is_within_the_files(tmp_path):
