@@ -41,7 +41,7 @@ VAE_U = Autoencoder(bottleneck=128, variational=True, labels=())
 VAE_CNN_U = Autoencoder(bottleneck=128, variational=True, labels=(), architecture="cnn")
 
 PHYS = PhysicalAutoencoder()
-PHYS_U = PhysicalAutoencoder(taught=0, search=True)
+PHYS_U = PhysicalAutoencoder(taught=0, search=1)
 PHYS_LOSS = Loss(reconstruction=10, unknown_penalty=0.01)
 PHYS_LOSS_U = PHYS_LOSS.model_copy(update={"label": 0.0})
 PHYS_INFO = PHYS_LOSS.model_copy(update={"kl": INFO.kl, "mmd": INFO.mmd})

@@ -67,13 +67,12 @@ def model_cost(config: Model, grid: Grid, recipes: tuple[str, ...] = ()) -> Mode
 
     with FakeTensorMode(), torch.no_grad():
         model = build_model(config, grid)
-        network = model.get_submodule("network")
         inputs = torch.zeros(1, grid.length if config.reads else len(config.labels))
-        executed = forward_flops(network, inputs) / 1e9
-        for module in network.modules():
+        executed = forward_flops(model.passed, inputs) / 1e9
+        for module in model.modules():
             if isinstance(module, nn.ConvTranspose1d):  # undo the faster road that layers.ConvTranspose1d takes
                 module.forward = MethodType(nn.ConvTranspose1d.forward, module)  # type: ignore[method-assign]
-        published = forward_flops(network, inputs) / 1e9
+        published = forward_flops(model.passed, inputs) / 1e9
     return ModelCost(
         recipes=recipes,
         kind=config.kind,

@@ -149,8 +149,10 @@ class PhysicalAutoencoder(Frozen):
     """Model spectra of the release that the spectrum at rest is learned from before the training, at most."""
     taught: float = Field(0.5, ge=0, le=1)
     """Share of the spectra that are decoded from their true labels in training, where these are known."""
-    search: bool = False
-    """Look for rv and berv of every spectrum in training on what the decoder draws, for where no label tells them."""
+    search: float = Field(0.0, ge=0)
+    """Weight of the errors of rv and berv against those that are looked for in training on what the decoder draws.
+    They are found so where no label tells them; with 0 nothing is looked for.
+    """
     variational: bool = False
     """Draw the nodes from a Gaussian in training (InfoVAE)."""
     width: float = Field(1.0, gt=0)
@@ -190,8 +192,6 @@ class Loss(Frozen):
     """Weight of the errors of labels."""
     reconstruction: float = Field(1.0, ge=0)
     """Weight of the errors of the decoded spectrum."""
-    found: float = Field(1.0, ge=0)
-    """Weight of the errors of velocities, against those that a model with physics looked for (`--model.search`)."""
     unknown_penalty: float = Field(1.0, ge=0)
     """Weight of supervising unknown factors of simulated spectra towards zero (Sect. 3.2)."""
     kl: float = Field(0.0, ge=0)

@@ -53,10 +53,10 @@ def loss_parts(
         residual = at_least_float32(output.reconstruction).index_select(1, valid) - batch.flux.index_select(1, valid)
         error = _error(residual, config.reconstruction_below)
         parts["reconstruction"] = Part(config.reconstruction, error.sum(), _count(residual))
-    if output.found is not None and output.labels is not None and config.found:
+    if output.found is not None and output.labels is not None:
         sought = torch.isfinite(output.found)
         residual = torch.where(sought, at_least_float32(output.labels) - output.found, 0.0)
-        parts["found"] = Part(config.found, _error(residual, config.label_below).sum(), sought.sum())
+        parts["found"] = Part(model.search, _error(residual, config.label_below).sum(), sought.sum())
     if output.nodes is not None and config.unknown_penalty and output.nodes.shape[1] > len(model.labels):
         unknown = at_least_float32(output.nodes)[:, len(model.labels) :] * batch.simulated[:, None]
         terms = batch.simulated.sum() * unknown.shape[1]
@@ -89,7 +89,7 @@ def part_names(model: Model, config: Loss) -> tuple[str, ...]:
     there = {
         "label": model.reads and bool(model.labels),
         "reconstruction": model.draws,
-        "found": isinstance(model, PhysicalAutoencoder) and model.search and config.found > 0,
+        "found": isinstance(model, PhysicalAutoencoder) and model.search > 0,
         "unknown": model.unknown > 0 and config.unknown_penalty > 0,
         "kl": model.variational and config.kl > 0,
         "mmd": model.variational and config.mmd > 0,

@@ -71,7 +71,7 @@ class SpectrumModel(nn.Module):
 
     reads: whether it says something of a spectrum, so that `read` works. draws: whether it makes a spectrum, so that
     `decode` works. nodes: of its bottleneck, 0 where there is none. variational: whether the nodes are drawn in
-    training.
+    training. search: weight of the errors of what is looked for on what it draws, see `Output.found`.
     """
 
     label_mean: Tensor
@@ -79,6 +79,7 @@ class SpectrumModel(nn.Module):
     uncertainty: Literal["none", "gaussian", "laplace"] = "none"
     nodes: int = 0
     variational: bool = False
+    search: float = 0.0
     reads: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 

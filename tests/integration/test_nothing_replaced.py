@@ -33,6 +33,7 @@ READ = {  # options that name what is only read
     "chain Chain catalog", "chain Chain gate", "compare Arguments new", "compare Arguments old",
     "evaluate Arguments run", "export Arguments run", "predict Arguments model", "promote promote run",
     "fit Arguments model",
+    "fit Arguments stars",
     "promote promote comparison", "promote promote gate", "retrain Arguments run", "train Arguments start_from",
     "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "benchmark ingest spectra",
     "promote history registry",

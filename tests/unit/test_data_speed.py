@@ -47,7 +47,7 @@ def test_ours_are_the_spectra_of_the_nine_arrays(release, compile):
     for number, row in enumerate(rows):
         theirs = simulated_spectrum(nine_arrays(release, row), float(raw.rv_kms[number]), release.grid, None)
         ratio = ours[number, inside] / theirs[inside]
-        assert np.abs(ratio / np.median(ratio) - 1).std() < 5e-4  # they interpolate linearly
+        assert np.abs(ratio / np.median(ratio) - 1).std() < 1e-3  # they interpolate linearly
         assert np.median(ratio) == pytest.approx(1, abs=2e-3)
 
 

@@ -18,7 +18,7 @@ EXACT = {"rel": 1e-12, "abs": 1e-12}
 def sample():
     """200 spectra of 40 stars, seven labels, a third of the truths missing."""
     rng = np.random.default_rng(7)
-    truth = rng.normal(size=(200, 7))
+    truth = rng.normal(size=(200, len(NAMES)))
     predicted = truth + rng.normal(0.1, 0.3, size=truth.shape)
     truth[rng.random(truth.shape) < 0.33] = NAN
     sigma = {name: 0.5 + k for k, name in enumerate(NAMES)}
@@ -76,7 +76,7 @@ def test_one_spectrum_has_no_error():
 
 def test_shapes_that_disagree_are_refused(sample):
     truth, predicted, sigma, stars = sample
-    with pytest.raises(ValueError, match=r"got truth \(200, 7\), predicted \(200, 6\)"):
+    with pytest.raises(ValueError, match=r"got truth \(200, 8\), predicted \(200, 6\)"):
         metrics.label_scores(truth, predicted[:, :6], NAMES, sigma, stars)
     with pytest.raises(ValueError, match="6 names"):
         metrics.group_scores(truth, predicted, NAMES[:6], sigma, stars)

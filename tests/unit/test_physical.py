@@ -164,12 +164,12 @@ def test_velocities_are_found_by_drawing(model, batch):
     started[:, [model.labels.index(name) for name in ("rv", "berv")]] = 0.3
     try:
         model.train()
-        model.search = True
+        model.search = 1.0
         found = model._found(started, batch)
         assert model.eval()._found(started, batch) is None
     finally:
         model.eval()
-        model.search = False
+        model.search = 0.0
     number = model.labels.index("rv")
     error = (found[:, number] - nodes[:, number]) * model.label_std[number]
     assert (error.abs() < 1.5).all()

@@ -33,7 +33,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture
 def report(tmp_path):
     rng = np.random.default_rng(4)
-    truth = rng.normal(size=(60, 7)) * 100
+    truth = rng.normal(size=(60, len(NAMES))) * 100
     predicted = truth + rng.normal(size=truth.shape)
     truth[:, NAMES.index("berv")] = np.nan
     stars, sigma = rng.integers(20, size=60), dict.fromkeys(NAMES, 100.0)
