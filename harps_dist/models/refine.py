@@ -149,7 +149,7 @@ def _solve(jacobian: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         normal = weighted @ jacobian.transpose(1, 2)
         scale = normal.diagonal(dim1=1, dim2=2).clamp(min=1e-30).rsqrt()
         scaled = normal * scale[:, :, None] * scale[:, None] + 1e-10 * torch.eye(normal.shape[1]).to(normal)
-        inverse = torch.linalg.inv(scaled) * scale[:, :, None] * scale[:, None]
+        inverse = torch.linalg.inv_ex(scaled).inverse * scale[:, :, None] * scale[:, None]
         solution = (inverse @ (weighted @ residual[:, :, None]))[:, :, 0]
     left = (residual - (solution[:, None] @ jacobian)[:, 0]) * weight
     excess = misfit.clamp(min=1.0) ** 2 * _alike(left)

@@ -107,3 +107,13 @@ def test_a_step_that_makes_it_worse_is_not_taken(model, truth):
     assert torch.isfinite(found.covariance).all()
     velocities = [column(model, name)[0] for name in VELOCITIES]
     assert float((found.nodes - truth)[:, velocities].abs().max()) < 2
+
+
+def test_a_broken_spectrum_spoils_no_other(model, truth):
+    valid = torch.arange(model.decoder.length)
+    flux, sigma = noisy(model, truth, 7)
+    alone = refine_velocities(model, flux[:2], truth[:2], sigma[:2], valid)
+    flux[2], flux[3] = torch.nan, 0.0
+    found = refine_velocities(model, flux, truth, sigma, valid)
+    torch.testing.assert_close(found.nodes[:2], alone.nodes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.covariance[:2], alone.covariance, rtol=1e-3, atol=0)
