@@ -222,7 +222,8 @@ class Trainer:
             self.console.print(f"passed over for the least validation loss: {reason}", soft_wrap=True)
         self._least = self.world.gather(best.validation_loss if best else None)[0]
         self._ledger = self._open_ledger()
-        shown = TrainingProgress(self.console, self.run.name, self.step, self.steps, config.loss)
+        search = self.model.search
+        shown = TrainingProgress(self.console, self.run.name, self.step, self.steps, config.loss, search=search)
         with world.stop.at_ctrl_c():
             try:
                 with self._profiler() as self._profile, shown as self._shown:

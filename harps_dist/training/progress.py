@@ -25,6 +25,7 @@ class TrainingProgress:
     """Shows how far a run is, while the block runs.
 
     steps: of the whole run; it goes on behind step `first`. loss: weights of the loss parts. clock: gives seconds.
+    search: weight of what the model looks for, which is the model's setting.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class TrainingProgress:
         steps: int,
         loss: Loss,
         clock: Callable[[], float] = time.monotonic,
+        search: float = 0.0,
     ):
+        self._search = search
         self._console, self._first, self._steps, self._loss, self._clock = console, first, steps, loss, clock
         self._began = clock()
         self._next_line = self._began  # when a line may be printed again
@@ -70,7 +73,7 @@ class TrainingProgress:
             self._next_line = now + SECONDS_BETWEEN_LINES
 
     def _says(self, line: dict[str, Any]) -> str:
-        parts = [f"loss {total_loss(line, self._loss):.3g}"]
+        parts = [f"loss {total_loss(line, self._loss, self._search):.3g}"]
         if self._bar:  # which has little room
             parts += [f"{line['spectra_per_s']:.3g} spectra/s", f"{line['data_wait']:.0%} waiting"]
         else:
@@ -81,10 +84,11 @@ class TrainingProgress:
         return "  ".join(parts)
 
 
-def total_loss(line: dict[str, Any], loss: Loss, prefix: str = "loss_") -> float:
+def total_loss(line: dict[str, Any], loss: Loss, search: float = 0.0, prefix: str = "loss_") -> float:
     """The weighted sum of the parts of the loss in a line of the log."""
     parts = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
-    return sum(getattr(loss, WEIGHTS.get(name, name)) * value for name, value in parts.items())
+    found = search * parts.pop("found", 0.0)
+    return found + sum(getattr(loss, WEIGHTS.get(name, name)) * value for name, value in parts.items())
 
 
 def duration(seconds: float) -> str:

@@ -46,6 +46,7 @@ def test_on_a_terminal_a_bar_of_one_line():
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert total_loss(LINE, Loss(label=2.0, unknown_penalty=0.5)) == pytest.approx(1.145)
+    assert total_loss(LINE | {"loss_found": 0.1}, Loss(label=2.0, unknown_penalty=0.5), 3.0) == pytest.approx(1.445)
 
 
 def test_the_last_validation_in_words():
