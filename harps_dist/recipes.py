@@ -109,7 +109,7 @@ def at_demo_scale(recipe: Recipe) -> Recipe:
     if not isinstance(model, Decoder):
         model = model.model_copy(update={"input_centre": 0.93, "input_scale": 8.0})
     if isinstance(model, PhysicalAutoencoder):
-        parent = "demo-cnn-mix"
+        parent = "demo-cnn-mix" if loss.label else None  # what is to be found without labels begins without them
     else:
         loss = loss.model_copy(update={"reconstruction": 3.0, "reconstruction_below": 0.3})
     if isinstance(model, Autoencoder):

@@ -188,6 +188,7 @@ def _finish(
     if columns:
         metadata = {
             MADE_BY: type(fitter.model).__name__,
+            "stars": fitter.model.id,
             "grid": fitter.grid.name,
             "start": network.description.id if network else "cross-correlation",
             **{package: version(package) for package in (KEY, "torch", "numpy", "astropy")},
