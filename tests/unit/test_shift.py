@@ -47,7 +47,7 @@ def test_derivatives_are_those_of_differences():
         step = 1e-4
         by_velocity = (total(coefficients, VELOCITIES + step) - total(coefficients, VELOCITIES - step)) / (2 * step)
         torch.testing.assert_close(velocities.grad, by_velocity, rtol=1e-6, atol=1e-4)
-        # linear in the coefficients: any direction tells all of the gradient, the mirrored ends too
+        # linear in the coefficients: any direction tells all of the gradient
         direction = torch.from_numpy(np.random.default_rng(3).normal(size=coefficients.shape))
         along = total(coefficients + direction, VELOCITIES) - total(coefficients, VELOCITIES)
         torch.testing.assert_close((coefficients.grad * direction).sum(1), along, rtol=1e-9, atol=1e-9)
