@@ -72,9 +72,6 @@ def main() -> int:
             progress,
         )
     console = console_for(quiet=not world.is_main)
-    console.print(f"{report.predicted} spectra fitted, {report.already} before: {report.table}", soft_wrap=True)
-    if report.not_looked_at:
-        console.print(report.not_looked_at, soft_wrap=True)
-    if report.failed:
-        console.print(f"{len(report.failed)} could not be: {report.failed_path} says why", soft_wrap=True)
+    for line in report.lines("fitted"):
+        console.print(line, soft_wrap=True)
     return 1 if report.failed else 0

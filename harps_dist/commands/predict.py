@@ -81,13 +81,6 @@ def main() -> int:
             arguments.samples,
         )
     console = console_for(quiet=not world.is_main)
-    done = f"{report.predicted} spectra predicted, {report.already} before, in {exported.computing.precision}"
-    console.print(f"{done}: {report.table}", soft_wrap=True)
-    if report.other_forms:
-        others = "are other forms of exposures that have a row; its column other_forms names them"
-        console.print(f"{report.other_forms} {others}", soft_wrap=True)
-    if report.not_looked_at:
-        console.print(report.not_looked_at, soft_wrap=True)
-    if report.failed:
-        console.print(f"{len(report.failed)} could not be: {report.failed_path} says why", soft_wrap=True)
+    for line in report.lines("predicted", f", in {exported.computing.precision}"):
+        console.print(line, soft_wrap=True)
     return 1 if report.failed else 0

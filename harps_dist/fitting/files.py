@@ -1,4 +1,4 @@
-"""Fit an archive's worth of spectra: files in, one table out, in steps that a kill cannot undo or repeat.
+"""Fit an archive's worth of spectra: files in, one table out; see `inference.blocks`.
 
 Tested in tests/integration/test_fitting.py.
 """
@@ -7,34 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harps_dist.data.batches import in_batches
-from harps_dist.errors import Interrupted
 from harps_dist.fitting.figures import fit_figure
 from harps_dist.fitting.fitter import Fitted, Fitter
 from harps_dist.fitting.table import FITS, MADE_BY, columns_of, fields_of, notes_of, write_table
+from harps_dist.inference.blocks import FAILED, PARTS, Good, TableReport, failed_path, in_blocks, parts_path, write_part
 from harps_dist.inference.model import Exported
-from harps_dist.inference.predict import (
-    FAILED,
-    PARTS,
-    PredictReport,
-    assembled,
-    failed_path,
-    parts_path,
-    plan_blocks,
-    write_failed,
-    write_part,
-)
-from harps_dist.inference.sources import Item, Observed, not_looked_at, read_items
-from harps_dist.inference.table import check_ending
+from harps_dist.inference.table import Columns, check_ending
 from harps_dist.ownership import KEY, OutputKind, check, claimed, home
 from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
@@ -68,7 +55,7 @@ def fit_files(
     workers: int = 0,
     world: World | None = None,
     progress: Progress = silent,
-) -> PredictReport:
+) -> TableReport:
     """Fit every spectrum of the inputs into a table, one row each, in the order of the inputs.
 
     inputs, table, workers, world: as for `inference.predict.predict_files`, and so are errors. network: says where fits
@@ -85,31 +72,19 @@ def fit_files(
             yield
 
     with world.claiming(claim):
-        items, refused, todo = world.of_main(lambda: plan_blocks(inputs, parts))
-        report, before = PredictReport(table), len(items) - sum(map(len, todo))
-        progress("fit", before, len(items))
-        done, failed = 0, [] if not world.is_main else list(refused)
-        mine = todo[world.rank :: world.size]
-        grid = network.grid if network else fitter.grid
-        stream = read_items([item for block in mine for item in block], grid, workers, errors=True)
-        try:
-            for block in world.in_step(mine, -(-len(todo) // world.size)):
-                read = list(zip(block, islice(stream, len(block)), strict=True))
-                good = [(item, found) for item, found in read if isinstance(found, Observed)]
-                failed += [found for _, found in read if not isinstance(found, Observed)]
-                columns: list[dict[str, Any]] = []
-                for rows in in_batches(np.arange(len(good)), batch_size):
-                    columns.append(_fitted(fitter, [good[row] for row in rows], network, figures))
-                if columns:
-                    write_part(parts, {name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
-                done += len(block)
-                progress("fit", min(before + done * world.size, len(items)), len(items))
-        except Interrupted as interrupted:
-            rows_done = before + sum(world.gather(done))
-            raise Interrupted(str(interrupted), f"{rows_done:,} of {len(items):,} spectra are done") from None
-        report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
-        fresh = {item.identity for block in todo for item in block}
-        return world.of_main(lambda: _finish(report, parts, fitter, network, items, inputs, fresh))
+        return in_blocks(
+            "fit",
+            inputs,
+            TableReport(table),
+            parts,
+            network.grid if network else fitter.grid,
+            lambda good: _write_part(parts, fitter, good, network, figures, batch_size),
+            lambda columns: _write(table, fitter, network, columns),
+            world,
+            workers,
+            progress,
+            errors=True,
+        )
 
 
 def parts_key(fitter: Fitter, network: Exported | None) -> str:
@@ -120,9 +95,15 @@ def parts_key(fitter: Fitter, network: Exported | None) -> str:
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
-def _fitted(
-    fitter: Fitter, good: Sequence[tuple[Item, Observed]], network: Exported | None, figures: Path | None
-) -> dict[str, Any]:
+def _write_part(
+    parts: Path, fitter: Fitter, good: Good, network: Exported | None, figures: Path | None, batch_size: int
+) -> None:
+    batches = in_batches(np.arange(len(good)), batch_size)
+    columns = [_fitted(fitter, [good[row] for row in rows], network, figures) for rows in batches]
+    write_part(parts, {name: np.concatenate([part[name] for part in columns]) for name in columns[0]})
+
+
+def _fitted(fitter: Fitter, good: Good, network: Exported | None, figures: Path | None) -> dict[str, Any]:
     """The columns of spectra that were read, and their figures."""
     found = [observed for _, observed in good]
     flux, sigma = (np.stack([getattr(one, name) for one in found]) for name in ("flux", "sigma"))
@@ -174,26 +155,12 @@ def _draw(
         fit_figure(folder / f"{name}.png", fitter.grid.wave_aa, shown, model[row], usable & ~used[row], title)
 
 
-def _finish(
-    report: PredictReport,
-    parts: Path,
-    fitter: Fitter,
-    network: Exported | None,
-    items: Sequence[Item],
-    inputs: Sequence[str | Path],
-    fresh: Set[str],
-) -> PredictReport:
-    """Write the table and the list of failures, and complete the report. fresh: identities that this run fitted."""
-    columns = assembled(report, parts, items, fresh)
-    if columns:
-        metadata = {
-            MADE_BY: type(fitter.model).__name__,
-            "stars": fitter.model.id,
-            "grid": fitter.grid.name,
-            "start": network.description.id if network else "cross-correlation",
-            **{package: version(package) for package in (KEY, "torch", "numpy", "astropy")},
-        }
-        write_table(report.table, {name: columns[name] for name in fields_of()}, metadata)
-    write_failed(failed_path(report.table), report.failed)
-    report.not_looked_at = not_looked_at(inputs, items)
-    return report
+def _write(table: Path, fitter: Fitter, network: Exported | None, columns: Columns) -> None:
+    metadata = {
+        MADE_BY: type(fitter.model).__name__,
+        "stars": fitter.model.id,
+        "grid": fitter.grid.name,
+        "start": network.description.id if network else "cross-correlation",
+        **{package: version(package) for package in (KEY, "torch", "numpy", "astropy")},
+    }
+    write_table(table, {name: columns[name] for name in fields_of()}, metadata)

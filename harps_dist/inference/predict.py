@@ -1,35 +1,31 @@
-"""Predict an archive's worth of spectra: files in, one table out, in steps that a kill cannot undo or repeat.
-
-Blocks of rows are kept in TABLE.parts, in a folder for each model, each written whole or not at all. Run again, only
-what no part holds is predicted, and the table is made of all parts anew.
-"""
+"""Predict an archive's worth of spectra: files in, one table out; see `blocks`."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harps_dist.columns import read_columns
-from harps_dist.data.batches import in_batches
-from harps_dist.errors import ConfigError, Interrupted
-from harps_dist.files import atomic_write, remove
+from harps_dist.errors import ConfigError
 from harps_dist.formats.layouts import REWRITTEN
+from harps_dist.inference.blocks import (
+    FAILED,
+    PARTS,
+    Good,
+    TableReport,
+    failed_path,
+    in_blocks,
+    parts_path,
+    write_part,
+)
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
-from harps_dist.inference.forms import forms
 from harps_dist.inference.model import BATCH, Exported, check_samples, load
 from harps_dist.inference.precision import Precision, computing
-from harps_dist.inference.sources import Item, Observed, duplicate, find_items, not_looked_at, read_items
 from harps_dist.inference.table import (
     NOTES,
     PREDICTIONS,
@@ -41,52 +37,15 @@ from harps_dist.inference.table import (
     write_table,
 )
 from harps_dist.models.refine import check_refines
-from harps_dist.ownership import OutputKind, check, claimed, first_line
+from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
 from harps_dist.runs.run import RECIPE, Run, Which
-from harps_dist.sealed import is_whole, sealed_write
 
 if TYPE_CHECKING:
     from harps_dist.data.reader import Release
-    from harps_dist.formats.records import Refusal
 
-BLOCK = 64  # rows that are kept together
 PARTS_FORMAT = 3
-_KEY = re.compile(r"[0-9a-f]{16}|\.lock")  # names in a folder of parts
-_FAILED = ("file", "reason", "detail")
-PARTS = OutputKind("folder of predicted parts", "-o", lambda parts: all(map(_KEY.fullmatch, os.listdir(parts))), "home")
-FAILED = OutputKind("list of what could not be predicted", "-o", lambda path: first_line(path) == ",".join(_FAILED))
-
-
-@dataclass
-class PredictReport:
-    """What a run of `predict_files` did.
-
-    predicted, already: rows, by this run and before. other_forms: spectra without a row, of whose exposure another form
-    has one. failed: what has no row, and why. not_looked_at: of the folders, in one line.
-    """
-
-    table: Path
-    predicted: int = 0
-    already: int = 0
-    other_forms: int = 0
-    failed: list[Refusal] = field(default_factory=list)
-    not_looked_at: str = ""
-
-    @property
-    def failed_path(self) -> Path:
-        return failed_path(self.table)
-
-
-def failed_path(table: Path) -> Path:
-    """The list of what has no row: one line a file, with its reason."""
-    return table.with_name(f"{table.name}.failed.csv")
-
-
-def parts_path(table: Path) -> Path:
-    """Where what is predicted is kept until it is all there, and after, for spectra that are yet to come."""
-    return table.with_name(f"{table.name}.parts")
 
 
 def outputs_of(table: Path) -> list[tuple[Path, OutputKind]]:
@@ -141,7 +100,7 @@ def predict_files(
     progress: Progress = silent,
     refine: bool = False,
     samples: int = 0,
-) -> PredictReport:
+) -> TableReport:
     """Predict every spectrum of the inputs into a table, one row an exposure, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
@@ -159,30 +118,21 @@ def predict_files(
         check_refines(exported.model, exported.description.name)
     check_samples(exported.description, samples, refine)
     parts = parts_path(table) / parts_key(exported, refine, samples)
+    how = ({"refined": "rv, berv"} if refine else {}) | ({"samples": str(samples)} if samples else {})
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
-        items, refused, todo = world.of_main(lambda: plan_blocks(inputs, parts))
-        report, before = PredictReport(table), len(items) - sum(map(len, todo))
-        progress("predict", before, len(items))
-        done, failed = 0, [] if not world.is_main else list(refused)
-        mine = todo[world.rank :: world.size]
-        stream = read_items([item for block in mine for item in block], exported.grid, workers)
-        try:
-            for block in world.in_step(mine, -(-len(todo) // world.size)):
-                read = list(zip(block, islice(stream, len(block)), strict=True))
-                good = [(item, found) for item, found in read if isinstance(found, Observed)]
-                failed += [found for _, found in read if not isinstance(found, Observed)]
-                if good:
-                    _write_part(parts, exported, good, batch_size, refine, samples)
-                done += len(block)
-                progress("predict", min(before + done * world.size, len(items)), len(items))
-        except Interrupted as interrupted:
-            rows = before + sum(world.gather(done))
-            raise Interrupted(str(interrupted), f"{rows:,} of {len(items):,} spectra are done") from None
-        report.failed = [refusal for of_rank in world.gather(failed) for refusal in of_rank]
-        how = ({"refined": "rv, berv"} if refine else {}) | ({"samples": str(samples)} if samples else {})
-        fresh = {item.identity for block in todo for item in block}
-        return world.of_main(lambda: _finish(report, parts, exported, items, latents, inputs, fresh, how))
+        return in_blocks(
+            "predict",
+            inputs,
+            TableReport(table),
+            parts,
+            exported.grid,
+            lambda good: _write_part(parts, exported, good, batch_size, refine, samples),
+            lambda columns: _write(table, exported, columns, latents, how),
+            world,
+            workers,
+            progress,
+        )
 
 
 def parts_key(exported: Exported, refine: bool = False, samples: int = 0) -> str:
@@ -192,25 +142,7 @@ def parts_key(exported: Exported, refine: bool = False, samples: int = 0) -> str
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
-def plan_blocks(inputs: Sequence[str | Path], parts: Path) -> tuple[list[Item], list[Refusal], list[list[Item]]]:
-    """All spectra, what is refused at sight, and blocks of those that no part holds.
-
-    Blocks are cut from all spectra, so that those that are left after a kill are the ones that would have come.
-    """
-    for left in parts.glob(".*.tmp"):  # of processes that were killed
-        remove(left)
-    items, refused = find_items(inputs)
-    known = set(read_parts(parts, ["identity"]).get("identity", ()))
-    blocks = [
-        [items[number] for number in block if items[number].identity not in known]
-        for block in in_batches(np.arange(len(items)), BLOCK)
-    ]
-    return items, refused, [block for block in blocks if block]
-
-
-def _write_part(
-    parts: Path, exported: Exported, good: Sequence[tuple[Item, Observed]], batch_size: int, refine: bool, samples: int
-) -> None:
+def _write_part(parts: Path, exported: Exported, good: Good, batch_size: int, refine: bool, samples: int) -> None:
     flux = np.stack([found.flux for _, found in good])
     noise = np.stack([found.noise for _, found in good])
     predicted = exported.predict_flux(flux, noise, batch_size, refine=refine, samples=samples)
@@ -222,84 +154,7 @@ def _write_part(
     write_part(parts, columns)
 
 
-def write_part(parts: Path, columns: dict[str, Any]) -> None:
-    """Keep rows of a table; their column `identity` says what they are of."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    name = hashlib.sha256("\n".join(columns["identity"]).encode()).hexdigest()[:32]
-    parts.mkdir(parents=True, exist_ok=True)
-    with sealed_write(parts / f"{name}.parquet") as aside:
-        rows = {key: list(values) if getattr(values, "ndim", 1) > 1 else values for key, values in columns.items()}
-        pq.write_table(pa.table(rows), aside)
-
-
-def read_parts(parts: Path, names: Iterable[str] | None = None) -> Columns:
-    """Columns of all parts, one after the other; one that is damaged is told of, and its rows are made again."""
-    found: list[Columns] = []
-    for path in filter(is_whole, sorted(parts.glob("*.parquet"))):
-        columns = read_columns(path) or {}
-        found.append({name: columns[name] for name in names or columns})
-    return {name: np.concatenate([part[name] for part in found]) for name in (found[0] if found else ())}
-
-
-def _finish(
-    report: PredictReport,
-    parts: Path,
-    exported: Exported,
-    items: Sequence[Item],
-    latents: bool,
-    inputs: Sequence[str | Path],
-    fresh: Set[str],
-    how: dict[str, str],
-) -> PredictReport:
-    """Write the table and the list of failures, and complete the report. fresh: identities that this run predicted."""
-    columns = assembled(report, parts, items, fresh)
-    if columns:
-        fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-        columns = {name: columns[name] for name in fields}
-        write_table(report.table, columns, exported.description, exported.metadata | how)
-    write_failed(failed_path(report.table), report.failed)
-    report.not_looked_at = not_looked_at(inputs, items)
-    return report
-
-
-def assembled(report: PredictReport, parts: Path, items: Sequence[Item], fresh: Set[str]) -> Columns:
-    """Rows that parts hold of the items, one an exposure, in their order; none where there are none.
-
-    The report gets their counts, and duplicates, which have no row. fresh: identities that this run predicted.
-    """
-    columns = read_parts(parts)
-    row_of = {identity: row for row, identity in enumerate(columns.pop("identity", ()))}
-    there = [item for item in items if item.identity in row_of]
-    if not there:
-        return {}
-    rows = [row_of[item.identity] for item in there]
-    columns = {name: values[rows] for name, values in columns.items()}
-    duplicate_of, form_of = forms(columns)
-    kept = [row for row in range(len(there)) if row not in duplicate_of and row not in form_of]
-    others: dict[int, list[str]] = {}
-    for row, first in form_of.items():
-        others.setdefault(first, []).append(columns["dp_id"][row])
-    columns["file"] = np.array([item.name for item in there], object)
-    columns["other_forms"] = np.array([";".join(others.get(row, ())) for row in range(len(there))], object)
-    for row, first in duplicate_of.items():
-        report.failed.append(duplicate(there[row], columns["dp_id"][row], there[first].name))
-    before = {columns["dp_id"][row] for row, item in enumerate(there) if item.identity not in fresh}
-    columns = {name: values[kept] for name, values in columns.items()}
-    if "latent" in columns:
-        columns["latent"] = np.stack(list(columns["latent"]))
-    report.predicted = sum(dp_id not in before for dp_id in columns["dp_id"])
-    report.already, report.other_forms = len(kept) - report.predicted, len(form_of)
-    return columns
-
-
-def write_failed(path: Path, failed: Sequence[Refusal]) -> None:
-    """One line a file, with its reason; no file where nothing failed."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_FAILED)
-        writer.writerows(sorted((refusal.source, refusal.reason.value, refusal.detail) for refusal in failed))
+def _write(table: Path, exported: Exported, columns: Columns, latents: bool, how: dict[str, str]) -> None:
+    fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
+    columns = {name: columns[name] for name in fields}
+    write_table(table, columns, exported.description, exported.metadata | how)

@@ -15,7 +15,7 @@ from harps_dist.fitting import files
 from harps_dist.fitting.files import check_outputs, fit_files
 from harps_dist.fitting.fitter import Fitter
 from harps_dist.fitting.table import FLAGS, NAMES, fields_of
-from harps_dist.inference import predict
+from harps_dist.inference import blocks
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_table_of_predictions_is_not_replaced(tmp_path):
 
 
 def test_interrupted_it_goes_on_where_it_was(spectra, fitter, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "BLOCK", 1)
+    monkeypatch.setattr(blocks, "BLOCK", 1)
     write_part, written = files.write_part, []
 
     def until_the_second(parts, columns):

@@ -182,7 +182,7 @@ def test_names_that_are_not_ascii_survive_in_every_format(folder, cnn, tmp_path)
 
 
 def test_asked_to_stop_it_says_how_far_it_is_and_goes_on(folder, cnn, tmp_path, monkeypatch):
-    monkeypatch.setattr("harps_dist.inference.predict.BLOCK", 4)
+    monkeypatch.setattr("harps_dist.inference.blocks.BLOCK", 4)
     world, table = World(0, 1, cnn.device), tmp_path / "t.parquet"
 
     def stop(what: str, done: int, total: int) -> None:

@@ -88,7 +88,7 @@ def test_stopped_between_two_forms_the_table_is_the_same(folder, cnn, tmp_path, 
     for path in sorted(folder.glob("*.fits")):
         as_image(path, folder)
     whole, table = tmp_path / "whole.parquet", tmp_path / "labels.parquet"
-    monkeypatch.setattr(predict, "BLOCK", 2)
+    monkeypatch.setattr("harps_dist.inference.blocks.BLOCK", 2)
     predict_files(cnn, [folder], whole)
     write = predict._write_part
     written: list[object] = []
