@@ -127,6 +127,8 @@ class Simulator:
         if outside and not extrapolate:
             raise ConfigError(f"{' '.join(outside)} Give values inside, or extrapolate (--extrapolate).")
         notes += outside
+        self._check_limits(table)
+        notes += self._beyond_model_spectra(table)
         possible = (ratio > 0) & (in_range_each("snr", ratio) | np.isposinf(ratio))  # infinite: no noise
         if not possible.all():
             row = int(np.argmin(possible))
@@ -230,6 +232,33 @@ class Simulator:
                 value, others = _said(name, table[rows[0], column]), len(rows) - 1
                 where = f"row {rows[0] + 1}" + (f" and {others} more" if others else "")
                 found.append(f"{name} = {value} ({where}) lies outside {_said(name, low, high)}, what training saw.")
+        return found
+
+    def _check_limits(self, table: np.ndarray) -> None:
+        """Raises ConfigError for values beyond which nothing else is drawn, whatever is extrapolated."""
+        for name, (low, high) in self.model.limits.items():
+            values = table[:, self.labels.index(name)]
+            rows = np.flatnonzero((values < low) | (values > high))
+            if len(rows):
+                raise ConfigError(
+                    f"row {rows[0] + 1}: {name} = {_said(name, values[rows[0]])} lies outside "
+                    f"{_said(name, low, high)}, beyond which {self.name} draws nothing else. Give values inside."
+                )
+
+    def _beyond_model_spectra(self, table: np.ndarray) -> list[str]:
+        """A sentence on every label with values beyond those of the model spectra that are drawn from."""
+        found = []
+        for name, (low, high) in self.model.model_spectra.items():
+            if name not in self.labels:
+                continue
+            values, slack = table[:, self.labels.index(name)], 1e-6 * (high - low)
+            rows = np.flatnonzero((values < low - slack) | (values > high + slack))
+            if len(rows):
+                found.append(
+                    f"{name} = {_said(name, values[rows[0]])} (row {rows[0] + 1}) lies outside "
+                    f"{_said(name, low, high)}, which the model spectra hold that are drawn from: beyond, the star is "
+                    f"that of the nearest, and what training learned besides."
+                )
         return found
 
     def _unknown_factors(self, unknown: str | np.ndarray, seeds: np.ndarray) -> np.ndarray:

@@ -120,6 +120,13 @@ def traverse(
     quantity = node if node in LABEL else "unknown"
     if not (in_range(quantity, low) and in_range(quantity, high)):
         raise ConfigError(f"{node} cannot run from {low:g} to {high:g}, expected values of {possible(quantity)}.")
+    if node in simulator.model.limits:
+        least, most = simulator.model.limits[node]
+        if low < least or high > most:
+            raise ConfigError(
+                f"{node} cannot run from {low:g} to {high:g}: beyond {least:g}..{most:g} {simulator.name} draws "
+                f"nothing else. Give a --span inside."
+            )
     values = np.linspace(low, high, points)
     base_value = float(simulator.physical(nodes)[number])
     varied = np.repeat(nodes[None], points, axis=0)

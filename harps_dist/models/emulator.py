@@ -116,7 +116,7 @@ class Decomposed(NamedTuple):
 def decomposed(values: np.ndarray, vectors: int) -> Decomposed:
     """The leading principal components of values (n, pixel), at most as many as vary; through the products of pairs."""
     mean = values.mean(axis=0, dtype=np.float64)
-    centred = (values - mean).astype(np.float32)
+    centred = values.astype(np.float32) - mean.astype(np.float32)
     products = (centred @ centred.T).astype(np.float64)
     strengths, mixtures = np.linalg.eigh(products)
     kept = np.arange(len(values))[::-1][:vectors]

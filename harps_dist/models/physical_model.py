@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from harps_dist.models.physical import CONTINUUM_UNIT, Factors, PhysicalDecoder
+from harps_dist.models.physical import AIRMASS, CONTINUUM_UNIT, MOST_KMS, PWV, Factors, PhysicalDecoder
 from harps_dist.models.refine import VELOCITIES, Free
 from harps_dist.models.supervised import SemiSupervised
 from harps_dist.spectra.noise import keyed_uniforms
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harps_dist.models.config import PhysicalAutoencoder
     from harps_dist.spectra.grid import Grid
 
+PHYSICS = ("network.decoder.emulator.", "network.decoder.correction.", "network.decoder.response")
 TEACHING = 0x7465616368  # keeps its draws apart from others of the same sample
 
 
@@ -48,6 +49,24 @@ class PhysicalSemiSupervised(SemiSupervised):
         return cast(PhysicalDecoder, self.network.decoder)
 
     @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Least and largest value of labels beyond which it draws what it draws there."""
+        return {"rv": (-MOST_KMS, MOST_KMS), "berv": (-MOST_KMS, MOST_KMS), "airmass": AIRMASS, "pwv": PWV}
+
+    @property
+    def model_spectra(self) -> dict[str, tuple[float, float]]:
+        """Least and largest value of the labels of model spectra that it draws from."""
+        return self.decoder.emulator.ranges
+
+    def sought(self, flux: Tensor, nodes: Tensor) -> Tensor:
+        """(batch, 2) rv and berv [km/s] that are looked for on flux (batch, pixel), far from what nodes say."""
+        return torch.stack(self._velocities(flux, nodes, nodes.new_zeros(len(nodes), dtype=torch.int64)), dim=1)
+
+    def _velocities(self, flux: Tensor, nodes: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        known = len(self.labels)
+        return self.decoder.velocities(flux, self.physical(nodes[:, :known]), nodes[:, known:], key)
+
+    @property
     def free(self) -> Free:
         """Nodes that a refinement of velocities frees beside them: the width of the lines and the continuum."""
         factors, known = self.decoder.factors, len(self.labels)
@@ -64,6 +83,20 @@ class PhysicalSemiSupervised(SemiSupervised):
 
         fit(self.decoder, release)
 
+    def _placed(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> dict[str, Tensor]:
+        """Another's stars and sky are taken over as a whole, or not at all.
+
+        They go on where they are of this model's shapes, and hold the model spectra of the release that it has begun
+        with; else the release's own stay, and the corrections, which are told in the other's vectors, begin anew.
+        """
+        own = self.state_dict()
+        physics = [name for name in own if name.startswith(PHYSICS)]
+        if all(name in weights and weights[name].shape == own[name].shape for name in physics):
+            low, high = (f"{PHYSICS[0]}{end}" for end in ("low", "high"))
+            if (weights[low] <= own[low]).all() and (weights[high] >= own[high]).all():
+                return weights
+        return {name: value for name, value in weights.items() if name not in physics}
+
     def decode(self, nodes: Tensor) -> Tensor:
         """(batch, bottleneck) nodes to (batch, pixel) standardised flux."""
         known = len(self.labels)
@@ -72,9 +105,8 @@ class PhysicalSemiSupervised(SemiSupervised):
     def _found(self, nodes: Tensor, batch: Batch) -> Tensor | None:
         if not (self.training and self.search):
             return None
-        known, found = len(self.labels), torch.full_like(nodes[:, : len(self.labels)], torch.nan)
-        velocities = self.decoder.velocities(batch.flux, self.physical(nodes[:, :known]), nodes[:, known:], batch.key)
-        for name, kms in zip(VELOCITIES, velocities, strict=True):
+        found = torch.full_like(nodes[:, : len(self.labels)], torch.nan)
+        for name, kms in zip(VELOCITIES, self._velocities(batch.flux, nodes, batch.key), strict=True):
             number = self.labels.index(name)
             found[:, number] = (kms - self.label_mean[number]) / self.label_std[number]
         return found

@@ -47,8 +47,12 @@ class Drawing(Protocol):
     labels: tuple[str, ...]
     label_std: Tensor
 
+    label_mean: Tensor
+
     @property
     def free(self) -> Free: ...
+
+    def sought(self, flux: Tensor, nodes: Tensor) -> Tensor | None: ...
 
     def decode(self, nodes: Tensor) -> Tensor: ...
 
@@ -81,8 +85,9 @@ def refine_velocities(
 ) -> Refined:
     """Take Gauss-Newton steps of rv and berv from nodes (batch, bottleneck) towards spectra (batch, pixel).
 
-    sigma: (batch, valid pixel) standard deviation of their noise; valid: numbers of the pixels that count. A first scan
-    finds lines that the encoder missed by less than SCAN_KMS; a step that makes the fit worse is not taken.
+    sigma: (batch, valid pixel) standard deviation of their noise; valid: numbers of the pixels that count. Lines that
+    the encoder missed are found by a model that can look for them wherever they are, and by a scan of SCAN_KMS around
+    what was said. A step that makes the fit worse is not taken.
     """
     velocities = [model.labels.index(name) for name in VELOCITIES]
     free, unit = model.free, model.label_std[velocities].to(nodes.dtype)
@@ -109,6 +114,14 @@ def refine_velocities(
         return _cost(observed, drawn_flux, inverse, scale)
 
     best = cost_of(first)
+    if (sought := model.sought(flux, nodes)) is not None:
+        place = (sought - model.label_mean[velocities]) / model.label_std[velocities]
+        for moving in (velocities[:1], velocities):  # there may be no telluric lines
+            tried = nodes.clone()
+            tried[:, moving] = place[:, : len(moving)].to(nodes.dtype)
+            cost = cost_of(drawn(tried))
+            nodes = torch.where((cost < best)[:, None], tried, nodes)
+            best = torch.minimum(best, cost)
     reach, step = SCAN_KMS
     for number in range(len(velocities)):
         start = nodes

@@ -27,16 +27,17 @@ def fit(decoder: PhysicalDecoder, release: Release) -> None:
     vmic[np.isnan(vmic)] = TOO_HIGH_KMS  # as libraries that do not say have it
     rows, known = rows[np.isfinite(known).all(axis=1)], known[np.isfinite(known).all(axis=1)]
     most, least = len(decoder.emulator.nodes), 2 * len(decoder.emulator.labels)
-    if len(rows) < least:
+    of_star = len(decoder.emulator.labels)
+    seds = np.sort(np.unique(known[:, :of_star], axis=0, return_index=True)[1])  # several samples may be of one
+    if len(seds) < least:
         raise ConfigError(
             f"a decoder with physics begins with model spectra, and the training split of {release.location} has "
-            f"{len(rows)} with all of {', '.join(names)}, expected at least {least}. Add outputs of the Exposure Time "
-            f"Calculator with their SEDs to its archive (`harps-dist etc`), or train another recipe."
+            f"{len(seds)} with all of {', '.join(names)}, expected at least {least}. Add outputs of the Exposure "
+            f"Time Calculator with their SEDs to its archive (`harps-dist etc`), or train another recipe."
         )
-    chosen = np.sort(permutation(len(rows), "emulator", 0)[:most])
-    labels = known[chosen, : len(decoder.emulator.labels)]
-    seds = np.stack([log_sed(release, int(row)) for row in rows[chosen]])
-    decoder.emulator.fit(labels, fitting(seds, release.source_grid, decoder.source_grid))
+    chosen = seds[np.sort(permutation(len(seds), "emulator", 0)[:most])]
+    log_flux = np.stack([log_sed(release, int(row)) for row in rows[chosen]])
+    decoder.emulator.fit(known[chosen, :of_star], fitting(log_flux, release.source_grid, decoder.source_grid))
     coefficients, first = np.unique(release.coefficients(rows), axis=0, return_index=True)
     terms = release.decoding.terms[0]
     responses = coefficients[:, :terms] @ release.decoding.basis[:terms]

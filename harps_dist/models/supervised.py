@@ -91,6 +91,22 @@ class SpectrumModel(nn.Module):
         self.register_buffer("label_std", torch.ones(len(labels), dtype=torch.float64))
 
     @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Least and largest value of labels beyond which it draws what it draws there."""
+        return {}
+
+    @property
+    def model_spectra(self) -> dict[str, tuple[float, float]]:
+        """Least and largest value of the labels of model spectra that it draws from, without any where it draws from
+        none."""
+        return {}
+
+    def sought(self, flux: Tensor, nodes: Tensor) -> Tensor | None:
+        """(batch, 2) rv and berv [km/s] that are looked for on flux (batch, pixel), far from what nodes say; None for a
+        model that cannot."""
+        return None
+
+    @property
     def free(self) -> Free:
         """Nodes that a refinement of velocities frees beside them; see `models.refine`."""
         return Free()
@@ -136,7 +152,10 @@ class SpectrumModel(nn.Module):
         return normalised.double() * self.label_std + self.label_mean
 
     def begin(self, release: Release) -> None:
-        """Take what the model is to know of a release before it is trained there; most begin from nothing."""
+        """Take what the model is to know of a release before it is trained there; most begin from nothing.
+
+        The main rank alone does it, and shares the model with the others.
+        """
 
     def adopt(self, weights: dict[str, Tensor], labels: tuple[str, ...]) -> list[str]:
         """Take over weights of another model that this one has under the same name and shape; returns their names.

@@ -75,6 +75,12 @@ class World:
         dist.all_to_all_single(arrived, flat, received, sent)
         return arrived.view(rows.dtype).unflatten(1, rows.shape[1:])
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the main rank's values of tensors on their devices, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def gather(self, value: object) -> list:
         """Every rank's picklable value, in the order of ranks, on every rank."""
         values: list = [value]

@@ -59,6 +59,7 @@ class Learner:
         if begin:
             begin(self.model)
         self.model.to(world.device)
+        world.share(self.model.state_dict().values())  # what the main rank alone may have learned of the release
         if engine.kernels == "triton":
             if engine.compile:
                 raise ConfigError("--kernels triton and --compile True exclude each other. Choose one.")

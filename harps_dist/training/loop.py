@@ -115,7 +115,7 @@ class Trainer:
             if checkpoint:
                 checkpoint.load_model(model)
                 return
-            model.begin(release)
+            world.of_main(lambda: model.begin(release))
             if start_from:
                 self._start_from(start_from, model)
 

@@ -107,3 +107,7 @@ def test_velocities_are_refined_where_it_is_asked_for(trained, tiny_demo, tmp_pa
     np.testing.assert_array_equal(*stars)
     printed = run(command("launch/simulate.py", "cnn", "--part", "star"), trained.parent, expect=None)
     assert "draws none" in printed
+    printed = run(command("launch/simulate.py", trained, "--rv", 300, "--extrapolate"), tmp_path, expect=None)
+    assert "rv = 300 km/s lies outside -200..200 km/s" in printed
+    printed = run(command("launch/simulate.py", trained, "--teff", 9000, "--extrapolate", "-o", "hot.csv"), tmp_path)
+    assert "which the model spectra hold that are drawn from" in printed

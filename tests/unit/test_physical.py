@@ -221,6 +221,36 @@ def test_the_error_of_stars_at_rest_is_that_of_the_emulator(model, release):
     assert (np.delete(swapped, 2) > 5 * np.delete(error, 2)).all()
 
 
+def test_another_models_stars_are_taken_over_as_a_whole_or_not_at_all(release, model):
+    recipe = find_recipe("demo-ae-phys").changed(model={"width": 0.125})
+    weights = {name: value + 1e-3 for name, value in model.state_dict().items()}
+    basis, low = "network.decoder.emulator.basis", "network.decoder.emulator.low"
+    weights |= {low: model.state_dict()[low], f"{low[:-3]}high": model.state_dict()[f"{low[:-3]}high"]}
+    for change, taken in (
+        ({}, True),
+        ({low: weights[low] + torch.tensor([100.0, 0, 0, 0])}, False),  # it lacks this release's coolest stars
+        ({"network.decoder.emulator.nodes": weights["network.decoder.emulator.nodes"][:-1]}, False),
+    ):
+        fresh = initial_model(recipe, release.manifest)
+        fresh.begin(release)
+        own = fresh.state_dict()[basis].clone()
+        names = fresh.adopt(weights | change, model.labels)
+        assert (basis in names) == ("network.decoder.correction.0.weight" in names) == taken
+        assert torch.equal(fresh.state_dict()[basis], own) != taken
+        assert "network.encoder.layers.0.weight" in names
+
+
+def test_samples_of_one_model_spectrum_are_learned_once(release):
+    doubled = Release(release.location)
+    rows = doubled.index.rows("simulated", "train")
+    for name in ("teff", "mh", "logg", "vmic"):
+        doubled.index._columns[name] = doubled.index[name].copy()
+        doubled.index._columns[name][rows[1::2]] = doubled.index[name][rows[::2]][: len(rows[1::2])]
+    made = initial_model(find_recipe("demo-ae-phys").changed(model={"width": 0.125}), release.manifest)
+    made.begin(doubled)
+    assert int((made.decoder.emulator.weights != 0).any(1).sum()) == len(rows[::2])
+
+
 def test_what_it_refuses(release, tmp_path):
     with pytest.raises(ConfigError, match="lack airmass, berv"):
         PhysicalDecoder(release.grid, ("rv", "teff", "mh", "logg", "pwv"), Factors(), 8, 32)

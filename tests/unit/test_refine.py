@@ -109,6 +109,16 @@ def test_a_step_that_makes_it_worse_is_not_taken(model, truth):
     assert float((found.nodes - truth)[:, velocities].abs().max()) < 2
 
 
+def test_lines_that_the_encoder_missed_by_far_are_found(model, truth):
+    valid = torch.arange(model.decoder.length)
+    flux, sigma = noisy(model, truth, 8)
+    (rv, unit), start = column(model, "rv"), truth.clone()
+    start[:, rv] += torch.tensor([60.0, -45.0, 20.0, -90.0, 33.0]) / unit
+    found = refine_velocities(model, flux, start, sigma, valid)
+    error = (found.nodes - truth)[:, rv].double() * unit
+    assert (error.abs() < 6 * found.covariance[:, 0, 0].sqrt()).all()
+
+
 def test_a_broken_spectrum_spoils_no_other(model, truth):
     valid = torch.arange(model.decoder.length)
     flux, sigma = noisy(model, truth, 7)

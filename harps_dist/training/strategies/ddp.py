@@ -45,7 +45,8 @@ class DataParallel:
         if world.size > 1:
             # Of kernels with one channel: the stride of a dimension of size 1 means nothing, and none can be set.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
+            # buffers are shared already, and no step changes them
+            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, broadcast_buffers=False)
             if on_cpu:  # a GPU's stream is not seen from here
                 self.forward.register_comm_hook(clock, _timed_average)
 
