@@ -109,6 +109,21 @@ def test_a_step_that_makes_it_worse_is_not_taken(model, truth):
     assert float((found.nodes - truth)[:, velocities].abs().max()) < 2
 
 
+def test_errors_hold_where_neighbouring_pixels_share_their_noise(model, truth):
+    valid, (rv, unit), pulls = torch.arange(model.decoder.length), column(model, "rv"), []
+    with torch.no_grad():
+        flux = model.decode(truth)
+    sigma = flux.clamp(min=2e-3).sqrt() / SNR
+    for seed in range(DRAWS):
+        white = torch.randn(STARS, 1, flux.shape[1] + 8, generator=torch.Generator().manual_seed(50 + seed))
+        shared = torch.nn.functional.avg_pool1d(white, 9, stride=1)[:, 0] * 3  # as large, over nine pixels alike
+        found = refine_velocities(model, flux + sigma * shared, truth, sigma, valid)
+        error = (found.nodes - truth)[:, rv].double() * unit
+        pulls.append(error / found.covariance[:, 0, 0].sqrt())
+    square = float(torch.stack(pulls).square().mean())
+    assert 0.3 < square < 2  # 60 draws; without what neighbours share, the pulls' mean square is 5
+
+
 def test_lines_that_the_encoder_missed_by_far_are_found(model, truth):
     valid = torch.arange(model.decoder.length)
     flux, sigma = noisy(model, truth, 8)
