@@ -22,7 +22,7 @@ Refinement = Literal["nothing", "velocities", "labels"]
 
 VELOCITIES = ("rv", "berv")
 SCAN_KMS = (7.5, 2.5)  # how far from the encoder's velocity lines are looked for, and in which steps
-STEP_KMS, STEP_NODE = 0.1, 0.02  # of the differences that stand for derivatives
+STEP_KMS, STEP_NODE = 0.1, 0.05  # of the differences that stand for derivatives
 LARGEST_STEP_KMS, LARGEST_STEP_NODE = 3.0, 1.0
 SHARES = (1.0, 0.5, 0.2, 0.05)  # of a step that are tried
 STEPS = 6
@@ -153,7 +153,11 @@ class _Fit:
     def step(self) -> tuple[Tensor, Tensor]:
         """Take one step; covariance of nodes, labels' first, and robust misfit (batch,), before it."""
         here = self._weigh()
-        slopes = [self._slope(here, column, step) for column, step in zip(self.varied, self.by, strict=True)]
+        slopes = [
+            (self._drawn(self._moved(self.nodes, column, by)) - self._drawn(self._moved(self.nodes, column, -by)))
+            / (2 * by)
+            for column, by in zip(self.varied, self.by, strict=True)
+        ]
         jacobian = torch.stack([*slopes, *(here * term for term in self.terms)], dim=1) * self.inverse[:, None]
         towards = (self.said - self.nodes)[:, self.varied] * self.held
         residual = (self.observed - here) * self.inverse
@@ -166,13 +170,6 @@ class _Fit:
         for share in SHARES:
             self._take(self._within(start + share * move))
         return covariance, misfit
-
-    def _slope(self, here: Tensor, column: int, step: Tensor) -> Tensor:
-        """Derivative by a node; by velocities, whose errors are to be those of the photons, from both sides."""
-        ahead = self._drawn(self._moved(self.nodes, column, step))
-        if column not in self.velocities:
-            return (ahead - here) / step
-        return (ahead - self._drawn(self._moved(self.nodes, column, -step))) / (2 * step)
 
     def _weigh(self) -> Tensor:
         """What is drawn now, whose misfit says from where on pixels pull no more."""
