@@ -279,7 +279,7 @@ def genuine_tables(scores: GenuineScores) -> list[Table]:
     from rich import box
     from rich.table import Table
 
-    titles = [f"{LABEL[label].name} [{LABEL[label].unit or 'dex'}]" for label in READ]
+    titles = [f"{LABEL[label].name} [{LABEL[label].unit}]" for label in READ]
     form: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
     stars = Table("star", "method", "visits", "flagged", *titles, "about a line [m/s]", title=scores.title, **form)
     stars.caption = (
