@@ -33,6 +33,10 @@ class Arguments:
     """Folder of the reports; default is RUN/evaluation."""
     refine: Literal["nothing", "velocities"] = "nothing"
     """What is refined on the model's own reconstruction: rv and berv, by Gauss-Newton steps, or nothing."""
+    samples: int = 0
+    """Read labels by so many blankings, such as 16: their median, and their spread as a part of the uncertainty.
+    Takes as many times as long, and a model that was trained with blanked pieces.
+    """
     redraw: bool = False
     """Draw the figures of every evaluation in OUT anew from its tables and write its page, whatever else is given."""
     max_minutes: float | None = None
@@ -61,7 +65,8 @@ def main() -> int:
         console = console_for(quiet=not world.is_main)
         refine = arguments.refine == "velocities"
         reports = evaluate_run(
-            arguments.run, release, arguments.split, out, world, console, arguments.checkpoint, refine
+            *(arguments.run, release, arguments.split, out, world, console),
+            *(arguments.checkpoint, refine, arguments.samples),
         )
         if reports:
             console.print(console_table(list(reports.values())))
