@@ -1,4 +1,4 @@
-"""What recipes cost, what a run has to beat, how runs learned: one command for each question.
+"""What recipes cost, what a run has to beat, how runs learned, what is read of known stars: a command each.
 
 Example: `harps-dist benchmark models cnn-mix`.
 """
