@@ -255,7 +255,7 @@ class Catalog:
             elif not np.isnan(value):
                 out_of_range.append(name)
         errors = {name: float(column[row]) for name, column in self.errors.items() if name in labels}
-        errors = {name: value for name, value in errors.items() if value > 0}
+        errors = {name: value for name, value in errors.items() if np.isfinite(value)}
         return Match(self.target_ids[row], labels, by, tuple(out_of_range), errors=errors)
 
     def _index(self, *ranks: Iterable[list[str]]) -> dict[str, int]:
