@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(TORCHRUN) launch/train.py demo-cnn-mix --out $(RUNS)/demo-cnn-mix
 	$(TORCHRUN) launch/train.py demo-ae-phys --out $(RUNS)/demo-ae-phys
 	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-cnn-mix
-	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-phys --refine velocities
+	$(TORCHRUN) launch/evaluate.py $(RUNS)/demo-ae-phys --refine labels
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

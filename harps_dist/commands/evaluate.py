@@ -31,8 +31,8 @@ class Arguments:
     """Checkpoint of the run: the newest, or that with the least validation loss."""
     out: Path | None = None
     """Folder of the reports; default is RUN/evaluation."""
-    refine: Literal["nothing", "velocities"] = "nothing"
-    """What is refined on the model's own reconstruction: rv and berv, by Gauss-Newton steps, or nothing."""
+    refine: Literal["nothing", "velocities", "labels"] = "nothing"
+    """What is refined by Gauss-Newton steps on what the model draws: velocities (rv, berv), all labels, or nothing."""
     samples: int = 0
     """Read labels by so many blankings, such as 16: their median, and their spread as a part of the uncertainty.
     Takes as many times as long, and a model that was trained with blanked pieces.
@@ -63,10 +63,9 @@ def main() -> int:
     with join_world(arguments.max_minutes) as world:
         release = release_for(Run(arguments.run), arguments.release, world)
         console = console_for(quiet=not world.is_main)
-        refine = arguments.refine == "velocities"
         reports = evaluate_run(
             *(arguments.run, release, arguments.split, out, world, console),
-            *(arguments.checkpoint, refine, arguments.samples),
+            *(arguments.checkpoint, arguments.refine, arguments.samples),
         )
         if reports:
             console.print(console_table(list(reports.values())))

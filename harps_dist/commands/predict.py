@@ -34,8 +34,8 @@ class Arguments:
     """Write the latent vectors too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the encoder; auto is fp32, so that labels do not depend on where they were predicted."""
-    refine: Literal["nothing", "velocities"] = "nothing"
-    """What is refined on the spectrum that the model draws: rv and berv, by Gauss-Newton steps, or nothing."""
+    refine: Literal["nothing", "velocities", "labels"] = "nothing"
+    """What is refined by Gauss-Newton steps on what the model draws: velocities (rv, berv), all labels, or nothing."""
     samples: int = 0
     """Predict by so many blankings, such as 16: their median, and their spread as a part of the uncertainty.
     Takes as many times as long, and a model that was trained with blanked pieces.
@@ -77,7 +77,7 @@ def main() -> int:
             arguments.workers,
             world,
             progress,
-            arguments.refine == "velocities",
+            arguments.refine,
             arguments.samples,
         )
     console = console_for(quiet=not world.is_main)

@@ -28,6 +28,7 @@ from harps_dist.evaluation.report import EVALUATED, Report, origin_words
 from harps_dist.evaluation.scoring import calibrations, predicted_labels, score
 from harps_dist.evaluation.templates import PAGE
 from harps_dist.files import atomic_write
+from harps_dist.models.refine import Refinement
 from harps_dist.ownership import claimed
 from harps_dist.ranks.world import World
 from harps_dist.runs.identity import ReleaseIdentity
@@ -47,11 +48,11 @@ def evaluate_run(
     world: World,
     console: Console,
     which: Which = "newest",
-    refine: bool = False,
+    refine: Refinement = "nothing",
     samples: int = 0,
 ) -> dict[Path, Report]:
     """Evaluate a run's newest or best checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the
-    main rank. refine: rv and berv on what the model draws. samples: of blankings, 0 for none. Raises OutputError, on
+    main rank. refine: which labels, on what the model draws. samples: of blankings, 0 for none. Raises OutputError, on
     all ranks, where `out` is something else or another process evaluates into it; ConfigError for a model that cannot
     refine or never saw blanked pieces."""
     started = time.perf_counter()

@@ -28,7 +28,7 @@ from harps_dist.evaluation.report import Origin, origin_name
 from harps_dist.evaluation.sed_error import sed_error
 from harps_dist.models.blanking import check_samples, read_blanked
 from harps_dist.models.physical_model import PhysicalSemiSupervised
-from harps_dist.models.refine import check_refines, refine_velocities
+from harps_dist.models.refine import Refinement, check_refines, refine, refined_labels
 from harps_dist.models.supervised import Output, SpectrumModel
 from harps_dist.ranks.world import World
 from harps_dist.spectra.labels import INTRINSIC
@@ -60,8 +60,8 @@ class Predictions:
 class Evaluator:
     """A trained model, and the release to try it on.
 
-    refine: whether rv and berv that it reads are refined on what it draws (`models.refine`). samples: of blankings that
-    labels are the median of (`models.blanking`), 0 for none. Raises ConfigError for a model that cannot.
+    refine: which labels that it reads are refined on what it draws (`models.refine`). samples: of blankings that labels
+    are the median of (`models.blanking`), 0 for none. Raises ConfigError for a model that cannot.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Evaluator:
         release: Release,
         world: World,
         console: Console | None = None,
-        refine: bool = False,
+        refine: Refinement = "nothing",
         samples: int = 0,
     ):
         self.console = console or Console(quiet=True)
@@ -85,7 +85,7 @@ class Evaluator:
         self.observer = Observer(release.decoding, augment, world.device)
         noise_free = augment.model_copy(update={"noise": False})
         self.interventions = Interventions(self.model, release, Observer(release.decoding, noise_free, world.device))
-        if refine:
+        if refine != "nothing":
             check_refines(model, "this run")
         if samples and not (model.reads and model.labels):
             raise ConfigError("--samples is for models that read labels, which this one does not. Leave it out.")
@@ -202,15 +202,17 @@ class Evaluator:
         return nodes
 
     def _output(self, batch: Batch) -> Output:
-        """What the model says of a batch, its velocities refined where that is asked for."""
+        """What the model says of a batch, its labels refined where that is asked for."""
         output = self.model(batch)
-        if not self.refine or output.nodes is None:
+        if self.refine == "nothing" or output.nodes is None:
             return output
         flux = batch.flux.cpu().numpy()[:, self.valid]
         sigma = torch.from_numpy(np.stack([photon_sigma(one) for one in flux])).to(batch.flux)
-        refined = refine_velocities(self.model, batch.flux, output.nodes, sigma, self._valid_pixels)
-        labels = refined.nodes[:, : len(self.model.labels)]
-        return output._replace(nodes=refined.nodes, labels=labels, reconstruction=self.model.decode(refined.nodes))
+        nodes = refine(self.model, batch.flux, output.nodes, sigma, self._valid_pixels).nodes
+        taken = [self.model.labels.index(name) for name in refined_labels(self.refine, self.model.labels)]
+        labels = output.nodes[:, : len(self.model.labels)].clone()
+        labels[:, taken] = nodes[:, taken]
+        return output._replace(nodes=nodes, labels=labels, reconstruction=self.model.decode(nodes))
 
     def curves(self, kind: SpectraKind, rows: np.ndarray) -> dict[str, Columns]:
         """What figures show of the predicted rows (n,) of a kind, by the name of the table that holds it.

@@ -18,11 +18,12 @@ from harps_dist.evaluation.metrics import group_scores, label_scores, paper_comp
 from harps_dist.evaluation.predicting import Evaluator, Predictions
 from harps_dist.evaluation.printed import PAPER_ROWS
 from harps_dist.evaluation.report import Report
+from harps_dist.models.refine import refined_labels
 from harps_dist.runs.run import label_scale
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 
-REFINED_NOTE = "Radial and barycentric velocities are refined by Gauss-Newton steps on what the model draws."
-BLANKED_NOTE = "Labels are medians over {} blankings, whose spread is a part of the uncertainties that are predicted."
+REFINED = "{} are refined by Gauss-Newton steps on what the model draws."
+BLANKED = "Labels are medians over {} blankings, whose spread is a part of the uncertainties that are predicted."
 DOWNSTREAM_NOTE = (
     "The labels come from the latent means by ordinary least squares (Eq. 6), fitted on the training split, each "
     "latent with the labels of its own spectrum. The paper's public code joins them by a mismatched row index, so "
@@ -50,8 +51,9 @@ def score(
     _, sigma = label_scale(release.manifest, evaluator.recipe.data.augment)
     sigma |= dict(zip(evaluator.model.labels, evaluator.model.label_std.tolist(), strict=True))
     notes = [release.manifest.description] if release.manifest.description else []
-    notes += [REFINED_NOTE] if evaluator.refine else []
-    notes += [BLANKED_NOTE.format(evaluator.samples)] if evaluator.samples else []
+    refined = refined_labels(evaluator.refine, evaluator.model.labels)
+    notes += [REFINED.format(", ".join(refined))] if refined else []
+    notes += [BLANKED.format(evaluator.samples)] if evaluator.samples else []
     row = name.removeprefix("demo-")
     return Report(
         run=name,

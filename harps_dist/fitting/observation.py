@@ -76,20 +76,23 @@ class Observation:
         self._slope = (2 * math.pi * frequency).to(self.device, self.dtype)
 
     def _taps(self, at: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-        """Taps of cubic B-splines: (4, place) indices of coefficients, mirrored at the ends, and their weights."""
+        """Taps of cubic B-splines: (place, 4) indices of coefficients, mirrored at the ends, and their weights."""
         whole = np.floor(at).astype(np.int64)
         weights = _spline_weights(torch.as_tensor(at - whole))
-        index = np.abs(whole + np.arange(-1, 3)[:, None])
+        index = np.abs(whole[:, None] + np.arange(-1, 3))
         index = np.where(index >= length, 2 * (length - 1) - index, index)
         return (
             torch.as_tensor(index, device=self.device),
-            torch.stack(weights).to(self.device, self.dtype),
+            torch.stack(weights, dim=1).to(self.device, self.dtype),
         )
 
     @staticmethod
     def _values(coefficients: Tensor, taps: tuple[Tensor, Tensor]) -> Tensor:
+        """Splines (..., place) of coefficients (..., length), four of all splines read together."""
         index, weights = taps
-        return sum(coefficients.index_select(-1, place) * weight for place, weight in zip(index, weights, strict=True))
+        together = coefficients.flatten(0, -2).mT.contiguous()
+        values = torch.nn.functional.embedding_bag(index, together, mode="sum", per_sample_weights=weights)
+        return values.mT.contiguous().unflatten(0, coefficients.shape[:-1])
 
     def star(self, labels: Tensor, derivatives: bool = True) -> Tensor:
         """Spectra in Fourier space, neither broadened nor shifted, (batch, 1 + label, frequency) complex.

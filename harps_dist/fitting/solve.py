@@ -97,8 +97,13 @@ class Solver:
         self.observation, self.settings = observation, settings
         self.free, self.low, self.high = free, low, high
         x = torch.linspace(-1, 1, observation.grid.length, dtype=torch.float64, device=observation.device)
-        angles = torch.arccos(x) * torch.arange(settings.continuum + 1, device=x.device)[:, None]
-        self._chebyshev = torch.cos(angles).to(observation.dtype)
+        degrees = torch.arange(2 * settings.continuum + 1, device=x.device)
+        chebyshev = torch.cos(torch.arccos(x)[:, None] * degrees).to(observation.dtype)
+        self._of_products = chebyshev  # 2 T_j T_k = T_{j + k} + T_{|j - k|}
+        self._of_continuum = chebyshev[:, : settings.continuum + 1].contiguous()
+        self._continuum = self._of_continuum.mT.contiguous()
+        order = degrees[: settings.continuum + 1]
+        self._sums, self._differences = order[:, None] + order, (order[:, None] - order).abs()
 
     def solve(self, data: Data, start: Tensor) -> Solution:
         """Fit spectra from parameters (n, parameter) float64 on."""
@@ -113,7 +118,7 @@ class Solver:
             steps = self.settings.later if number else self.settings.first
             enough = self.settings.tolerance if number == self.settings.rounds else COARSE
             point = self._descend(data, point, used, scale, steps, enough)
-        return self._finished(data, first, point, used)
+        return self._finished(data, first, self._again(data, point, used, scale), used)
 
     def _descend(self, data: Data, point: _Point, used: Tensor, scale: Tensor, steps: int, tolerance: float) -> _Point:
         """The point after so many steps at most, longer ones where the last helped, shorter ones where it did not."""
@@ -135,7 +140,7 @@ class Solver:
             for whole, new in zip(point, there, strict=True):
                 whole[moving[better]] = new[better]
             damping[moving] = torch.where(better, damping[moving] / 10, damping[moving] * 10).clamp(1e-8, 1e8)
-        return self._again(data, point, used, scale)
+        return point
 
     def _moved(self, point: _Point, damping: Tensor) -> Tensor:
         """Parameters after Levenberg's and Marquardt's step; those that would leave their ranges stay at the ends."""
@@ -171,16 +176,15 @@ class Solver:
     def _projected(self, data: Data, rendered: Rendered, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Model with the best continuum, and derivatives / sigma without what the continuum makes up for."""
         flux, derivatives = rendered
-        each = (weight / data.sigma**2)[:, None]
-        lines = flux[:, None] * self._chebyshev
-        of_lines = lines * each
-        inner = (of_lines @ lines.mT).double()
-        coefficients = torch.linalg.solve(inner, (of_lines @ data.flux[:, :, None]).double())[..., 0]
-        continuum = coefficients.to(flux.dtype) @ self._chebyshev
-        model = continuum * flux
+        each = weight * flux / data.sigma**2
+        moments = ((each * flux) @ self._of_products).double()
+        inner = (moments[:, self._sums] + moments[:, self._differences]) / 2
+        coefficients = torch.linalg.solve(inner, ((each * data.flux) @ self._of_continuum).double())
+        continuum = coefficients.to(flux.dtype) @ self._continuum
         along = derivatives * continuum[:, None]
-        shares = torch.linalg.solve(inner, (of_lines @ along.mT).double()).mT.to(flux.dtype)
-        return model, (along - shares @ lines) / data.sigma[:, None]
+        made_up = torch.linalg.solve(inner, ((along * each[:, None]) @ self._of_continuum).double().mT)
+        along -= (made_up.mT.to(flux.dtype) @ self._continuum) * flux[:, None]
+        return continuum * flux, along / data.sigma[:, None]
 
     @staticmethod
     def _scale(residual: Tensor, used: Tensor) -> Tensor:

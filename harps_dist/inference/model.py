@@ -28,7 +28,7 @@ from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
 from harps_dist.models.blanking import check_samples, read_blanked
-from harps_dist.models.refine import VELOCITIES, check_refines, refine_velocities
+from harps_dist.models.refine import Refinement, check_refines, refine, refined_labels
 from harps_dist.models.supervised import SpectrumModel
 from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
 
@@ -48,8 +48,8 @@ class Raw(NamedTuple):
     labels, sigma: (batch, K) physical, sigma None where it predicts none. nodes: (batch, bottleneck), without columns
     where there is none. features: (batch, channels) of the encoder, averaged along the spectrum. misfit: in every
     order, None where nothing is reconstructed. fingerprint: (batch, number) what stretches of the spectrum add to the
-    labels, and the power of structures of all widths. refined: numbers of the labels whose sigma is of `models.refine`.
-    sampled: whether labels and sigma are those of several blankings.
+    labels, and the power of structures of all widths. refined: numbers of the labels whose sigma is of `models.refine`;
+    fitted: in every order, the misfit after it. sampled: whether labels and sigma are those of several blankings.
     """
 
     labels: Tensor
@@ -59,6 +59,7 @@ class Raw(NamedTuple):
     misfit: Misfit | None
     fingerprint: Tensor
     refined: tuple[int, ...] = ()
+    fitted: Misfit | None = None
     sampled: bool = False
 
 
@@ -112,7 +113,7 @@ class Exported:
                 f"autoencoder."
             )
 
-    def check_samples(self, samples: int, refine: bool = False) -> None:
+    def check_samples(self, samples: int, refine: Refinement = "nothing") -> None:
         """Raises ConfigError where it cannot predict by so many blankings, see `models.blanking.check_samples`."""
         check_samples(self.description.name, self.description.blanked, samples, refine)
 
@@ -181,24 +182,25 @@ class Exported:
         return raw._replace(labels=blanked.labels, sigma=sigma, sampled=True)
 
     @torch.inference_mode()
-    def refined(self, raw: Raw, flux: Tensor, noise: Tensor) -> Raw:
-        """What the network said, with rv and berv refined on what it draws; arguments as of `raw`.
+    def refined(self, raw: Raw, flux: Tensor, noise: Tensor, what: Refinement) -> Raw:
+        """What the network said, with labels refined on what it draws; arguments as of `raw`.
 
-        Raises ConfigError for a model that does not read and draw both.
+        Raises ConfigError for a model that does not read and draw both velocities.
         """
         check_refines(self.model, self.description.name)
         chunks = noise.repeat_interleave(NOISE_CHUNK, dim=1)[:, : len(self._valid)]
         sigma = (chunks * (flux[:, self._valid].abs() + NOISE_FLOOR)).sqrt().to(flux)
-        nodes, covariance, _ = refine_velocities(self.model, flux, raw.nodes, sigma, self._valid)
-        labels = self.model.physical(nodes[:, : len(self.labels)])
-        columns = [self.labels.index(name) for name in VELOCITIES]
+        nodes, covariance, _ = refine(self.model, flux, raw.nodes, sigma, self._valid)
+        columns = [self.labels.index(name) for name in refined_labels(what, self.labels)]
+        labels = raw.labels.clone()
+        labels[:, columns] = self.model.physical(nodes[:, : len(self.labels)])[:, columns].to(labels)
         scale = [fact.scale for fact in self.description.labels]
         said = raw.sigma if raw.sigma is not None else torch.tensor([scale], device=flux.device).repeat(len(flux), 1)
         said = said.double().clone()
-        said[:, columns] = covariance.diagonal(dim1=1, dim2=2).sqrt()
+        said[:, columns] = covariance.diagonal(dim1=1, dim2=2).sqrt()[:, columns]
         drawn = self.model.decode(nodes)
         compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders) if raw.misfit else None
-        return raw._replace(labels=labels, sigma=said, nodes=nodes, misfit=compared, refined=tuple(columns))
+        return raw._replace(labels=labels, sigma=said, nodes=nodes, refined=tuple(columns), fitted=compared)
 
     def predict_flux(
         self,
@@ -206,13 +208,13 @@ class Exported:
         noise: np.ndarray | None = None,
         batch_size: int = BATCH,
         chi2: bool = True,
-        refine: bool = False,
+        refine: Refinement = "nothing",
         samples: int = 0,
     ) -> Predicted:
         """Predict (n, pixel) float32 spectra on the model's grid, standardised (`spectra.standardise`).
 
         noise: (n, chunk), where it is known; else it is measured on the spectra. chi2: whether they are reconstructed
-        and compared, where the model can. refine: whether rv and berv are refined on what the model draws; their
+        and compared, where the model can. refine: which labels are refined on what the model draws; their
         intervals are then those of the photon noise and of the misfit, and no calibration changes them. samples: of
         blankings that labels are the median of (`sampled`), 0 for none. Raises ConfigError for another grid, or a model
         that reads no spectra, cannot refine or never saw blanked pieces.
@@ -232,8 +234,8 @@ class Exported:
             on_device = torch.from_numpy(np.ascontiguousarray(flux[part], np.float32)).to(self.device)
             chunks = torch.from_numpy(noise[part]).to(self.device)
             raw = self.raw(on_device, chunks if chi2 else None)
-            if refine:
-                raw = self.refined(raw, on_device, chunks)
+            if refine != "nothing":
+                raw = self.refined(raw, on_device, chunks, refine)
             parts.append(self._finished(self.sampled(raw, on_device, samples) if samples else raw, chunks))
         if parts:
             return Predicted.stacked(parts)
@@ -249,13 +251,14 @@ class Exported:
         factors[list(raw.refined)] = [NormalDist().inv_cdf((1 + level) / 2) for level in self.description.levels]
         unknown = torch.full((count,), torch.nan, dtype=torch.float64, device=self.device)
         distance, nodes, score, excess = unknown, raw.nodes.double(), unknown, unknown[:, None][:, :0]
-        chi2 = excess if raw.misfit is None else raw.misfit.chi2.double()
+        shown = raw.fitted or raw.misfit
+        chi2 = excess if shown is None else shown.chi2.double()
         if self.reference is not None:
             gaussian = self.reference.gaussian
             distance = gaussian.distance(raw.features)
             if not self.nodes:
                 nodes = gaussian.components(raw.features)[:, :LATENT_COMPONENTS]
-            if raw.misfit is not None:
+            if raw.misfit is not None:  # before a refinement, as that of what it is compared with
                 excess = raw.misfit.excess(self.reference.systematic).double()
         anomaly = self.description.anomaly
         if anomaly is not None:
@@ -288,7 +291,7 @@ class Exported:
         medium: Medium | None = None,
         latents: bool = False,
         batch_size: int = BATCH,
-        refine: bool = False,
+        refine: Refinement = "nothing",
         samples: int = 0,
     ) -> QTable:
         """Labels with uncertainties, flags and scores of one spectrum or several, one row each.

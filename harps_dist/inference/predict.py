@@ -36,7 +36,7 @@ from harps_dist.inference.table import (
     notes_path,
     write_table,
 )
-from harps_dist.models.refine import check_refines
+from harps_dist.models.refine import Refinement, check_refines, refined_labels
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
@@ -98,14 +98,14 @@ def predict_files(
     workers: int = 0,
     world: World | None = None,
     progress: Progress = silent,
-    refine: bool = False,
+    refine: Refinement = "nothing",
     samples: int = 0,
 ) -> TableReport:
     """Predict every spectrum of the inputs into a table, one row an exposure, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
-    work; the main one writes the table. refine: whether rv and berv are refined on what the model draws. samples: of
+    work; the main one writes the table. refine: which labels are refined on what the model draws. samples: of
     blankings that labels are the median of, 0 for none. Of the forms of an exposure that which stands has the row, see
     `forms`, and it names the others. What cannot be predicted is listed in TABLE.failed.csv.
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
@@ -114,11 +114,12 @@ def predict_files(
     table, world = Path(table), world or World.alone(exported.device)
     check_ending(table)
     exported.check_reads()
-    if refine:
+    if refine != "nothing":
         check_refines(exported.model, exported.description.name)
     exported.check_samples(samples, refine)
     parts = parts_path(table) / parts_key(exported, refine, samples)
-    how = ({"refined": "rv, berv"} if refine else {}) | ({"samples": str(samples)} if samples else {})
+    refined = ", ".join(refined_labels(refine, exported.labels))
+    how = ({"refined": refined} if refined else {}) | ({"samples": str(samples)} if samples else {})
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
         return in_blocks(
@@ -135,14 +136,14 @@ def predict_files(
         )
 
 
-def parts_key(exported: Exported, refine: bool = False, samples: int = 0) -> str:
+def parts_key(exported: Exported, refine: Refinement = "nothing", samples: int = 0) -> str:
     """The folder of a model's parts: weights, calibration, precision, what is refined, samples and this software."""
     made_by = f"{exported.digest} {exported.computing.precision} {version('harps_dist')} {PARTS_FORMAT}"
-    made_by += (" refined" if refine else "") + (f" {samples} samples" if samples else "")
+    made_by += f" {refine} refined, {samples} samples"
     return hashlib.sha256(made_by.encode()).hexdigest()[:16]
 
 
-def _write_part(parts: Path, exported: Exported, good: Good, batch_size: int, refine: bool, samples: int) -> None:
+def _write_part(parts: Path, exported: Exported, good: Good, batch_size: int, refine: Refinement, samples: int) -> None:
     flux = np.stack([found.flux for _, found in good])
     noise = np.stack([found.noise for _, found in good])
     predicted = exported.predict_flux(flux, noise, batch_size, refine=refine, samples=samples)

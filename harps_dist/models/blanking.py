@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.errors import ConfigError
+from harps_dist.models.refine import Refinement
 from harps_dist.spectra.noise import keyed_uniforms
 from harps_dist.spectra.nuisance import blank, pieces
 
@@ -25,19 +26,19 @@ class Blanked(NamedTuple):
     variance: Tensor
 
 
-def check_samples(name: str, share: float, samples: int, refine: bool = False) -> None:
+def check_samples(name: str, share: float, samples: int, refine: Refinement = "nothing") -> None:
     """Raises ConfigError where a model cannot predict by so many blankings; 0, without any, it always can.
 
-    name: of the model. share: of the pieces of a spectrum that its training blanked at most. refine: whether velocities
-    are refined too.
+    name: of the model. share: of the pieces of a spectrum that its training blanked at most. refine: which labels are
+    refined too.
     """
     if samples and not share:
         raise ConfigError(
             f"{name} never saw blanked pieces in training, so that blanking would mislead it. Leave "
             f"--samples out, or train with --data.augment.nuisance rich (or .blanked 0.3) and export again."
         )
-    if samples and refine:
-        raise ConfigError("--samples and --refine give rv and berv two values. Leave one of them out.")
+    if samples and refine != "nothing":
+        raise ConfigError("--samples and --refine give labels two values. Leave one of them out.")
     if samples and samples < 2:
         raise ConfigError(f"a spread takes at least 2 blankings, got --samples {samples}. Give 16, or 0 for none.")
 

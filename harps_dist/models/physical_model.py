@@ -68,14 +68,12 @@ class PhysicalSemiSupervised(SemiSupervised):
 
     @property
     def free(self) -> Free:
-        """Nodes that a refinement of velocities frees beside them: the width of the lines and the continuum."""
+        """Nodes that a refinement frees beside the labels: all of them, the continuum's by themselves."""
         factors, known = self.decoder.factors, len(self.labels)
-        bent = known + factors.broadening + factors.vmic + factors.responses + factors.sky
-        return Free(
-            tuple(range(known, known + factors.broadening)),
-            tuple(range(bent, bent + factors.continuum)),
-            CONTINUUM_UNIT,
-        )
+        bent = known + sum(factors[: Factors._fields.index("continuum")])
+        continuum = range(bent, bent + factors.continuum)
+        others = (node for node in range(known, known + sum(factors)) if node not in continuum)
+        return Free(tuple(others), tuple(continuum), CONTINUUM_UNIT)
 
     def begin(self, release: Release) -> None:
         """Learn model spectra at rest and responses from a release; raises ConfigError where it has too few."""

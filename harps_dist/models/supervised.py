@@ -108,7 +108,7 @@ class SpectrumModel(nn.Module):
 
     @property
     def free(self) -> Free:
-        """Nodes that a refinement of velocities frees beside them; see `models.refine`."""
+        """Nodes that a refinement frees beside the labels; see `models.refine`."""
         return Free()
 
     @property

@@ -89,12 +89,18 @@ def test_velocities_are_refined_where_it_is_asked_for(trained, tiny_demo, tmp_pa
         assert (tmp_path / "plain/test-real" / name).stat().st_size > 5_000
 
     files = tiny_demo / "files/spectra"
-    for more, out in (((), "plain.ecsv"), (("--refine", "velocities"), "refined.ecsv")):
-        run(command("launch/predict.py", trained, files, "-o", out, "--checkpoint", "newest", *more), tmp_path)
-    plain, refined = (Table.read(tmp_path / name) for name in ("plain.ecsv", "refined.ecsv"))
+    for what in ("nothing", "velocities", "labels"):
+        arguments = (trained, files, "-o", f"{what}.ecsv", "--checkpoint", "newest", "--refine", what)
+        run(command("launch/predict.py", *arguments), tmp_path)
+    plain, refined, everything = (Table.read(tmp_path / f"{name}.ecsv") for name in ("nothing", "velocities", "labels"))
     np.testing.assert_array_equal(plain["teff"], refined["teff"])
     assert (np.asarray(plain["rv"]) != np.asarray(refined["rv"])).all()
     assert refined.meta["refined"] == "rv, berv"
+    assert everything.meta["refined"].startswith("rv, berv, teff")
+    assert (np.asarray(everything["teff"]) != np.asarray(plain["teff"])).all()
+    for column in ("rv", "rv_sigma", "anomaly"):
+        np.testing.assert_array_equal(refined[column], everything[column])
+    np.testing.assert_array_equal(plain["anomaly"], everything["anomaly"])  # a better fit makes no star usual
     half = (np.asarray(refined["rv_hi68"]) - np.asarray(refined["rv_lo68"])) / 2
     np.testing.assert_allclose(half, np.asarray(refined["rv_sigma"]) * 0.994458, rtol=1e-3)
 

@@ -19,7 +19,7 @@ from harps_dist.errors import ConfigError
 from harps_dist.evaluation.evaluate import evaluate_run
 from harps_dist.evaluation.measures import LEVELS
 from harps_dist.evaluation.predicting import Evaluator
-from harps_dist.evaluation.scoring import BLANKED_NOTE
+from harps_dist.evaluation.scoring import BLANKED
 from harps_dist.inference.description import CARD
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import Exported
@@ -139,7 +139,7 @@ def test_an_evaluation_reads_labels_by_the_same_blankings(folder, tiny_release, 
     (report, *_) = evaluate_run(
         run_, release, "test", tmp_path / "e", World.alone(), Console(quiet=True), samples=4
     ).values()
-    assert BLANKED_NOTE.format(4) in report.notes
+    assert BLANKED.format(4) in report.notes
     found = read_columns(tmp_path / "e/test-real/predictions.parquet")
     rows = release.index.rows("real", "test")
     flux = torch.from_numpy(np.stack([release.array(int(row)) for row in rows]))

@@ -5,6 +5,7 @@ Tested in tests/distributed/test_strategies.py.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,10 @@ from harps_dist.runs.checkpoint import Moments, Snapshot
 from harps_dist.training.clock import StepClock
 from harps_dist.training.precision import ForwardPass, LossScale
 from harps_dist.training.strategies.base import clip, copied, fused_adam, plain_moments, restore_plain
+
+# Before training begins, and no step changes them. PyTorch 2.13 renames the argument and warns of the former name.
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+BUFFERS_ARE_SHARED: Any = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class DataParallel:
@@ -45,8 +50,7 @@ class DataParallel:
         if world.size > 1:
             # Of kernels with one channel: the stride of a dimension of size 1 means nothing, and none can be set.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            # buffers are shared already, and no step changes them
-            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, **BUFFERS_ARE_SHARED)
             if on_cpu:  # a GPU's stream is not seen from here
                 self.forward.register_comm_hook(clock, _timed_average)
 
