@@ -53,6 +53,11 @@ class Data(Frozen):
     A run that is gone on with keeps what it was begun with.
     """
 
+    @property
+    def blanked(self) -> float:
+        """Largest share of the pieces of a spectrum that training sets to the continuum; 0 where it blanks none."""
+        return self.augment.nuisance.blanked if self.mix.simulated > 0 else 0.0
+
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class Match:
     by: str  # 'tic', 'name' or 'position'
     out_of_range: tuple[str, ...]  # labels whose value is unphysical, hence left out of `labels`
     note: str = ""  # why no label is taken: the name is that of a star far from where the spectrum was taken
+    errors: dict[str, float] = field(default_factory=dict)  # standard deviations of `labels`, where they are known
 
 
 class Catalog:
@@ -149,6 +150,7 @@ class Catalog:
 
     columns: our names (keys of COLUMNS) to equally long sequences; texts '' and numbers NaN where missing.
     aliases: further names of stars, to the name the catalogue knows them by.
+    errors: standard deviations of labels, by label, as long; NaN where missing.
     """
 
     def __init__(
@@ -157,7 +159,9 @@ class Catalog:
         *,
         aliases: Mapping[str, str] | None = None,
         radius_arcsec: float = 5.0,
+        errors: Mapping[str, np.ndarray] | None = None,
     ):
+        self.errors = dict(errors or {})
         size = len(next(iter(columns.values())))
         texts = {name: [str(text or "") for text in _filled(columns.get(name, [""] * size))] for name in TEXTS}
         numbers = {
@@ -208,7 +212,7 @@ class Catalog:
     ) -> Catalog:
         """Read a file; mapping and errors are those of `catalog_files.read_catalog`."""
         found = read_catalog(path, mapping or {})
-        catalog = cls(found.columns, aliases=aliases, radius_arcsec=radius_arcsec)
+        catalog = cls(found.columns, aliases=aliases, radius_arcsec=radius_arcsec, errors=found.errors)
         catalog.counts = found.counts + catalog.counts
         catalog.used, catalog.unused = found.used, found.unused
         return catalog
@@ -239,6 +243,7 @@ class Catalog:
         found = self._match(row, by)
         if self.target_ids[row] == SUN and SUN not in _names(record)[:1]:  # what reflects it has a velocity of its own
             found.labels.pop("rv", None)
+            found.errors.pop("rv", None)
         return found
 
     def _match(self, row: int, by: str) -> Match:
@@ -249,7 +254,9 @@ class Catalog:
                 labels[name] = value
             elif not np.isnan(value):
                 out_of_range.append(name)
-        return Match(self.target_ids[row], labels, by, tuple(out_of_range))
+        errors = {name: float(column[row]) for name, column in self.errors.items() if name in labels}
+        errors = {name: value for name, value in errors.items() if np.isfinite(value)}
+        return Match(self.target_ids[row], labels, by, tuple(out_of_range), errors=errors)
 
     def _index(self, *ranks: Iterable[list[str]]) -> dict[str, int]:
         """Names to rows. An earlier rank wins; a name that two stars of one rank share is left out."""

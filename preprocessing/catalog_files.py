@@ -56,6 +56,7 @@ _GOOD_FLAGS = re.compile(r"[01]{13}.*")  # flags_gspspec of Recio-Blanco et al. 
 _GTO_COLUMNS = ("object", "snr", "teff", "logg", "vt", "[fe/h]")  # HARPS-GTO list of 1111 stars: no header line
 _SEXAGESIMAL = re.compile(r"[+-]?\d+(?:[: ]+\d+[: ]+\d+(\.\d*)?|[hd°] ?\d+[m'′] ?\d+(\.\d*)?[s\"″]?)")
 _WITH_UNIT = re.compile(r"(.*[^\s\[(])\s*[\[(]([^\])]+)[\])]")  # 'Teff [K]'
+_ERRORS = ("e_{}", "e{}", "{}_error", "{}_err", "{}err", "{}err1", "{}_sigma", "sigma_{}")  # names of columns of errors
 _EMPTY = ("", "-", "--", "---", "~", "nan", "null", "none", "n/a", "...", "…")
 
 
@@ -67,13 +68,15 @@ class CatalogFile(NamedTuple):
     """A catalogue in our columns.
 
     columns: by the keys of COLUMNS; texts '' and numbers NaN where missing. counts: cells that are not used, by why.
-    used: our columns, and those of the file that they come from. unused: the file's others.
+    used: our columns, and those of the file that they come from. unused: the file's others. errors: standard deviations
+    of labels, by label and in its unit, of those that have a column of them; NaN where missing.
     """
 
     columns: dict[str, Any]
     counts: Counter[str]
     used: dict[str, str]
     unused: tuple[str, ...]
+    errors: dict[str, np.ndarray]
 
 
 def read_catalog(path: Path, mapping: Mapping[str, str]) -> CatalogFile:
@@ -102,8 +105,9 @@ def read_catalog(path: Path, mapping: Mapping[str, str]) -> CatalogFile:
     columns = {
         ours: [values[row] for row in order] if ours in TEXTS else values[order] for ours, values in columns.items()
     }
+    errors = {ours: values[order] for ours, values in _errors(table, chosen).items()}
     taken = set(used.values())
-    return CatalogFile(columns, counts, used, tuple(name for name in table.colnames if name not in taken))
+    return CatalogFile(columns, counts, used, tuple(name for name in table.colnames if name not in taken), errors)
 
 
 def _read_text(text: str) -> Any:
@@ -174,6 +178,31 @@ def _by_gspspec(table: Any, columns: dict[str, Any], chosen: dict[str, str], cou
         _count(counts, f"{name}_gspspec", "flagged by flags_gspspec", np.isfinite(found) & ~good)
         _count(counts, f"{name}_gspphot", "of a star that has GSP-Spec's", np.isfinite(phot) & good)
     return {f"{name} (gspspec)": column for name, column in spec.items()} | ({"flags": flags} if flags else {})
+
+
+def _errors(table: Any, chosen: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """(rows,) standard deviations of labels, by label, from columns that are named after the label's own."""
+    actual = {_without_unit(name).lower(): name for name in table.colnames}
+    actual |= {name.lower(): name for name in table.colnames}
+    errors = {}
+    for ours in filter(chosen.__contains__, CATALOGUED):
+        of_label = chosen[ours].lower()
+        of_label = of_label if of_label in COLUMNS[ours] else _without_unit(of_label)
+        bare, (first, _, scale) = re.sub("_(kms|k)$", "", of_label), of_label.partition("_")
+        names = [form.format(name) for name in (of_label, bare) for form in _ERRORS] + [f"{first}_error_{scale}"]
+        if found := next((actual[name] for name in names if name in actual), ""):
+            column, bracket = table[found], _WITH_UNIT.fullmatch(found)
+            if column.unit is None:
+                own = bracket if found.lower() not in names else None
+                column.unit = unit_named(own[2]) if own else table[chosen[ours]].unit
+            values = _numbers(column, ours, Counter())
+            errors[ours] = np.where(values > 0, values, np.nan)
+    return errors
+
+
+def _without_unit(name: str) -> str:
+    """'Teff' of 'Teff [K]'."""
+    return found[1] if (found := _WITH_UNIT.fullmatch(name)) else name
 
 
 def _without_redshifts(table: Any, columns: dict[str, Any], chosen: dict[str, str], counts: Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""What recipes cost, what a run has to beat, how runs learned: one command for each question.
+"""What recipes cost, what a run has to beat, how runs learned, what is read of known stars: a command each.
 
 Example: `harps-dist benchmark models cnn-mix`.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from harps_dist.commands.benchmark_files import etc, genuine, ingest, predict
 from harps_dist.config import Auto, Engine, Precision
 from harps_dist.ownership import check
 
@@ -239,75 +240,6 @@ def growth(sizes: tuple[int, ...] = (200, 2_000, 20_000), fresh: int = 200, json
     return 0
 
 
-def etc(runs: int = 16, json: Path | None = None) -> int:
-    """What it costs to take a run of the ETC into an archive, on one core and the full grid; runs are made here.
-
-    Example: `harps-dist benchmark etc --runs 4`.
-
-    Args:
-        runs: Runs of each generation of the output.
-        json: File for the figures.
-    """
-    from harps_dist.benchmarks.etc_speed import COSTS, etc_costs, etc_table, write_costs
-    from harps_dist.console import console_for
-
-    check(json, COSTS)
-    costs = etc_costs(runs)
-    console_for().print(etc_table(costs))
-    write_costs(costs, json)
-    return 0
-
-
-def ingest(
-    spectra: tyro.conf.Positional[Path | None] = None, files: int = 32, grid: str = "harps", json: Path | None = None
-) -> int:
-    """Whole ingest of FITS files, files a second and core, beside reading them with astropy alone and their bytes.
-
-    Example: `harps-dist benchmark ingest --files 8`.
-
-    Args:
-        spectra: Folder of spectra; by default files of each form are made here.
-        files: How many of each form are made.
-        grid: Grid of the archive.
-        json: File for the figures.
-    """
-    from harps_dist.benchmarks.ingest_speed import COSTS, ingest_costs, ingest_table, write_costs
-    from harps_dist.console import console_for
-
-    check(json, COSTS)
-    costs = ingest_costs(files, grid, spectra)
-    console_for().print(ingest_table(costs))
-    write_costs(costs, grid, json)
-    return 0
-
-
-def predict(
-    model: tyro.conf.Positional[Path],
-    inputs: tyro.conf.Positional[tuple[str, ...]],
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    json: Path | None = None,
-) -> int:
-    """From files to labels on one core, files a second, beside what the network of an export takes alone.
-
-    Example: `harps-dist benchmark predict model spectra`.
-
-    Args:
-        model: Folder that export.py wrote.
-        inputs: Files, folders or patterns.
-        precision: Precision of the encoder, as predict.py takes it.
-        json: File to write every figure to.
-    """
-    import harps_dist
-    from harps_dist.benchmarks.predict_speed import SPEED, predict_speed, speed_table, write_speed
-    from harps_dist.console import console_for
-
-    check(json, SPEED)
-    found = predict_speed(harps_dist.load(model, precision=precision), inputs)
-    console_for().print(speed_table(found))
-    write_speed(found, json)
-    return 0
-
-
 def ridge(
     run: tyro.conf.Positional[Path],
     release: str | None = None,
@@ -392,6 +324,9 @@ def nuisances(
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
         made.__name__: made
-        for made in (models, speed, data, step, ranks, batches, growth, etc, ingest, predict, ridge, curves, nuisances)
+        for made in (
+            *(models, speed, data, step, ranks, batches),
+            *(growth, etc, ingest, predict, genuine, ridge, curves, nuisances),
+        )
     }
     return tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

@@ -33,6 +33,10 @@ class Arguments:
     """Folder of the reports; default is RUN/evaluation."""
     refine: Literal["nothing", "velocities", "labels"] = "nothing"
     """What is refined by Gauss-Newton steps on what the model draws: velocities (rv, berv), all labels, or nothing."""
+    samples: int = 0
+    """Read labels by so many blankings, such as 16: their median, and their spread as a part of the uncertainty.
+    Takes as many times as long, and a model that was trained with blanked pieces.
+    """
     redraw: bool = False
     """Draw the figures of every evaluation in OUT anew from its tables and write its page, whatever else is given."""
     max_minutes: float | None = None
@@ -60,7 +64,8 @@ def main() -> int:
         release = release_for(Run(arguments.run), arguments.release, world)
         console = console_for(quiet=not world.is_main)
         reports = evaluate_run(
-            arguments.run, release, arguments.split, out, world, console, arguments.checkpoint, arguments.refine
+            *(arguments.run, release, arguments.split, out, world, console),
+            *(arguments.checkpoint, arguments.refine, arguments.samples),
         )
         if reports:
             console.print(console_table(list(reports.values())))

@@ -1,8 +1,9 @@
 """The paper's tables and figures from runs: `torchrun --nproc_per_node=4 launch/reproduce.py RUNS [--train missing] …`.
 
-Reads RUNS/RECIPE/evaluation of every recipe behind Tables 3-9 and Figs. 1-8 and D.1, and RUNS/speed*.json; writes
-RUNS/index.html, which holds all of it beside what is printed, tables.md, tables.json and figures/*.png. With --train
-missing it first trains and evaluates what is not there; interrupted, it goes on where it was.
+Reads RUNS/RECIPE/evaluation of every recipe behind Tables 3-9 and Figs. 1-8 and D.1, and RUNS/speed*.json and
+RUNS/genuine*.json of `benchmark speed` and `benchmark genuine`; writes RUNS/index.html, which holds all of it beside
+what is printed, tables.md, tables.json and figures/*.png. With --train missing it first trains and evaluates what is
+not there; interrupted, it goes on where it was.
 
 Example: `harps-dist reproduce runs --train missing --scale demo`.
 """

@@ -49,15 +49,18 @@ def evaluate_run(
     console: Console,
     which: Which = "newest",
     refine: Refinement = "nothing",
+    samples: int = 0,
 ) -> dict[Path, Report]:
     """Evaluate a run's newest or best checkpoint on every kind of spectrum; folder out/SPLIT-KIND to its report, on the
-    main rank. refine: which labels, on what the model draws. Raises OutputError, on all ranks, where `out` is something
-    else or another process evaluates into it; ConfigError for a model that cannot refine."""
+    main rank. refine: which labels, on what the model draws. samples: of blankings, 0 for none. Raises OutputError, on
+    all ranks, where `out` is something else or another process evaluates into it; ConfigError for a model that cannot
+    refine or never saw blanked pieces."""
     started = time.perf_counter()
     with world.claiming(lambda: claimed(out, EVALUATED, (out / PAGE, EVALUATION_PAGE))):
         opened = Run(run)
         name, step = opened.name, opened.checkpoint(which).step
-        evaluator = Evaluator(opened.model(which, release.manifest), opened.recipe, release, world, console, refine)
+        model = opened.model(which, release.manifest)
+        evaluator = Evaluator(model, opened.recipe, release, world, console, refine, samples)
         folders = {kind: out / f"{split}-{kind}" for kind in evaluator.kinds}
         reports = {folder: evaluate(evaluator, name, step, kind, split, folder) for kind, folder in folders.items()}
         if world.is_main:

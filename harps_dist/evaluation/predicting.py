@@ -19,12 +19,14 @@ from harps_dist.data.batches import EvaluationBatches, RawBatch, in_batches, loa
 from harps_dist.data.observer import Batch, Observer
 from harps_dist.data.reader import Release
 from harps_dist.data.split import SplitName
+from harps_dist.errors import ConfigError
 from harps_dist.evaluation.downstream import labels_from_latents
 from harps_dist.evaluation.interventions import Interventions
 from harps_dist.evaluation.measures import MAE, MAE_TRUE, SED_ERROR, SpectraKind
 from harps_dist.evaluation.metrics import reconstruction_mae
 from harps_dist.evaluation.report import Origin, origin_name
 from harps_dist.evaluation.sed_error import sed_error
+from harps_dist.models.blanking import check_samples, read_blanked
 from harps_dist.models.physical_model import PhysicalSemiSupervised
 from harps_dist.models.refine import Refinement, check_refines, refine, refined_labels
 from harps_dist.models.supervised import Output, SpectrumModel
@@ -58,7 +60,8 @@ class Predictions:
 class Evaluator:
     """A trained model, and the release to try it on.
 
-    refine: which labels that it reads are refined on what it draws (`models.refine`).
+    refine: which labels that it reads are refined on what it draws (`models.refine`). samples: of blankings that labels
+    are the median of (`models.blanking`), 0 for none. Raises ConfigError for a model that cannot.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Evaluator:
         world: World,
         console: Console | None = None,
         refine: Refinement = "nothing",
+        samples: int = 0,
     ):
         self.console = console or Console(quiet=True)
         self.model, self.recipe, self.release, self.world = (
@@ -83,7 +87,10 @@ class Evaluator:
         self.interventions = Interventions(self.model, release, Observer(release.decoding, noise_free, world.device))
         if refine != "nothing":
             check_refines(model, "this run")
-        self.valid, self.refine = release.grid.valid, refine
+        if samples and not (model.reads and model.labels):
+            raise ConfigError("--samples is for models that read labels, which this one does not. Leave it out.")
+        check_samples("this run", recipe.data.blanked, samples, refine)
+        self.valid, self.refine, self.samples = release.grid.valid, refine, samples
         self._valid_pixels = torch.from_numpy(np.flatnonzero(self.valid)).to(world.device)
 
     @property
@@ -162,10 +169,14 @@ class Evaluator:
         labels = np.full(batch.labels.shape, np.nan)
         if output.labels is not None:
             labels[:, self.model.columns] = self.model.physical(output.labels).cpu().numpy()
-        scores = {}
+        scores, spread = {}, torch.zeros(())
+        if self.samples:
+            blanked = read_blanked(self.model, batch.flux, self.recipe.data.blanked, self.samples)
+            labels[:, self.model.columns], spread = blanked.labels.cpu().numpy(), blanked.variance.sqrt()
         if output.log_scale is not None:
             deviation = torch.exp(output.log_scale) * STANDARD_DEVIATIONS[self.model.uncertainty]
-            for name, column in zip(self.model.labels, (deviation * self.model.label_std).T, strict=True):
+            deviation = torch.hypot(deviation * self.model.label_std, spread.to(self.model.label_std))
+            for name, column in zip(self.model.labels, deviation.T, strict=True):
                 scores[f"{name}_sigma"] = column.cpu().numpy()
         if output.reconstruction is not None:
             observed, reconstructed = batch.flux.cpu().numpy(), output.reconstruction.cpu().numpy()

@@ -23,6 +23,7 @@ from harps_dist.runs.run import label_scale
 from harps_dist.spectra.labels import INTRINSIC, NAMES
 
 REFINED = "{} are refined by Gauss-Newton steps on what the model draws."
+BLANKED = "Labels are medians over {} blankings, whose spread is a part of the uncertainties that are predicted."
 DOWNSTREAM_NOTE = (
     "The labels come from the latent means by ordinary least squares (Eq. 6), fitted on the training split, each "
     "latent with the labels of its own spectrum. The paper's public code joins them by a mismatched row index, so "
@@ -52,6 +53,7 @@ def score(
     notes = [release.manifest.description] if release.manifest.description else []
     refined = refined_labels(evaluator.refine, evaluator.model.labels)
     notes += [REFINED.format(", ".join(refined))] if refined else []
+    notes += [BLANKED.format(evaluator.samples)] if evaluator.samples else []
     row = name.removeprefix("demo-")
     return Report(
         run=name,

@@ -180,7 +180,7 @@ def _describe(
     weights_sha256: str,
 ) -> Description:
     """The description before anything is calibrated."""
-    grid, augment = release.grid, saved.recipe.data.augment
+    grid = release.grid
     uncertainty: Uncertainty = "residuals"
     if not model.reads:
         uncertainty = "none"
@@ -224,5 +224,5 @@ def _describe(
             "trained_not_genuine": saved.not_genuine,
         },
         sha256={WEIGHTS: weights_sha256},
-        blanked=augment.nuisance.blanked if saved.recipe.data.mix.simulated > 0 else 0.0,
+        blanked=saved.recipe.data.blanked,
     )

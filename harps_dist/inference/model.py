@@ -27,10 +27,10 @@ from harps_dist.inference.simulator import Part, Simulator
 from harps_dist.inference.spectra import Medium, on_grid
 from harps_dist.inference.table import columns_of, fields_of, metadata_of, to_table
 from harps_dist.inference.weights import read_safetensors
+from harps_dist.models.blanking import check_samples, read_blanked
 from harps_dist.models.refine import Refinement, check_refines, refine, refined_labels
 from harps_dist.models.supervised import SpectrumModel
-from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, keyed_uniforms, photon_noise
-from harps_dist.spectra.nuisance import blank, pieces
+from harps_dist.spectra.noise import NOISE_CHUNK, NOISE_FLOOR, photon_noise
 
 if TYPE_CHECKING:
     from astropy.table import QTable
@@ -61,19 +61,6 @@ class Raw(NamedTuple):
     refined: tuple[int, ...] = ()
     fitted: Misfit | None = None
     sampled: bool = False
-
-
-def check_samples(description: Description, samples: int, refine: Refinement = "nothing") -> None:
-    """Raises ConfigError where a model cannot predict by so many blankings; 0, without any, it always can."""
-    if samples and not description.blanked:
-        raise ConfigError(
-            f"{description.name} never saw blanked pieces in training, so that blanking would mislead it. Leave "
-            f"--samples out, or train with --data.augment.nuisance rich (or .blanked 0.3) and export again."
-        )
-    if samples and refine != "nothing":
-        raise ConfigError("--samples and --refine give labels two values. Leave one of them out.")
-    if samples and samples < 2:
-        raise ConfigError(f"a spread takes at least 2 blankings, got --samples {samples}. Give 16, or 0 for none.")
 
 
 class Exported:
@@ -125,6 +112,10 @@ class Exported:
                 f"{self.description.name} is a decoder: it draws spectra and reads none. Take an encoder or an "
                 f"autoencoder."
             )
+
+    def check_samples(self, samples: int, refine: Refinement = "nothing") -> None:
+        """Raises ConfigError where it cannot predict by so many blankings, see `models.blanking.check_samples`."""
+        check_samples(self.description.name, self.description.blanked, samples, refine)
 
     def normalise(self, labels: np.ndarray) -> np.ndarray:
         """(n, K) labels in their units, in the order of `labels`, to normalised ones."""
@@ -179,21 +170,16 @@ class Exported:
 
     @torch.inference_mode()
     def sampled(self, raw: Raw, flux: Tensor, samples: int) -> Raw:
-        """What the network said, with labels that are the median over blankings of flux (batch, pixel).
-
-        Their standard deviation over blankings joins sigma in quadrature. The blankings are the same for every
-        spectrum: each sets about half of the share of pieces that training set to the continuum at most. Raises
-        ConfigError for a model that saw none, or fewer than two samples.
+        """What the network said, with labels that are the median over blankings of flux (batch, pixel), see
+        `models.blanking`. Their standard deviation over blankings joins sigma in quadrature. Raises ConfigError for a
+        model that saw none, or fewer than two samples.
         """
-        check_samples(self.description, samples)
-        keys = torch.arange(1, samples + 1, device=flux.device)
-        hidden = keyed_uniforms(keys, pieces(self.grid.length)) < self.description.blanked / 2
-        read = [self.model.physical(self.model.read(blank(flux, one[None])).labels) for one in hidden]
-        labels = torch.stack(read)
+        self.check_samples(samples)
+        blanked = read_blanked(self.model, flux, self.description.blanked, samples)
         scale = torch.tensor([fact.scale for fact in self.description.labels], device=flux.device)
         said = scale if raw.sigma is None else raw.sigma
-        sigma = (said.double() ** 2 + labels.var(dim=0)).sqrt()
-        return raw._replace(labels=labels.quantile(0.5, dim=0), sigma=sigma, sampled=True)
+        sigma = (said.double() ** 2 + blanked.variance).sqrt()
+        return raw._replace(labels=blanked.labels, sigma=sigma, sampled=True)
 
     @torch.inference_mode()
     def refined(self, raw: Raw, flux: Tensor, noise: Tensor, what: Refinement) -> Raw:
@@ -233,7 +219,7 @@ class Exported:
         blankings that labels are the median of (`sampled`), 0 for none. Raises ConfigError for another grid, or a model
         that reads no spectra, cannot refine or never saw blanked pieces.
         """
-        check_samples(self.description, samples, refine)
+        self.check_samples(samples, refine)
         flux = np.atleast_2d(flux)
         if flux.ndim != 2 or flux.shape[1] != self.grid.length:
             raise ConfigError(

@@ -24,7 +24,7 @@ from harps_dist.inference.blocks import (
 )
 from harps_dist.inference.description import CONFIG
 from harps_dist.inference.export import exported_run, is_exported
-from harps_dist.inference.model import BATCH, Exported, check_samples, load
+from harps_dist.inference.model import BATCH, Exported, load
 from harps_dist.inference.precision import Precision, computing
 from harps_dist.inference.table import (
     NOTES,
@@ -116,7 +116,7 @@ def predict_files(
     exported.check_reads()
     if refine != "nothing":
         check_refines(exported.model, exported.description.name)
-    check_samples(exported.description, samples, refine)
+    exported.check_samples(samples, refine)
     parts = parts_path(table) / parts_key(exported, refine, samples)
     refined = ", ".join(refined_labels(refine, exported.labels))
     how = ({"refined": refined} if refined else {}) | ({"samples": str(samples)} if samples else {})

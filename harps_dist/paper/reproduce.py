@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harps_dist.benchmarks.genuine import read_genuine
 from harps_dist.benchmarks.inference_speed import InferenceSpeed, read_speeds
 from harps_dist.evaluation.evaluate import EVALUATION, evaluate_run, is_evaluated
 from harps_dist.evaluation.predicting import origin_of
@@ -19,6 +20,7 @@ from harps_dist.files import atomic_write
 from harps_dist.ownership import KEY, OutputKind, check, claimed, home, json_file
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.paper.figures import PaperFigure, draw_paper_figures
+from harps_dist.paper.genuine import genuine_table
 from harps_dist.paper.tables import PaperTable, paper_tables
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.runs.run import RUN
@@ -122,9 +124,9 @@ def complete(
 
 
 def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
-    """Read the evaluations on the release and speed*.json in `runs`; write tables.md, tables.json, figures, as PNG and
-    PDF, and index.html there, which holds all of it and needs no other file. Raises OutputError where something else is
-    in their place, or another process writes them."""
+    """Read the evaluations on the release, speed*.json and genuine*.json in `runs`; write tables.md, tables.json,
+    figures, as PNG and PDF, and index.html there, which holds all of it and needs no other file. Raises OutputError
+    where something else is in their place, or another process writes them; ConfigError for JSON that is damaged."""
     page_, *beside = outputs_of(runs)
     with claimed(*page_, *beside), claimed(*beside.pop()):
         return _reproduce(runs, demo, release)
@@ -133,12 +135,13 @@ def reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
 def _reproduce(runs: Path, demo: bool, release: Release) -> Reproduction:
     evaluations, manifest = Evaluations(runs, demo, release.digest), release.manifest
     speeds: list[InferenceSpeed] = [speed for path in sorted(runs.glob("speed*.json")) for speed in read_speeds(path)]
+    genuine = genuine_table([read_genuine(path) for path in sorted(runs.glob("genuine*.json"))])
     origin = origin_words(origin_of("real", release), manifest.not_genuine)
     made = Reproduction(
         data=f"{origin}. {manifest.description}".strip(),
         genuine=manifest.genuine,
         digest=manifest.digest,
-        tables=paper_tables(evaluations, speeds),
+        tables=[*paper_tables(evaluations, speeds), *filter(None, [genuine])],
         figures=draw_paper_figures(evaluations, release.index, runs / FIGURES),
     )
     _write_tables(made, runs)

@@ -157,12 +157,13 @@ def paper_tables(evaluations: Evaluations, speeds: Sequence[InferenceSpeed] = ()
     return [*tables, _decoders(evaluations), *_generative(evaluations), _speed(speeds)]
 
 
-def _title(label: str) -> str:
+def label_title(label: str) -> str:
+    """A label with its unit, as the head of a column."""
     return f"{TITLES[label]} [{LABEL[label].unit or '-'}]"
 
 
 LABEL_TITLES = [
-    title for group, members in COLUMNS.items() for title in (*map(_title, members), f"All {group} [-]")
+    title for group, members in COLUMNS.items() for title in (*map(label_title, members), f"All {group} [-]")
 ]  # as printed: teff, mh, logg, All | rv, berv, airmass, All
 
 
@@ -186,7 +187,7 @@ def _summary(evaluations: Evaluations) -> PaperTable:
         step = min(score["step"] for score in whole) if len(whole) == len(recipes) else None
         rows.append(Row(legend, cells, step))
     note = "Means over " + "; ".join(f"{', '.join(LEGENDS[r] for r in row.recipes)}" for row in TABLE_3) + "."
-    return PaperTable("Table 3: summary of label errors", [_title(label) for label in INTRINSIC], rows, note)
+    return PaperTable("Table 3: summary of label errors", [label_title(label) for label in INTRINSIC], rows, note)
 
 
 def _label_row(evaluations: Evaluations, recipe: str) -> Row:

@@ -67,7 +67,7 @@ def keyed_bits(key: Tensor, count: int, purpose: int = 0) -> Tensor:
 
 
 def keyed_uniforms(key: Tensor, count: int, purpose: int = 0) -> Tensor:
-    """(batch, count) float32 uniform draws inside 0..1, ends left out; as `keyed_bits`."""
+    """(batch, count) float32 uniform draws above 0 and up to 1, to which one in 2**24 rounds; as `keyed_bits`."""
     return _uniform(keyed_bits(key, count, purpose))
 
 

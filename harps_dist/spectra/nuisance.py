@@ -174,12 +174,13 @@ def change_lines(flux: Tensor, factor: Tensor, added: Tensor) -> Tensor:
 def cosmic_hits(draws: Tensor, share: Tensor, pixels: int) -> Tensor:
     """(batch, pixels) light of cosmic hits, one in HIT_CELL pixels at most, three wide, in medians of the flux.
 
-    draws: (batch, 3 cells) uniform, of cells of HIT_CELL pixels; share: (batch, 1) hits per pixel.
+    draws: (batch, 3 cells) uniform in 0..1, of cells of HIT_CELL pixels; share: (batch, 1) hits per pixel.
     """
     hit, place, height = draws.unflatten(1, (3, -1)).unbind(1)
     tall = torch.where(hit < share * HIT_CELL, HIT_HEIGHT * height**3, 0.0)
     light = torch.zeros(*tall.shape, HIT_CELL, dtype=draws.dtype, device=draws.device)
-    light.scatter_(2, (place * HIT_CELL).long()[..., None], tall[..., None])
+    cell = (place * HIT_CELL).long().clamp_(max=HIT_CELL - 1)  # a draw may round to 1
+    light.scatter_(2, cell[..., None], tall[..., None])
     light = light.flatten(1)
     beside = F.pad(light, (1, 1))
     return (light + (beside[:, :-2] + beside[:, 2:]) / 2)[:, :pixels]

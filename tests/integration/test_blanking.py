@@ -9,17 +9,24 @@ import numpy as np
 import pytest
 import torch
 from astropy.table import QTable
+from rich.console import Console
 
 import harps_dist
+from harps_dist.columns import read_columns
 from harps_dist.data.augment import NUISANCES
 from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
+from harps_dist.evaluation.evaluate import evaluate_run
 from harps_dist.evaluation.measures import LEVELS
+from harps_dist.evaluation.predicting import Evaluator
+from harps_dist.evaluation.scoring import BLANKED
 from harps_dist.inference.description import CARD
 from harps_dist.inference.export import export_run
 from harps_dist.inference.model import Exported
+from harps_dist.models.blanking import read_blanked
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
+from harps_dist.runs.run import Run
 from harps_dist.spectra import nuisance
 from harps_dist.training.loop import train_run
 from tests.commands import run
@@ -124,3 +131,42 @@ def test_files_are_predicted_by_blanking(folder, tiny_demo, tiny_exports, tmp_pa
     said = run([sys.executable, "-m", *map(str, words)], tmp_path, expect=None)
     assert "never saw blanked pieces" in " ".join(said.split())
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_an_evaluation_reads_labels_by_the_same_blankings(folder, tiny_release, tiny_runs, tmp_path):
+    """And says so; a model that never saw blanked pieces is refused before anything is written."""
+    run_, release = folder.parent / "run", Release(tiny_release)
+    (report, *_) = evaluate_run(
+        run_, release, "test", tmp_path / "e", World.alone(), Console(quiet=True), samples=4
+    ).values()
+    assert BLANKED.format(4) in report.notes
+    found = read_columns(tmp_path / "e/test-real/predictions.parquet")
+    rows = release.index.rows("real", "test")
+    flux = torch.from_numpy(np.stack([release.array(int(row)) for row in rows]))
+    model = Run(run_).model("newest", release.manifest).eval()
+    expected = read_blanked(model, flux, 0.3, 4).labels.numpy()
+    for column, name in zip(expected.T, model.labels, strict=True):
+        np.testing.assert_allclose(found[name], column, rtol=1e-4, atol=1e-3)
+    for name, message in (("demo-ae-mix", "never saw blanked pieces"), ("demo-cnn-dec-etc", "models that read labels")):
+        with pytest.raises(ConfigError, match=message):
+            evaluate_run(tiny_runs / name, release, "test", tmp_path / "o", World.alone(), Console(), samples=4)
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_spread_over_blankings_joins_what_an_evaluated_model_states(tiny_runs, tiny_release):
+    run_, release = Run(tiny_runs / "demo-cnn-mix-laplace"), Release(tiny_release)
+    nuisance_ = run_.recipe.data.augment.nuisance.model_copy(update={"blanked": 0.3})
+    augment = run_.recipe.data.augment.model_copy(update={"nuisance": nuisance_})
+    recipe = run_.recipe.changed(data={"augment": augment})
+    rows = release.index.rows("real", "test")
+    plain, sampled = (
+        Evaluator(run_.model("newest", release.manifest), recipe, release, World.alone(), samples=samples).predict(rows)
+        for samples in (0, SAMPLES)
+    )
+    flux = torch.from_numpy(np.stack([release.array(int(row)) for row in rows]))
+    model = run_.model("newest", release.manifest).eval()
+    variance = read_blanked(model, flux, 0.3, SAMPLES).variance.numpy()
+    teff = model.labels.index("teff")
+    expected = np.sqrt(plain.scores["teff_sigma"] ** 2 + variance[:, teff])
+    np.testing.assert_allclose(sampled.scores["teff_sigma"], expected, rtol=1e-4)
+    assert (sampled.scores["teff_sigma"] > plain.scores["teff_sigma"]).all()

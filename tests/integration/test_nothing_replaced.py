@@ -37,6 +37,7 @@ READ = {  # options that name what is only read
     "promote promote comparison", "promote promote gate", "retrain Arguments run", "train Arguments start_from",
     "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "benchmark ingest spectra",
     "promote history registry",
+    "benchmark genuine spectra", "benchmark genuine labels", "benchmark genuine model", "benchmark genuine stars",
     "benchmark data scratch",  # in which a folder is made that has no other's name
 }  # fmt: skip
 # option: module, its arguments, what is written, and what else is, where another thing may be in the way
@@ -109,8 +110,12 @@ WRITTEN = {
             "models": "", "speed": "", "data": "--release {release}", "step": "", "ranks": "", "growth": "", "etc": "",
             "ingest": "",
             "predict": "{run} {files}",
+            "genuine": "--spectra {files}/spectra --labels {files}/catalog.csv",
         }.items()
     },
+    "benchmark genuine tables": (
+        "benchmark", "genuine --spectra {files}/spectra --labels {files}/catalog.csv --tables {out}", "g", (),
+    ),
     "benchmark ridge out": ("benchmark", "ridge {run} --release {release} --out {out}", "e", ()),
     "benchmark nuisances out": ("benchmark", "nuisances --release {release} --out {out}", "n.png", ()),
     "benchmark curves out": ("benchmark", "curves {run} --loss label --out {out}", "c.png", ("c.csv",)),
@@ -129,6 +134,7 @@ def paths_of_commands() -> set[str]:
     scripts = [("preprocessing", ROOT / "preprocessing/__main__.py")]
     doors = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
     scripts += [(name, ROOT / f"harps_dist/commands/{name}.py") for name in doors]
+    scripts.append(("benchmark", ROOT / "harps_dist/commands/benchmark_files.py"))
     found = set()
     for script, path in [*scripts, *((name, ROOT / path) for name, path in options_of.items())]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -305,6 +311,9 @@ def test_one_process_writes_at_a_time(script, arguments, locked, inputs, tmp_pat
         ("promote", "rollback --registry {out}"),
         ("chain", "{out} --spectra {gone} --archive {archive} --parent {release}"),
         ("benchmark", "curves {gone} --out {out}.png"),
+        ("benchmark", "genuine --spectra {gone} --labels {files}/catalog.csv --json {out}.json"),
+        ("benchmark", "genuine --spectra {empty} --labels {files}/catalog.csv --tables {out}"),
+        ("benchmark", "genuine --spectra {files}/spectra --labels {gone} --tables {out}"),
         ("benchmark", "models --json {gone}/b.json"),
     ],
 )

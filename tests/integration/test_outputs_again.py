@@ -18,6 +18,7 @@ from harps_dist.console import exit_code_of
 from harps_dist.data.reader import Release
 from harps_dist.errors import DiskFullError, OutputError
 from harps_dist.files import publish_folder
+from harps_dist.formats.archive import Archive
 from harps_dist.ranks.world import World
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.checkpoint import Snapshot, save_checkpoint
@@ -41,6 +42,8 @@ def inputs(tiny_demo, tmp_path_factory) -> dict[str, Path]:
         train_run(recipe, name, Release(release), folder / name, WORLD)
     (folder / "labels.csv").write_text("teff\n5000\n5500\n")
     demo = {name: tiny_demo / path for name, path in (("files", "files"), ("archive", "archive.zarr"))}
+    known = next(row["key"] for row in Archive(demo["archive"]).rows("real") if row["teff"] > 0)
+    demo["known"] = demo["files"] / f"spectra/{known}.fits"
     models = {"run": folder / "demo-cnn-mix", "decoder": folder / "demo-cnn-dec-etc", "labels": folder / "labels.csv"}
     return demo | {"release": release} | models
 
@@ -72,6 +75,10 @@ AGAIN = {  # a command, and what it writes
     "growth": ("benchmark", "growth --sizes 4 --fresh 2 --json {at}/g.json"),
     "etc costs": ("benchmark", "etc --runs 1 --json {at}/e.json"),
     "ingest costs": ("benchmark", "ingest --files 1 --grid tiny --json {at}/i.json"),
+    "genuine": (
+        "benchmark",
+        "genuine --spectra {known} --labels {files}/catalog.csv --tables {at}/tables --json {at}/k.json",
+    ),
     "page": ("reproduce", "{at}/runs --scale demo --release {release}"),
     "delivery": (MAIN, "demo --folder {at}/demo --size.stars 2 --size.grid tiny --delivery 1"),
 }
@@ -237,7 +244,6 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_said_by_ingest_and_the_archive_goes_on_after(tiny_demo, small_disk, tmp_path):
-    from harps_dist.formats.archive import Archive
     from harps_dist.spectra.grid import named_grid
 
     filler = small_disk / "filler"

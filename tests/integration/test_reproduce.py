@@ -11,14 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harps_dist.benchmarks.genuine import GenuineScores, write_genuine
 from harps_dist.benchmarks.inference_speed import InferenceSpeed
+from harps_dist.benchmarks.visits import method_score, star_score
 from harps_dist.data.reader import Release
+from harps_dist.errors import ConfigError
 from harps_dist.evaluation.printed import LABEL_TABLES, PAPER_ROWS
 from harps_dist.paper import reproduce, tables
 from harps_dist.paper.evaluations import Evaluations
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.runs.log import read_log
 from harps_dist.runs.run import read_run
+from harps_dist.text import NAN
 
 
 @pytest.mark.parametrize("demo", [False, True])
@@ -127,3 +131,45 @@ def test_speeds_stand_in_table_9_by_device(tmp_path):
     assert "a CPU" in table.note
     assert "a GPU" in table.note
     assert [row.legend for row in table.rows if not np.isnan(row.cells[0].value)] == ["CNN (mix)"]
+
+
+def of_known_stars(model: str, simulated: int) -> GenuineScores:
+    """Two methods, three stars, of which the network flags one."""
+    bias = {"network": (100.0, -50.0, 900.0), "fit": (20.0, -40.0, 30.0)}
+    none = np.full(1, NAN)
+    of_stars = tuple(
+        star_score(f"TIC {star}", f"HD {star}", method, "teff", (5000.0, NAN), np.array([5000.0 + off]), none,
+                   np.array([method == "network" and star == 2]), none)
+        for method in bias for star, off in enumerate(bias[method])
+    )  # fmt: skip
+    of_methods = [method_score(of_stars, method, "teff", sample) for method in bias for sample in ("unflagged", "all")]
+    return GenuineScores(
+        command="", model=model, model_id="", stars="PackagedModel", grid="demo", device="a CPU", versions={},
+        spectra=3, simulated=simulated, left_out={}, of_stars=of_stars, of_methods=tuple(of_methods),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("simulated", "title"), [(0, "Genuine spectra"), (3, "Spectra of known stars")])
+def test_genuine_stars_stand_beside_the_printed_row(simulated, title, tiny_release, tmp_path):
+    """Where a file of theirs lies among the runs; what is simulated is not called genuine."""
+    release = Release(tiny_release)
+    assert len(reproduce.reproduce(tmp_path, True, release).tables) == 10
+    write_genuine(of_known_stars("cnn-mix", simulated), tmp_path / "genuine.json")
+    made = reproduce.reproduce(tmp_path, True, release)
+    table = made.tables[-1]
+    assert (len(made.tables), table.title) == (11, f"{title}: errors over stars")
+    assert table.columns == ["Teff [K]", "log g [dex]", "[M/H] [dex]", "rv [km/s]"]
+    assert [row.legend for row in table.rows] == ["network (cnn-mix)", "fit", "CNN (ETC), printed"]
+    network, fit, printed = (row.cells for row in table.rows)
+    assert (network[0].value, network[0].spectra, network[0].stars) == (75.0, 2, 2)
+    assert network[0].error == pytest.approx(25.0)
+    assert (fit[0].value, fit[0].stars) == (30.0, 3)
+    assert np.isnan(fit[1].value)
+    assert [cell.value for cell in printed] == [273.1, 0.4994, 0.1222, 25.43]
+    shown = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert f'<a href="#{table.anchor}">{title}</a>' in shown
+    assert "273.1 ± 4.2" in shown
+    assert "3 spectra of 3 stars, " + ("simulated" if simulated else "genuine") in (tmp_path / "tables.md").read_text()
+    (tmp_path / "genuine.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"genuine\.json is damaged"):
+        reproduce.reproduce(tmp_path, True, release)

@@ -199,3 +199,34 @@ def test_columns_that_names_do_not_tell_are_mapped(tmp_path):
     nameless = catalog_of(tmp_path, "ra,dec,who,teff\n1,2,A 1,5000\n")
     assert "no column of names" in column_lines(nameless.used, nameless.unused)[1]
     assert parse_columns("ra=X")["ra_deg"] == "X"
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "errors"),
+    [
+        ("Name,teff,e_teff,logg,mh,rv_kms", "5207,80,4.5,0.2,-23", {"teff": 80.0}),
+        ("Name,Teff,eTeff,Logg,eLogg,[Fe/H],e[Fe/H]", "5207,80,4.5,0.1,0.2,0.05",
+         {"teff": 80.0, "logg": 0.1, "mh": 0.05}),
+        ("primary,teff_paws,teff_error_paws,e_teff,radial_velocity,radial_velocity_error", "5207,80,9,-23,0.2",
+         {"teff": 80.0, "rv": 0.2}),
+        ("primary,teff_paws,e_teff,mh", "5207,80,0", {}),
+        ("Name,rv_kms,e_rv", "-23,0.3", {"rv": 0.3}),
+        ("Name,RV [m/s],e_RV [m/s],Teff [K],e_Teff", "-23000,300,5207,80", {"rv": 0.3, "teff": 80.0}),
+        ("hostname,st_teff,st_tefferr1,st_tefferr2,st_met,st_meterr1", "5207,80,-80,0.2,", {"teff": 80.0}),
+        ("Name,teff,e_teff,logg,e_logg,mh,e_mh", "5207,0,4.5,-0.1,0.2,?", {}),
+    ],
+)  # fmt: skip
+def test_errors_of_labels_are_known_by_the_names_of_their_columns(header, values, errors, tmp_path):
+    """What is not positive is no error; that of another scale is not taken."""
+    catalog = catalog_of(tmp_path, f"{header}\nHD 1,{values}\n")
+    found = catalog.match(named("HD 1"))
+    assert found.errors == pytest.approx(errors)
+    assert found.labels["rv" if "teff" not in found.labels else "teff"] in (5207, -23)
+
+
+def test_errors_go_with_their_star(tmp_path):
+    """Where rows are put into another order, and where a label cannot be."""
+    text = "hostname,st_teff,st_tefferr1,default_flag\nHD 1,5000,50,0\nHD 1,5100,60,1\nHD 2,5,70,1\n"
+    catalog = catalog_of(tmp_path, text)
+    assert catalog.match(named("HD 1")).errors == {"teff": 60.0}
+    assert catalog.match(named("HD 2")).errors == {}

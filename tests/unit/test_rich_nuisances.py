@@ -184,6 +184,15 @@ def test_scattered_light_fills_lines_and_keeps_the_median(release):
     torch.testing.assert_close(lit.median(dim=1).values, torch.ones(16), rtol=0, atol=1e-3)
 
 
+def test_a_draw_that_rounds_to_one_hits_the_last_pixel_of_its_cell():
+    """One in 2**24 uniforms does."""
+    cells = 3
+    draws = torch.cat([torch.zeros(1, cells), torch.ones(1, 2 * cells)], dim=1)  # all hit, at the end, with full height
+    light = disturbances.cosmic_hits(draws, torch.full((1, 1), 1e-3), cells * disturbances.HIT_CELL)
+    last = torch.arange(1, cells + 1) * disturbances.HIT_CELL - 1
+    assert (light[0, last] == disturbances.HIT_HEIGHT).all()
+
+
 def test_cosmic_hits_are_as_many_as_said_and_three_pixels_wide():
     draws = torch.rand(200, 3 * 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     light = disturbances.cosmic_hits(draws, torch.full((200, 1), 2e-3, dtype=torch.float64), 32_768)
