@@ -113,6 +113,23 @@ def test_cosmics_of_single_visits_are_not_learned(learned, truth, calibrator):
         assert np.abs(one - other).mean() < 3e-3
 
 
+def test_where_the_air_absorbs_nothing_is_learned(model):
+    """Errors of telluric lines that stand still in all visits of a night are no lines of the star."""
+    band = Grid("band", 245_000, 8192)  # 6235.00-6316.91 Å: oxygen from 6276 Å on
+    sky = Fitter(band, model).observation
+    asked = torch.tensor([[*CALIBRATOR.values(), 3.0, -22.9, 10.0, *AIR.values()]] * 4, dtype=torch.float64)
+    flux = sky.render(asked, derivatives=False).flux.double().numpy()
+    absorbed = sky.transmission(*asked[:1, 6:].unbind(1), derivatives=False)[0][0].numpy() < 0.97
+    flux = flux / np.median(flux) + np.where(absorbed, 0.15, 0.0)
+    sigma = np.full(flux.shape, 1 / 250)
+    flux += sigma * np.random.default_rng(4).normal(size=flux.shape)
+    made = learn_lines(flux, sigma, [10.0] * 4, CALIBRATOR | AIR, "HD 1", (), band, settings=SETTINGS).corrections
+    factor, added = made.at(band.wave_aa[absorbed] / (1 - 22.9 / 299_792.458))
+    assert absorbed.sum() > 100
+    assert np.abs(added).mean() < 5e-3
+    assert np.abs(factor).mean() < 0.1
+
+
 def test_where_no_visit_looks_nothing_is_corrected(learned):
     about, wave_aa = learned.corrections.about, learned.corrections.wave_aa
     assert (about.star, about.files, about.models) == ("HD 1", ("a", "b"), PackagedModel().id)
