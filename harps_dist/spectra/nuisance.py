@@ -188,7 +188,8 @@ def cosmic_hits(draws: Tensor, share: Tensor, pixels: int) -> Tensor:
     hit, place, height = draws.unflatten(1, (3, -1)).unbind(1)
     tall = torch.where(hit < share * HIT_CELL, HIT_HEIGHT * height**3, 0.0)
     light = torch.zeros(*tall.shape, HIT_CELL, dtype=draws.dtype, device=draws.device)
-    light.scatter_(2, (place * HIT_CELL).long()[..., None], tall[..., None])
+    pixel = (place * HIT_CELL).long().clamp(max=HIT_CELL - 1)  # the largest uniform number rounds to 1
+    light.scatter_(2, pixel[..., None], tall[..., None])
     light = light.flatten(1)
     beside = F.pad(light, (1, 1))
     return (light + (beside[:, :-2] + beside[:, 2:]) / 2)[:, :pixels]
