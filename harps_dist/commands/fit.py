@@ -29,6 +29,8 @@ class Arguments:
     """Folder that export.py wrote: its network says where fits begin; without it cross-correlation does."""
     stars: Path | None = None
     """Run or export of a model with physics, whose stars at rest are fitted instead of the packaged ones."""
+    lines: Path | None = None
+    """Corrections of line depths that `harps-dist lines` learned from another star."""
     vmic: float | None = None
     """Microturbulence to hold [km/s]; without it the fit looks for it."""
     free_berv: bool = False
@@ -51,6 +53,7 @@ def main() -> int:
     from harps_dist.fitting.emulated import emulated
     from harps_dist.fitting.files import check_outputs, fit_files
     from harps_dist.fitting.fitter import Fitter, Held, Settings, fitting_grid
+    from harps_dist.fitting.stellar import with_lines
     from harps_dist.inference.model import load
     from harps_dist.progress import progress_bars
     from harps_dist.ranks.world import join_world
@@ -59,9 +62,10 @@ def main() -> int:
         world.of_main(lambda: check_outputs(arguments.output, arguments.figures))
         network = load(arguments.model, world.device) if arguments.model else None
         held = Held({} if arguments.vmic is None else {"vmic": arguments.vmic}, not arguments.free_berv)
+        stars = with_lines(emulated(arguments.stars, world.device), arguments.lines, world.device)
         grid, settings = fitting_grid(network.grid if network else None), Settings(continuum=arguments.continuum)
         report = fit_files(
-            Fitter(grid, emulated(arguments.stars, world.device), held, settings, world.device),
+            Fitter(grid, stars, held, settings, world.device),
             arguments.inputs,
             arguments.output,
             network,

@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "export": "a run into a folder that predicts anywhere",
         "predict": "labels of spectra",
         "fit": "labels of spectra by least squares of simulated ones",
+        "lines": "corrections of line depths from a star of known labels",
         "simulate": "spectra of labels",
     },
 }

@@ -5,6 +5,7 @@ Tested in tests/unit/test_batches.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
@@ -56,20 +57,39 @@ class Nuisance(Frozen):
     this. A model that saw some can predict by blanking (`harps-dist predict --samples`).
     """
 
+    lines: str = ""
+    """File of `harps-dist lines`: corrections of line depths that were learned from a star.
+    They act at rest, in the window that the file covers, and belong to the model spectra that they were learned for.
+    A run keeps a copy of it.
+    """
+    lines_scatter: float = Field(0.3, ge=0, le=3)
+    """Standard deviation of what share of these corrections lines get, about 1, each 15 km/s drawn by itself."""
+
     @property
     def any(self) -> bool:
         """Whether anything is drawn at all: whether what is off by default is on."""
-        return any(getattr(self, name) for name, field in type(self).model_fields.items() if field.default == 0)
+        fields = type(self).model_fields.items()
+        return any(getattr(self, name) for name, field in fields if field.default == 0 or name == "lines")
 
     def only(self, *names: str) -> Nuisance:
-        """These settings with all others that are on by a number off."""
-        off = {name: 0.0 for name, field in type(self).model_fields.items() if field.default == 0 and name not in names}
+        """These settings with all others off."""
+        off: dict[str, Any] = {
+            name: field.default
+            for name, field in type(self).model_fields.items()
+            if (field.default == 0 or name == "lines") and name not in names
+        }
         return self.model_copy(update=off)
 
     @model_serializer(mode="wrap")
     def _saved(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Newer fields only where they are on: recipes without them are saved, and known, as they were before."""
-        return {name: value for name, value in whole(self).items() if value or name in _ALWAYS_SAVED}
+        """Newer fields only where they are on: recipes without them are saved, and known, as they were before.
+
+        The file of `lines` is saved by its name, wherever it lies: a run's copy is named after its content.
+        """
+        saved = {name: value for name, value in whole(self).items() if value or name in _ALWAYS_SAVED}
+        if not self.lines:
+            return {name: value for name, value in saved.items() if name != "lines_scatter"}
+        return saved | {"lines": Path(self.lines).name, "lines_scatter": self.lines_scatter}
 
 
 NUISANCES = {

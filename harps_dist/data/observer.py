@@ -9,6 +9,7 @@ Tested in tests/unit/test_batches.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import RawBatch
 from harps_dist.data.reader import Decoding
+from harps_dist.formats.line_corrections import read_corrections
 from harps_dist.kernels.availability import Kernels, check_kernels
 from harps_dist.kernels.nuisances import disturbed, prefiltered
 from harps_dist.kernels.spectra import SpectrumKernels
@@ -39,7 +41,7 @@ from harps_dist.spectra.noise import keyed_normals, keyed_uniforms, normal_halve
 from harps_dist.spectra.observation import observe
 
 NOISE, LINES, BROADENING, CONTINUUM = range(4)  # purposes of what the device draws
-DEPTHS, MISSING, UNLISTED, LEVELS, HITS, BLANKED = range(4, 10)
+DEPTHS, MISSING, UNLISTED, LEVELS, HITS, BLANKED, CORRECTED = range(4, 11)
 LEVEL = (  # columns of what is drawn once a spectrum
     *("line_depth", "missing_lines", "unlisted_lines", "rotation_kms", "macroturbulence_kms"),
     *("scattered_light", "cosmic_hits", "blanked"),
@@ -67,7 +69,7 @@ class Observer:
     compile: fuse the arithmetic with torch.compile, which wants a compiler (on a GPU Triton) and a minute at first.
     dtype: of spectra and arithmetic, float32, or float64 for comparisons; what is drawn has the 24 bits of float32.
     kernels: "triton" makes float32 spectra that are simulated in fewer passes over memory: the same draws, values to
-    rounding. Raises ConfigError where Triton or a GPU is missing.
+    rounding. Raises ConfigError where Triton or a GPU is missing, and for a file of line corrections that is none.
     """
 
     def __init__(
@@ -109,7 +111,11 @@ class Observer:
         nuisance = augment.nuisance
         self._star = nuisance.model_copy(update=dict.fromkeys(ON_DETECTOR, 0.0))
         self._detector = nuisance.only(*ON_DETECTOR)
-        self._knots = disturbances.knots_in_velocity(self.source_grid, device, dtype) if self._alters_lines else None
+        by_knots = self._alters_lines or nuisance.lines
+        self._knots = disturbances.knots_in_velocity(self.source_grid, device, dtype) if by_knots else None
+        if nuisance.lines:
+            found = read_corrections(Path(nuisance.lines), "--data.augment.nuisance.lines").at(self.source_grid.wave_aa)
+            self._factor, self._added = (torch.from_numpy(part).to(device, dtype) for part in found)
         self._kernels, self._disturbs_by_kernels = None, False
         if kernels == "triton" and dtype == torch.float32:
             cubic, noise = augment.shift == "cubic", NOISE if augment.noise else None
@@ -216,6 +222,8 @@ class Observer:
 
     def _disturb(self, sed: Tensor, key: Tensor) -> Tensor:
         nuisance, pixels = self._star, sed.shape[-1]
+        if nuisance.lines:
+            sed = self._correct_lines(sed, key)
         if nuisance.line_error:
             sed = disturbances.scale_lines(sed, disturbances.smooth_noise(self._line_errors(key), pixels))
         if self._alters_lines:
@@ -225,6 +233,13 @@ class Observer:
         if nuisance.continuum:
             sed = sed * (1 + disturbances.smooth_noise(self._ripples(key), pixels))
         return sed
+
+    def _correct_lines(self, sed: Tensor, key: Tensor) -> Tensor:
+        knots = self._knots
+        assert knots is not None
+        normals = keyed_normals(key, disturbances.line_knots(knots.size)[1], CORRECTED).to(self._dtype)
+        share = disturbances.correction_shares(normals, self._star.lines_scatter, knots)
+        return disturbances.change_lines(sed, 1 + share * self._factor, share * self._added)
 
     @property
     def _alters_lines(self) -> bool:

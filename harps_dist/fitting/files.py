@@ -18,6 +18,7 @@ import numpy as np
 from harps_dist.data.batches import in_batches
 from harps_dist.fitting.figures import fit_figure
 from harps_dist.fitting.fitter import Fitted, Fitter
+from harps_dist.fitting.stellar import CorrectedModel
 from harps_dist.fitting.table import FITS, MADE_BY, columns_of, fields_of, notes_of, write_table
 from harps_dist.inference.blocks import FAILED, PARTS, Good, TableReport, failed_path, in_blocks, parts_path, write_part
 from harps_dist.inference.model import Exported
@@ -156,9 +157,15 @@ def _draw(
 
 
 def _write(table: Path, fitter: Fitter, network: Exported | None, columns: Columns) -> None:
+    model, lines = fitter.model, ""
+    if isinstance(model, CorrectedModel) and model.lines:
+        about, lines, model = model.lines.about, model.lines.id, model.model
+        star = about.star.encode("ascii", "backslashreplace").decode()  # for headers of FITS
+        lines = f"{lines}: {star}, teff {about.teff:g} K, logg {about.logg:g}, mh {about.mh:g}"
     metadata = {
-        MADE_BY: type(fitter.model).__name__,
-        "stars": fitter.model.id,
+        MADE_BY: type(model).__name__,
+        "stars": model.id,
+        "lines": lines,
         "grid": fitter.grid.name,
         "start": network.description.id if network else "cross-correlation",
         **{package: version(package) for package in (KEY, "torch", "numpy", "astropy")},

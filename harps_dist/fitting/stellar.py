@@ -5,15 +5,19 @@ Tested in tests/unit/test_fit.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harps_dist.errors import ConfigError
+from harps_dist.formats.line_corrections import LineCorrections, read_corrections
 from harps_dist.formats.sed import VMIC_RANGE_KMS, LowRank, SedGrid
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.instrument import HARPS
+from harps_dist.spectra.nuisance import change_lines
 from harps_dist.spectra.spline import cubic_spline
 
 LABELS = ("teff", "logg", "mh", "vmic")
@@ -38,12 +42,12 @@ class StellarModel(Protocol):
 class PackagedModel:
     """The packaged grid of `formats.sed.SedGrid`: teff, logg, mh and vmic over 5985-6323 Å."""
 
-    id = ""
     labels: tuple[str, ...] = LABELS
 
     def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         """dtype: of the log flux."""
         grid = SedGrid.packaged()
+        self.id = grid.id
         start = round((grid.wave_aa[0] - HARPS.origin_aa) / HARPS.step_aa)
         self.grid = Grid("packaged", start, grid.wave_aa.size)
         self.ranges = dict(zip(LABELS, (*grid.ranges.values(), VMIC_RANGE_KMS), strict=True))
@@ -67,6 +71,45 @@ class PackagedModel:
         models = _node_weights(self._models, labels) @ self._model_nodes
         calmer = _node_weights(self._calmer, labels) @ self._calmer_nodes * (self._vmic_kms - labels[:, 3:])
         return torch.addmm(self._mean, torch.cat([models, calmer], dim=1), self._components)
+
+
+class CorrectedModel:
+    """Model spectra of which the depths of lines are corrected: `StellarModel`.
+
+    model: of stars. factor, added: (pixel,) on its grid, what `formats.line_corrections` says. id: of the corrections;
+    '' stands for none that a file holds. lines: the file's corrections, where there are such.
+    """
+
+    lines: LineCorrections | None = None
+
+    def __init__(self, model: StellarModel, factor: np.ndarray, added: np.ndarray, id: str = ""):
+        self.model, self.id = model, f"{model.id} {id}"
+        self.labels, self.grid, self.ranges = model.labels, model.grid, model.ranges
+        self._factor, self._added = torch.as_tensor(1 + factor), torch.as_tensor(added)
+
+    @classmethod
+    def of(cls, model: StellarModel, lines: LineCorrections, option: str = "--lines") -> CorrectedModel:
+        """A model with the corrections of a file; raises ConfigError where they are of other model spectra."""
+        if lines.about.models != model.id:
+            raise ConfigError(
+                f"{option}: the corrections of {lines.about.star} were learned for model spectra {lines.about.models}, "
+                f"expected those that are fitted, {model.id}. Learn them anew with `harps-dist lines`."
+            )
+        corrected = cls(model, *lines.at(model.grid.wave_aa), lines.id)
+        corrected.lines = lines
+        return corrected
+
+    def log_flux(self, labels: Tensor) -> Tensor:
+        """Log flux per wavelength, (batch, pixel), any constant added, of labels (batch, label)."""
+        flux = torch.exp(self.model.log_flux(labels))
+        return torch.log(change_lines(flux, self._factor.to(flux), self._added.to(flux)))
+
+
+def with_lines(model: StellarModel | None, lines: Path | None, device: torch.device | str = "cpu") -> StellarModel:
+    """A model, the packaged one by default, with the corrections of a file where one is given; raises ConfigError where
+    it cannot be read or belongs to other model spectra."""
+    model = model if model is not None else PackagedModel(device)
+    return model if lines is None else CorrectedModel.of(model, read_corrections(lines, "--lines"))
 
 
 class _Axis:

@@ -8,12 +8,13 @@ Tested in tests/unit/test_simulator.py.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,6 +105,11 @@ class SedGrid:
             models = LowRank.of(asset)
             wave_aa = float(asset["wave0_aa"]) + float(asset["step_aa"]) * np.arange(models.components.shape[1])
             return cls(wave_aa, float(asset["vmic_kms"]), models, asset["log_flux_mean"], LowRank.of(calmer))
+
+    @cached_property
+    def id(self) -> str:
+        """Says which model spectra these are: 12 digits of a sha256 of the packaged files."""
+        return hashlib.sha256(ASSET.read_bytes() + VMIC_ASSET.read_bytes()).hexdigest()[:12]
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:

@@ -233,6 +233,7 @@ class Registry:
 
     def _store(self, run: Path, model: TrainedModel, checkpoint: Path) -> None:
         """Copy recipe and checkpoint, unless they are there and whole; the copy is checked before it gets its name."""
+        from harps_dist.runs.lines import copy_lines
         from harps_dist.runs.run import CHECKPOINTS, RECIPE, Run
 
         path = self.folder / model.folder_name
@@ -244,6 +245,7 @@ class Registry:
         records = sorted(path.glob("promotion-*"))
         with publish_folder(path) as aside:
             shutil.copy(run / RECIPE, aside / RECIPE)
+            copy_lines(run, Run(run).recipe, aside)
             shutil.copytree(checkpoint, aside / CHECKPOINTS / checkpoint.name)
             for record in records:
                 shutil.copytree(record, aside / record.name)

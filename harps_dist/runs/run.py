@@ -23,6 +23,7 @@ from harps_dist.models.build import build_model
 from harps_dist.ownership import OutputKind
 from harps_dist.runs.checkpoint import MODEL, STATE, Checkpoint, best_checkpoint, newest_checkpoint
 from harps_dist.runs.identity import ID_LENGTH, TrainedModel
+from harps_dist.runs.lines import with_kept_lines
 from harps_dist.sealed import digest_of, sealed, unsealed
 from harps_dist.spectra.grid_spec import GridSpec
 from harps_dist.spectra.labels import NAMES
@@ -158,7 +159,7 @@ def read_run(run: Path) -> SavedRun:
         first, second, third = content["split"][0]
         return SavedRun(
             name=content["name"],
-            recipe=Recipe.model_validate(content["recipe"]),
+            recipe=with_kept_lines(Recipe.model_validate(content["recipe"]), run),
             written=content["recipe"],
             recipe_digest=digest,
             grid=GridSpec.model_validate(content["grid"]),

@@ -162,6 +162,15 @@ def depth_factors(normals: Tensor, largest: Tensor, count: int) -> Tensor:
     return (1 + error * largest).clamp(0.1, 3.0)
 
 
+def correction_shares(normals: Tensor, scatter: float, knots: Knots) -> Tensor:
+    """(batch, pixel) shares of corrections that lines get: 1 and errors of a standard deviation on the second scale of
+    DEPTH_KMS.
+
+    normals: (batch, `line_knots(knots.size)[1]`).
+    """
+    return 1 + scatter * knots.at_pixels(smooth_noise(normals, knots.size))
+
+
 def change_lines(flux: Tensor, factor: Tensor, added: Tensor) -> Tensor:
     """Multiply the logarithmic depth of lines below the pseudo-continuum, and add to it.
 

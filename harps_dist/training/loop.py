@@ -34,6 +34,7 @@ from harps_dist.runs.checkpoint import (
     newest_checkpoint,
     remove_unfinished,
 )
+from harps_dist.runs.lines import LINES, keep_lines
 from harps_dist.runs.log import LOG, RunLog
 from harps_dist.runs.run import CHECKPOINTS, LEDGER, RECIPE, RUN, Run, save_recipe
 from harps_dist.training.automatic import settle_here
@@ -79,7 +80,7 @@ def train_run(
 def alone_in(run: Path, world: World) -> Iterator[None]:
     """Around training: no other process trains into the folder meanwhile. Raises OutputError where one does."""
     with world.claiming(lambda: claimed(run, RUN)):
-        for name in (RECIPE, LOG, LEDGER) if world.is_main else ():
+        for name in (RECIPE, LOG, LEDGER, LINES) if world.is_main else ():
             remove_leftovers(run / name)
         yield
 
@@ -105,6 +106,7 @@ class Trainer:
         self.console = console_for(quiet=not world.is_main)
         self.order = Order(release.index, recipe.data.mix, config.seed, release.digest)
         begun = Run(run).recipe if any((run / CHECKPOINTS).glob("step-*")) else None
+        recipe = world.of_main(lambda: keep_lines(recipe, run, begun))
         settings = settle_here(recipe, engine, release, self.order, world, begun)
         recipe, engine, self._loading = settings.recipe, settings.engine, settings.loading
         self.recipe, self.release, self.run, self.world, self.engine = recipe, release, run, world, engine

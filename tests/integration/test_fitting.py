@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from astropy.table import QTable
 
-from harps_dist.errors import Interrupted, OutputError
+from harps_dist.errors import ConfigError, Interrupted, OutputError
 from harps_dist.fitting import files
 from harps_dist.fitting.files import check_outputs, fit_files
 from harps_dist.fitting.fitter import Fitter
+from harps_dist.fitting.lines import learn_from_files
+from harps_dist.fitting.stellar import with_lines
 from harps_dist.fitting.table import FLAGS, NAMES, fields_of
 from harps_dist.inference import blocks
 
@@ -198,3 +200,20 @@ def test_genuine_dwarfs_are_read_and_others_flagged(genuine_data, fitter, tmp_pa
     assert len(others) == 3
     assert all(others["flags"] != "")
     assert np.isnan(others["teff"].value).all()
+
+
+def test_corrections_of_several_names_and_what_is_no_spectrum_are_told_of(spectra, tmp_path, fitter):
+    path = tmp_path / "lines.npz"
+    report = learn_from_files([spectra], {"teff": 5500.0, "logg": 4.4, "mh": 0.0, "vmic": 1.0}, path)
+    assert len(report.objects) == 3
+    assert [refusal.source.rsplit("/", 1)[-1] for refusal in report.failed] == ["z_text.fits"]
+    first, names, refused = report.lines()
+    assert first.startswith(f"lines of {report.objects[0]} from 3 spectra, microturbulence 1.00 km/s")
+    assert "all were taken for one" in names
+    assert "z_text.fits" in refused
+    corrected = Fitter(model=with_lines(None, path))
+    assert files.parts_key(corrected, None) != files.parts_key(fitter, None)
+    fit_files(corrected, [spectra], tmp_path / "t.fits")
+    assert f"{report.learned.corrections.id}: {report.objects[0]}" in QTable.read(tmp_path / "t.fits").meta["LINES"]
+    with pytest.raises(ConfigError, match="none of 1 spectra can be used"):
+        learn_from_files([spectra / "z_text.fits"], {"teff": 5500.0, "logg": 4.4, "mh": 0.0}, path)

@@ -59,6 +59,7 @@ AGAIN = {  # a command, and what it writes
         f"predictions.{ending}": ("predict", f"{{at}}/x {{files}}/spectra -o {{at}}/t.{ending}")
         for ending in ("fits", "ecsv", "csv", "parquet")
     },
+    "lines": ("lines", "{files}/spectra/*1.fits --teff 5500 --logg 4.4 --mh 0 -o {at}/l.npz"),
     "fits.csv": ("fit", "{files}/spectra/*1.fits -o {at}/f.csv"),
     **{
         f"spectrum.{ending}": ("simulate", f"{{decoder}} -o {{at}}/s.{ending}")
