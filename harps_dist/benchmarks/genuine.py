@@ -24,12 +24,12 @@ from harps_dist.benchmarks.visits import MethodScore, Sample, StarScore, method_
 from harps_dist.columns import read_columns
 from harps_dist.errors import ConfigError
 from harps_dist.fitting.files import fit_files
-from harps_dist.fitting.fitter import Fitter, fitting_grid
-from harps_dist.fitting.stellar import StellarModel
+from harps_dist.fitting.fitter import Fitter
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Refusal
 from harps_dist.inference.model import Exported
 from harps_dist.inference.predict import predict_files
+from harps_dist.models.refine import refines
 from harps_dist.ownership import KEY, claimed, home, json_file, write_json
 from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
@@ -98,24 +98,21 @@ class _Known:
 def genuine_scores(
     spectra: Path,
     catalog: Catalog,
+    fitter: Fitter,
     network: Exported | None = None,
-    stars: StellarModel | None = None,
     tables: Path | None = None,
     command: str = "",
-    device: str = "cpu",
     progress: Progress = silent,
 ) -> GenuineScores:
     """Read spectra of stars that a catalogue knows by every method, and compare.
 
-    spectra: folder of files, or one file. network: an export; without it spectra are fitted alone, from
-    cross-correlation. stars: model spectra to be fitted, default the packaged ones. tables: folder that keeps the table
-    of every method, from which an interrupted benchmark goes on. device: that fits; a network has its own. Raises
-    ConfigError where no spectrum is of a star with labels, ArchiveError where there are none; OutputError for the
-    folder of something else.
+    spectra: folder of files, or one file. fitter: on the network's grid where there is one (`fitting_grid`). network:
+    an export; without it spectra are fitted alone, from cross-correlation. tables: folder that keeps the table of every
+    method, from which an interrupted benchmark goes on. Raises ConfigError where no spectrum is of a star with labels,
+    ArchiveError where there are none; OutputError for the folder of something else.
     """
     known = _known(spectra, catalog, progress)
-    world = World.alone(network.device if network else device)
-    fitter = Fitter(fitting_grid(network.grid if network else None), stars, device=world.device)
+    world = World.alone(fitter.device)
     with _folder(tables) as folder:
         read, failed = _read(known.paths, folder, network, fitter, world, progress)
     of_stars = [score for method, rows in read.items() for score in _scored(method, rows, known)]
@@ -191,9 +188,9 @@ def _read(
     def telling(method: str) -> Progress:
         return lambda what, done, total: progress(method, done, total)
 
-    def predicted(method: str, samples: int) -> None:
+    def predicted(method: str, **how: object) -> None:
         table = folder / f"{method.replace(', ', '-')}.parquet"
-        how = {"world": world, "progress": telling(method), "samples": samples}
+        how |= {"world": world, "progress": telling(method)}
         reports[method] = predict_files(network, paths, table, **how)  # type: ignore[arg-type]
 
     def fitted(method: str, start: Exported | None) -> None:
@@ -201,9 +198,11 @@ def _read(
         reports[method] = fit_files(fitter, paths, table, start, world=world, progress=telling(method))
 
     if network:
-        predicted("network", 0)
+        predicted("network")
         if network.description.blanked:
-            predicted("network, blanked", SAMPLES)
+            predicted("network, blanked", samples=SAMPLES)
+        if refines(network.model):
+            predicted("network, refined", refine="labels")
     fitted("fit", None)
     if network:
         fitted("network + fit", network)

@@ -87,6 +87,8 @@ def genuine(
     labels: Path,
     model: Path | None = None,
     stars: Path | None = None,
+    lines: Path | None = None,
+    continuum: int = 16,
     columns: str | None = None,
     tables: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -94,8 +96,9 @@ def genuine(
 ) -> int:
     """What a network and fits read of stars whose labels are known: bias and scatter, star by star and over stars.
 
-    Methods are a network, the same by 16 blankings where it was trained with blanked pieces, fits that begin by
-    cross-correlation, and fits that begin where the network says. Without a model there are fits alone.
+    Methods are a network, the same by 16 blankings where it was trained with blanked pieces, the same refined on what
+    it draws where it can, fits that begin by cross-correlation, and fits that begin where the network says. Without a
+    model there are fits alone.
 
     Example: `harps-dist benchmark genuine --spectra spectra --labels labels.csv --model model --json genuine.json`.
 
@@ -104,6 +107,8 @@ def genuine(
         labels: Catalogue of the stars, with errors of their labels where it has them, as ingest takes it.
         model: Folder that export.py wrote.
         stars: Run or export of a model with physics, whose stars at rest are fitted instead of the packaged ones.
+        lines: Corrections of line depths that `harps-dist lines` learned from another star; fits apply them.
+        continuum: Degree of the continuum of fits, a Chebyshev polynomial.
         columns: Columns of the catalogue that names do not tell, as teff=Teff_spec,logg=g_spec.
         tables: Folder that keeps the table of every method, so that the same command goes on where it was interrupted.
         device: Device that predicts and fits; auto is a GPU where there is one.
@@ -113,6 +118,8 @@ def genuine(
     from harps_dist.benchmarks.step_speed import wanted_device
     from harps_dist.console import console_for, say
     from harps_dist.fitting.emulated import emulated
+    from harps_dist.fitting.fitter import Fitter, Held, Settings, fitting_grid
+    from harps_dist.fitting.stellar import with_lines
     from harps_dist.inference.model import load
     from harps_dist.progress import progress_bars
     from preprocessing.catalog import Catalog
@@ -121,14 +128,17 @@ def genuine(
     check(json, GENUINE)
     check(tables, TABLES)
     catalog = Catalog.read(labels, mapping=parse_columns(columns) if columns else None)
-    for line in column_lines(catalog.used, catalog.unused):
-        say(line)
+    for told in column_lines(catalog.used, catalog.unused):
+        say(told)
     say(f"reference errors: {', '.join(catalog.errors) or 'none'}")
     chosen = wanted_device(device)
     network = load(model, chosen) if model else None
-    how = command_of(spectra=spectra, labels=labels, model=model, stars=stars, columns=columns)
+    options = {"model": model, "stars": stars, "lines": lines, "columns": columns}
+    how = command_of(spectra=spectra, labels=labels, **options, continuum=None if continuum == 16 else continuum)
+    grid, of_stars = fitting_grid(network.grid if network else None), emulated(stars, chosen)
+    fitter = Fitter(grid, with_lines(of_stars, lines, chosen), Held(), Settings(continuum=continuum), chosen)
     with progress_bars() as progress:
-        scores = genuine_scores(spectra, catalog, network, emulated(stars, chosen), tables, how, str(chosen), progress)
+        scores = genuine_scores(spectra, catalog, fitter, network, tables, how, progress)
     for table in genuine_tables(scores):
         console_for().print(table)
     for why, count in scores.left_out.items():

@@ -85,9 +85,14 @@ def refined_labels(what: Refinement, labels: tuple[str, ...]) -> tuple[str, ...]
     return {"nothing": (), "velocities": VELOCITIES, "labels": labels}[what]
 
 
+def refines(model: Drawing) -> bool:
+    """Whether a model draws spectra from rv and berv that it reads."""
+    return model.reads and model.draws and set(VELOCITIES) <= set(model.labels)
+
+
 def check_refines(model: Drawing, name: str) -> None:
-    """Raises ConfigError for a model that does not draw spectra from rv and berv that it reads."""
-    if not (model.reads and model.draws and set(VELOCITIES) <= set(model.labels)):
+    """Raises ConfigError for a model that cannot be refined."""
+    if not refines(model):
         raise ConfigError(
             f"{name} cannot be refined: that takes a model that reads rv and berv and draws spectra from them. "
             f"Train an autoencoder with these labels, such as ae-phys, or leave --refine out."
