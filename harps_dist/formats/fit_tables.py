@@ -6,6 +6,7 @@ Tested in tests/unit/test_fit_tables.py.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,8 +52,8 @@ class FitLabels:
 
     @property
     def digest(self) -> str:
-        """sha256 of the labels and their errors, whatever the order of fits and the form of their table."""
-        content = hashlib.sha256()
+        """sha256 of all this, whatever the order of fits and the form of their table."""
+        content = hashlib.sha256(json.dumps([self.flagged, self.forms], sort_keys=True).encode())
         for product in sorted(self._rows):
             content.update(product.encode() + b"\n")
             for numbers in (self.values, self.errors):
