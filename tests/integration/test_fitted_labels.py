@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,11 @@ def test_a_release_that_grows_keeps_them_until_something_better_is_known(
     assert grown.errors[at(grown, known), RV] == 0.02
     assert verify(tmp_path / "grown") == []
     assert len(compare_releases(old, Release(tmp_path / "grown")).relabelled) == 2
+    # the same fits with other errors
+    grow(silent, labelled, tmp_path / "vaguer", fits=replace(newer, errors=2 * newer.errors))
+    vaguer = Release(tmp_path / "vaguer").index
+    assert (vaguer.labels[at(vaguer, last), TEFF], vaguer.errors[at(vaguer, last), TEFF]) == (5200.0, 40.0)
+    assert last in compare_releases(old, Release(tmp_path / "vaguer")).relabelled
 
 
 def test_training_sees_them_with_their_errors_and_nothing_is_judged_by_them(labelled):
