@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from harps_dist.data.augment import Augment
 from harps_dist.data.batches import EvaluationBatches, TrainingBatches
+from harps_dist.data.manifest import Index
 from harps_dist.data.observer import Observer
 from harps_dist.data.order import Mix, Order
 from harps_dist.data.reader import Release
@@ -29,6 +32,7 @@ from harps_dist.spectra.labels import CATALOGUED, NAMES
 from harps_dist.training.loop import train_run
 from preprocessing.difference import compare_releases, difference_tables
 from preprocessing.growth import grow
+from preprocessing.index_facts import label_statistics
 from preprocessing.ingest import ingest_spectra
 from preprocessing.pack import Settings, pack
 from preprocessing.verify import verify
@@ -153,6 +157,13 @@ def test_the_command_tells_and_knows_what_it_wrote(silent, fits, labelled, tmp_p
     assert Release(tmp_path / "R").manifest.fitted is None
 
 
+def test_without_simulations_and_catalogue_fits_say_what_scale_labels_have(labelled):
+    table = pq.read_table(labelled / "index.parquet")
+    fitted = table.filter(pc.is_finite(table["teff_error"]))
+    statistics = label_statistics(Index(fitted))
+    assert (statistics["teff"].mean, statistics["teff"].std, statistics["teff"].count) == (5200.0, 0.0, len(fitted))
+
+
 def changed(fits: FitLabels, rows: slice) -> FitLabels:
     """Some of the fits, 100 K hotter."""
     hotter = fits.values[rows] + np.where(np.arange(len(NAMES)) == TEFF, 100.0, 0.0)
@@ -237,9 +248,10 @@ def test_labels_of_fits_are_learned_and_their_errors_weigh(tiny_demo, tmp_path):
     silent = remade(tiny_demo / "archive.zarr", tmp_path / "a.zarr", {("real", n): UNKNOWN for n in range(len(rows))})
     found = {}
     for name, error in (("none", None), ("sharp", 1.0), ("vague", 5000.0)):
-        labels = {row["key"]: {"teff": (5200.0, error)} for row in rows} if error else {}
+        labels = {row["key"]: {"teff": (5200.0, error), "rv": (-22.9, 0.01)} for row in rows} if error else {}
         table = write_fits(tmp_path / f"{name}.ecsv", labels or {"elsewhere": FIT})
-        pack(silent, tmp_path / name, SETTINGS, fits=read_fits(table))
+        manifest = pack(silent, tmp_path / name, SETTINGS, fits=read_fits(table))
+        assert "rv" not in manifest.label_statistics  # so that training takes the range that it draws from
         found[name] = trained(tmp_path / name, tmp_path / f"run-{name}")
     assert found["none"][0] == 0
     assert found["sharp"][0] > 0.05
