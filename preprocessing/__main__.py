@@ -211,6 +211,7 @@ def pack(
     codec: CodecName | None = None,
     bound: float | None = None,
     grow: Path | None = None,
+    labels_from: Path | None = None,
     workers: int = 1,
 ) -> int:
     """Write a release, what training streams, from an archive.
@@ -229,10 +230,14 @@ def pack(
         bound: Largest error of a sample, in standard deviations of its own photon noise; others are left out.
         grow: Release to grow from: only what the archive has gained since is written; how it is split and stored is
             that release's matter.
+        labels_from: Table that `harps-dist fit` wrote: labels with errors for spectra of the training split, where the
+            catalogue has none.
         workers: Threads that encode samples; the release is the same.
     """
     from harps_dist.data.reader import Release
+    from harps_dist.formats.fit_tables import read_fits
     from harps_dist.spectra.microturbulence import BIAS, TOO_HIGH_KMS
+    from preprocessing.fitted import lines_of
     from preprocessing.growth import grow as grow_release
     from preprocessing.pack import Settings, manifest_of, replaced_because
     from preprocessing.pack import pack as write_release
@@ -244,10 +249,11 @@ def pack(
         raise ConfigError("--genuine and --no-genuine contradict each other. Give one, or neither: the files decide.")
     asked, before = (True if genuine else False if no_genuine else None), manifest_of(release)
     changes = Counter[str]()
+    fits = read_fits(labels_from) if labels_from else None
     with progress_bars() as progress:
         if grow is None:
             settings = Settings(description=description or "", genuine=asked)._replace(**chosen)
-            manifest = write_release(archive, release, settings, workers, progress=progress)
+            manifest = write_release(archive, release, settings, workers, progress=progress, fits=fits)
         elif chosen:
             raise ConfigError(
                 f"a release that grows is split and stored as the one it grows from, so {', '.join(chosen)} cannot be "
@@ -255,7 +261,7 @@ def pack(
             )
         else:
             manifest = grow_release(
-                archive, grow, release, description, asked, workers, progress=progress, changes=changes
+                archive, grow, release, description, asked, workers, progress=progress, changes=changes, fits=fits
             )
     say(f"release {release}: digest {manifest.digest}, generation {manifest.generation}")
     if before and (reason := replaced_because(before, manifest)):
@@ -267,6 +273,8 @@ def pack(
     if manifest.not_genuine:
         say(f"the real spectra are called observed-like ({manifest.not_genuine})")
     say(f"samples: {counted(manifest.counts)}; left out: {counted(manifest.left_out) or 'none'}")
+    for line in lines_of(manifest.fitted) if manifest.fitted else ():
+        say(line)
     index = Release(release).index
     if index.shared("vmic") == TOO_HIGH_KMS:
         say(f"all simulated stars have a microturbulence of {TOO_HIGH_KMS:g} km/s: {BIAS}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harps_dist.errors import HarpsDistError
-from harps_dist.formats.tables import read_table
+from harps_dist.formats.tables import read_table, texts
 from harps_dist.formats.text_tables import COMMENTS, has_names, read_ascii, read_text_table
 from harps_dist.formats.units import UnitError, in_unit, number_of, plain, unit_named
 from harps_dist.spectra.labels import CATALOGUED, LABEL
@@ -222,14 +222,7 @@ def _preferred(table: Any) -> np.ndarray:
 
 
 def _texts(column: Any) -> list[str]:
-    mask = np.broadcast_to(getattr(column, "mask", False), len(column))
-    values = zip(np.ma.getdata(column).tolist(), mask, strict=True)
-    return ["" if hidden or value is None or value != value else _text(value) for value, hidden in values]
-
-
-def _text(value: Any) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text[:LONGEST_NAME].strip()
+    return [text[:LONGEST_NAME].strip() for text in texts(column)]
 
 
 def _numbers(column: Any, ours: str, counts: Counter[str]) -> np.ndarray:

@@ -63,10 +63,11 @@ class Drift:
 class Difference:
     """Release B against release A, of which it need not be a descendant.
 
-    not_genuine: why the real spectra of either may not be called so, '' where they may. replaced: spectra of A, each
-    with the other form of its exposure that stands in B; one that is new there is not among the added. other_forms:
-    data products in B's archive that stand in neither, each with the form that stands in B. relabelled: spectra that
-    both have, with other labels; redescribed: with another position, time, S/N or name.
+    fitted: how many spectra of either have each label from a fit. not_genuine: why the real spectra of either may not
+    be called so, '' where they may. replaced: spectra of A, each with the other form of its exposure that stands in B;
+    one that is new there is not among the added. other_forms: data products in B's archive that stand in neither, each
+    with the form that stands in B. relabelled: spectra that both have, with other labels; redescribed: with another
+    position, time, S/N or name.
     Every list holds keys or stars, sorted. moved: stars that both have, in different splits. within: stars of B that
     lie in more than one split. aliases: pairs of stars of B in different splits that are one star by an id in a
     catalogue, or by a name or a place (within 5 arcsec) that no catalogue tells apart. twice: exposures of B that more
@@ -77,6 +78,7 @@ class Difference:
     after: str
     descends: bool
     counts: dict[str, tuple[int, int]]
+    fitted: tuple[dict[str, int], dict[str, int]]
     not_genuine: tuple[str, str]
     added: list[str]
     superseded: list[str]
@@ -106,7 +108,8 @@ class Difference:
         return asdict(self) | {"sound": self.sound}
 
 
-DIFFERENCE = json_file("difference of two releases", "--json", {"sound", *(field.name for field in fields(Difference))})
+_UNMARKED = {"sound", *(field.name for field in fields(Difference))} - {"fitted"}
+DIFFERENCE = json_file("difference of two releases", "--json", _UNMARKED)
 
 
 def compare_releases(before: Release, after: Release) -> Difference:
@@ -128,6 +131,7 @@ def compare_releases(before: Release, after: Release) -> Difference:
             kind: (before.manifest.counts.get(kind, 0), after.manifest.counts.get(kind, 0))
             for kind in sorted(before.manifest.counts.keys() | after.manifest.counts.keys())
         },
+        fitted=(_fitted(before), _fitted(after)),
         not_genuine=(before.manifest.not_genuine, after.manifest.not_genuine),
         added=added,
         superseded=sorted(key for key in both if a.value("pipeline", key) != b.value("pipeline", key)),
@@ -152,6 +156,10 @@ def compare_releases(before: Release, after: Release) -> Difference:
     )
 
 
+def _fitted(release: Release) -> dict[str, int]:
+    return release.manifest.fitted.counts if release.manifest.fitted else {}
+
+
 class _Real:
     """The real spectra of an index, by the id of their data product."""
 
@@ -166,7 +174,8 @@ class _Real:
         return self.value("star", key)
 
     def labels(self, key: str) -> np.ndarray:
-        return self.index.labels[self.rows[key]]
+        """(2, label) values, and errors of those from fits."""
+        return np.stack([self.index.labels[self.rows[key]], self.index.errors[self.rows[key]]])
 
     def splits(self) -> dict[str, frozenset[str]]:
         """The splits that the spectra of every star lie in: one, if all is well."""
@@ -269,6 +278,11 @@ def difference_tables(difference: Difference) -> list[Table]:
         "after grew from before": d.descends,
         "real spectra": " to ".join(f"observed-like ({why})" if why else "genuine" for why in d.not_genuine),
         **{f"{kind} samples": f"{old:,} to {new:,}" for kind, (old, new) in d.counts.items()},
+        **{
+            f"spectra with {name} from a fit": f"{d.fitted[0].get(name, 0):,} to {d.fitted[1].get(name, 0):,}"
+            for name in NAMES
+            if name in d.fitted[0] | d.fitted[1]
+        },
         "spectra added": f"{len(d.added):,}, {sum(d.new_visits.values()):,} of {len(d.new_visits):,} known stars",
         "spectra superseded": f"{len(d.superseded):,}",
         "exposures that stand in another form": _pairs(d.replaced, "by"),

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harps_dist.data.manifest import INDEX_COLUMNS, SINCE_5, Manifest, SampleKind, read_index_table, with_later_columns
+from harps_dist.data.manifest import (
+    ERRORS,
+    INDEX_COLUMNS,
+    SINCE_5,
+    Manifest,
+    SampleKind,
+    read_index_table,
+    with_errors,
+    with_later_columns,
+)
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError, ReleaseError
 from harps_dist.formats.archive import Archive
@@ -19,6 +28,7 @@ from harps_dist.progress import Progress, silent
 from harps_dist.spectra.labels import NAMES, SEVEN
 from harps_dist.spectra.observation import of_terms
 from preprocessing.factorise import ResponseBasis, TermBasis
+from preprocessing.fitted import Fitted, fits_of, joined, with_fits
 from preprocessing.inherited import inherited
 from preprocessing.pack import (
     RELEASE,
@@ -44,6 +54,8 @@ from preprocessing.samples import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from harps_dist.formats.fit_tables import FitLabels
+
 
 def grow(
     archive_path: Path,
@@ -55,6 +67,7 @@ def grow(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
     changes: Counter[str] | None = None,
+    fits: FitLabels | None = None,
 ) -> Manifest:
     """Write a release that is its parent and what the archive has gained since; only that is written, in new shards.
 
@@ -62,7 +75,8 @@ def grow(
     the file system can link. A spectrum that was reprocessed, or of which the archive says something else by now, is
     written anew; superseded versions, withdrawn spectra and those that are left out now are not in the index any more.
     description: default is the parent's. genuine: as for `pack`; what grows from a release that is not is none either.
-    changes: is filled with how many spectra changed in which way. Other arguments as for `pack`.
+    changes: is filled with how many spectra changed in which way. fits: as for `pack`; labels that fits gave the parent
+    stay where neither the catalogue nor another fit says something else. Other arguments as for `pack`.
     Raises ReleaseError where the parent is not in a folder here, or damaged; ArchiveError where it is not of this
     archive, what it holds has changed under it, or the archive has nothing that the parent has not; OutputError as
     `pack`.
@@ -72,7 +86,7 @@ def grow(
         raise ReleaseError(f"{release} cannot grow from itself: old runs replay from it. Give another --release.")
     old, archive = Release(parent), Archive(archive_path)
     with claimed(release, RELEASE):
-        return _grow(archive, old, parent, release, description, genuine, workers, shard_bytes, progress, changes)
+        return _grow(archive, old, parent, release, description, genuine, workers, shard_bytes, progress, changes, fits)
 
 
 def _grow(
@@ -86,13 +100,18 @@ def _grow(
     shard_bytes: int,
     progress: Progress,
     changes: Counter[str] | None,
+    fits: FitLabels | None,
 ) -> Manifest:
     manifest = old.manifest
     _check_lattice(archive, old)
     rows, withdrawn, other_forms = standing(archive)
     left_out = Counter({OTHER_FORM: len(other_forms)} if other_forms else {})
     wanted = Wanted(manifest.split_fractions, manifest.keep_out_of_range, rows)
-    offered = {row["key"]: (number, row) for number, row in real_rows(archive, wanted, left_out)}
+    spectra, fitted = real_rows(archive, wanted, left_out), None
+    if fits or manifest.fitted:
+        fitted = Fitted(joined(fits_of(old.index), fits), Counter())
+        spectra = with_fits(spectra, fitted.fits, other_forms, wanted.keep_out_of_range, fitted.passed_over)
+    offered = {row["key"]: (number, row) for number, row in spectra}
     settings = Settings(
         manifest.split_fractions,
         manifest.keep_out_of_range,
@@ -103,10 +122,10 @@ def _grow(
     )
     lineage = (*manifest.ancestors, old.digest)
     source = source_digest(archive, rows, withdrawn, other_forms)
-    if (there := same_release(release, settings, source, lineage)) is not None:
+    if (there := same_release(release, settings, source, lineage, fitted and fitted.fits)) is not None:
         return there
     nothing = ArchiveError(f"{archive.path} has nothing that release {parent} has not. Ingest first.")
-    if source == manifest.source:
+    if source == manifest.source and fits is None:
         raise nothing
     found = inherited(old, archive, offered, withdrawn, other_forms)
     if changes is not None:
@@ -134,7 +153,7 @@ def _grow(
         int(old.index["block"].max(initial=-1)) + 1,
         lineage,
     )
-    contents = Contents(samples, left_out, withdrawn, other_forms, source)
+    contents = Contents(samples, left_out, withdrawn, other_forms, source, fitted)
     return write_release(release, coding, contents, settings, taken, workers, shard_bytes, progress)
 
 
@@ -161,7 +180,8 @@ def _with_known(table: pa.Table, known: Mapping[str, Row]) -> pa.Table:
     for name in set(NAMES) - set(SEVEN) - set(table.column_names):
         values = [known.get(key, {}).get(name, np.nan) for key in keys]
         table = table.append_column(name, pa.array(values, pa.float64()))
-    return with_later_columns(table).select(INDEX_COLUMNS)
+    errors = set(ERRORS) & set(table.column_names)
+    return with_errors(with_later_columns(table)) if errors else with_later_columns(table).select(INDEX_COLUMNS)
 
 
 def _since(sample: Sample, generations: Mapping[str, int]) -> Sample:

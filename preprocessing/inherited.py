@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harps_dist.data.codec import restored
-from harps_dist.data.manifest import Index
+from harps_dist.data.manifest import ERRORS, Index
 from harps_dist.data.reader import Release
 from harps_dist.errors import ArchiveError
 from harps_dist.formats.archive import Archive
@@ -81,8 +81,15 @@ def inherited(
             (index["content"][place] != row["content"]) if has_content else _is_other_flux(old, archive, place, number)
         ):
             wrong.add("of other flux in the same version", key.removeprefix(REAL))
-        elif differing := [name for name in compared if not same(index[name][place], row[name])]:
-            changes["with other labels" if set(differing) & set(NAMES) else "otherwise described"] += 1
+        elif differing := [
+            *(name for name in compared if not same(index[name][place], row[name])),
+            *(
+                name
+                for column, name in enumerate(ERRORS)
+                if not same(index.errors[place, column], row.get(name, np.nan))
+            ),
+        ]:
+            changes["with other labels" if {*NAMES, *ERRORS} & set(differing) else "otherwise described"] += 1
             stays[place] = False
         else:
             known[key] = fresh.pop(key)[1]

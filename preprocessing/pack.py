@@ -18,24 +18,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-import numpy as np
-
 from harps_dist.data.codec import STEP
 from harps_dist.data.keyed import permutation
 from harps_dist.data.manifest import (
     BOUND,
+    ERRORS,
     INDEX,
     INDEX_COLUMNS,
-    KINDS_WITH_LABELS,
     MANIFEST,
     SCHEMA,
     Codec,
     CodecName,
     Index,
-    LabelStatistics,
     Manifest,
     SampleKind,
     Shard,
+    with_errors,
 )
 from harps_dist.data.reader import Release
 from harps_dist.data.split import PAPER_FRACTIONS
@@ -46,7 +44,8 @@ from harps_dist.formats.standing import standing
 from harps_dist.ownership import OutputKind, check, claimed
 from harps_dist.progress import Progress, silent
 from harps_dist.spectra.grid_spec import GridSpec
-from harps_dist.spectra.labels import NAMES
+from preprocessing.fitted import Fitted, with_fits
+from preprocessing.index_facts import counted, label_statistics, largest_errors
 from preprocessing.rows import OTHER_FORM, REAL, Row, Wanted, real_rows, source_digest
 from preprocessing.samples import (
     Coding,
@@ -63,6 +62,8 @@ from preprocessing.verify import shard_problems
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from harps_dist.formats.fit_tables import FitLabels
 
 SHARD_BYTES = 256 * 2**20
 
@@ -102,13 +103,15 @@ class Settings(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What an archive offers a release: samples by kind, a count of what is left out and why; `Manifest` says more."""
+    """What an archive offers a release: samples by kind, a count of what is left out and why; `Manifest` says more.
+    fitted: where labels of fits are among them."""
 
     samples: dict[SampleKind, list[Sample]]
     left_out: Counter[str]
     withdrawn: dict[str, str]
     other_forms: dict[str, str]
     source: str
+    fitted: Fitted | None = None
 
 
 class Taken(NamedTuple):
@@ -129,10 +132,12 @@ def pack(
     workers: int = 1,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
+    fits: FitLabels | None = None,
 ) -> Manifest:
     """Write a release of everything in the archive that may be trained on.
 
-    workers: threads that encode. progress: counts samples. The folder appears when it is whole;
+    workers: threads that encode. progress: counts samples. fits: that give labels where the archive has none, see
+    `fitted.with_fits`. The folder appears when it is whole;
     a release that stood there is replaced, unless it is the very same; `replaced_because` says why. Raises ArchiveError
     where there is nothing to pack, or spectra are said to be genuine whose files say otherwise; OutputError where
     something else stands there or another process is writing it.
@@ -140,19 +145,28 @@ def pack(
     check(release, RELEASE)
     archive = Archive(archive_path)
     with claimed(release, RELEASE):
-        return _pack(archive, release, settings, workers, shard_bytes, progress)
+        return _pack(archive, release, settings, workers, shard_bytes, progress, fits)
 
 
 def _pack(
-    archive: Archive, release: Path, settings: Settings, workers: int, shard_bytes: int, progress: Progress
+    archive: Archive,
+    release: Path,
+    settings: Settings,
+    workers: int,
+    shard_bytes: int,
+    progress: Progress,
+    fits: FitLabels | None,
 ) -> Manifest:
     rows, withdrawn, other_forms = standing(archive)
     source, left_out = source_digest(archive, rows, withdrawn, other_forms), Counter[str]()
     if other_forms:
         left_out[OTHER_FORM] = len(other_forms)
     spectra = list(real_rows(archive, Wanted(settings.fractions, settings.keep_out_of_range, rows), left_out))
+    fitted = None if fits is None else Fitted(fits, Counter())
+    if fitted:
+        spectra = list(with_fits(spectra, fitted.fits, other_forms, settings.keep_out_of_range, fitted.passed_over))
     settings = settings._replace(genuine=is_genuine(settings.genuine, [row for _, row in spectra]))
-    if (there := same_release(release, settings, source, ())) is not None:
+    if (there := same_release(release, settings, source, (), fits)) is not None:
         return there
     coding = Coding.of(archive, settings.codec)
     samples: dict[SampleKind, list[Sample]] = {
@@ -166,7 +180,7 @@ def _pack(
         raise ArchiveError(
             f"{archive.path} holds nothing to pack ({dict(left_out)}). Ingest spectra or ETC runs first."
         )
-    contents = Contents(samples, left_out, withdrawn, other_forms, source)
+    contents = Contents(samples, left_out, withdrawn, other_forms, source, fitted)
     return write_release(release, coding, contents, settings, None, workers, shard_bytes, progress)
 
 
@@ -194,6 +208,8 @@ def replaced_because(before: Manifest, after: Manifest) -> str:
         return "it grew from another one"
     if before.source != after.source:
         return "the archive's content differs"
+    if before.fitted != after.fitted:
+        return "the labels of fits differ"
     names = ("split_fractions", "keep_out_of_range", "description", "genuine", "codec")
     differing = [name for name in names if getattr(before, name) != getattr(after, name)]
     return f"its {' and '.join(differing) or 'shards'} differ"
@@ -207,7 +223,9 @@ def manifest_of(release: Path) -> Manifest | None:
         return None
 
 
-def same_release(release: Path, settings: Settings, source: str, lineage: tuple[str, ...]) -> Manifest | None:
+def same_release(
+    release: Path, settings: Settings, source: str, lineage: tuple[str, ...], fits: FitLabels | None
+) -> Manifest | None:
     """The manifest of the release that stands there, if it is what would be written, and its shards are whole."""
     there = manifest_of(release)
     if there is None:
@@ -217,6 +235,8 @@ def same_release(release: Path, settings: Settings, source: str, lineage: tuple[
         there.codec.bound,
     )  # fmt: skip
     if (made, there.source, there.ancestors, there.schema_version) != (settings, source, lineage, SCHEMA):
+        return None
+    if (there.fitted and there.fitted.fits) != (fits and fits.digest):
         return None
     return None if any(shard_problems(release, there.shards)) else there
 
@@ -235,7 +255,7 @@ def write_release(
     arguments as for `pack`."""
     import pyarrow as pa
 
-    archive, (samples, left_out, withdrawn, other_forms, source) = coding.archive, contents
+    archive, (samples, left_out, withdrawn, other_forms, source, fitted) = coding.archive, contents
     done, total = 0, sum(map(len, samples.values()))
     before, blocks, lineage = (taken.shards, taken.blocks, taken.lineage) if taken else ((), 0, ())
     with publish_folder(release, lambda: check(release, RELEASE)) as aside:
@@ -263,27 +283,30 @@ def write_release(
         table = _index_table(index)
         if taken:
             _link_shards(taken, aside)
-            table = pa.concat_tables([taken.rows, table.select(taken.rows.column_names).cast(taken.rows.schema)])
+            rows = taken.rows
+            if {ERRORS[0]} & {*rows.column_names, *table.column_names}:
+                rows, table = with_errors(rows), with_errors(table)
+            table = pa.concat_tables([rows, table.select(rows.column_names).cast(rows.schema)])
         content = _parquet(table)
         columns = Index(table)
         real = columns.rows("real")
         manifest = Manifest(
             description=settings.description,
             genuine=bool(settings.genuine),
-            origins=_counted(columns["origin"][real]),
-            simulated=_counted(columns["simulated"][real][columns["simulated"][real] != ""]),
+            origins=counted(columns["origin"][real]),
+            simulated=counted(columns["simulated"][real][columns["simulated"][real] != ""]),
             ancestors=lineage,
             source=source,
             keep_out_of_range=settings.keep_out_of_range,
             grid=GridSpec.of(archive.grid),
             source_margin=archive.grid.start - archive.source_grid.start,
             split_fractions=settings.fractions,
-            label_statistics=_label_statistics(columns),
+            label_statistics=label_statistics(columns),
             codec=Codec(
                 real=settings.codec,
                 step=STEP,
                 bound=settings.bound,
-                largest=_largest_errors(columns),
+                largest=largest_errors(columns),
                 response_terms=coding.basis.counts,
                 response_pixels=tuple(int(pixel) for term in coding.basis.terms for pixel in term.pixels),
             ),
@@ -291,6 +314,7 @@ def write_release(
             left_out=dict(sorted(left_out.items())),
             withdrawn=dict(sorted(withdrawn.items())),
             other_forms=dict(sorted(other_forms.items())),
+            fitted=fitted.manifest(columns) if fitted else None,
             shards=(*before, *shards),
             index_sha256=hashlib.sha256(content).hexdigest(),
         )
@@ -298,10 +322,6 @@ def write_release(
         content_of = {"digest": manifest.digest, **manifest.model_dump(mode="json")}
         (aside / MANIFEST).write_text(json.dumps(content_of, indent=1))
     return manifest
-
-
-def _counted(values: np.ndarray) -> dict[str, int]:
-    return dict(sorted(Counter(values.tolist()).items()))
 
 
 def _link_shards(taken: Taken, aside: Path) -> None:
@@ -335,34 +355,12 @@ def _encoded(samples: Sequence[Sample], workers: int) -> Iterator[Encoded]:
         yield from (future.result() for future in ahead)
 
 
-def _largest_errors(index: Index) -> dict[str, float]:
-    known = ~np.isnan(index["error"])
-    kinds = sorted(set(index["kind"][known].tolist()))
-    return {kind: float(index["error"][known & (index["kind"] == kind)].max()) for kind in kinds}
-
-
-def _label_statistics(index: Index) -> dict[str, LabelStatistics]:
-    """Mean and deviation per label over the training split: real spectra's where they have it, else simulated.
-
-    Sums are rounded once, so that they are the same on every machine.
-    """
-    statistics = {}
-    for column, name in enumerate(NAMES):
-        for kind in KINDS_WITH_LABELS:
-            labels = index.labels[index.rows(kind, "train"), column]
-            values = labels[~np.isnan(labels)].tolist()
-            if len(values) > 1:
-                mean = math.fsum(values) / len(values)
-                variance = math.fsum((value - mean) * (value - mean) for value in values) / len(values)
-                statistics[name] = LabelStatistics(mean=mean, std=math.sqrt(variance), count=len(values))
-                break
-    return statistics
-
-
 def _index_table(index: list[Row]) -> pa.Table:
     import pyarrow as pa
 
     columns = {name: [row[name] for row in index] for name in INDEX_COLUMNS}
+    if any(name in row for row in index for name in ERRORS):
+        columns |= {name: [row.get(name, math.nan) for row in index] for name in ERRORS}
     columns["coefficients"] = pa.array(columns["coefficients"], pa.list_(pa.float32()))
     return pa.table(columns)
 

@@ -86,12 +86,12 @@ def real_rows(archive: Archive, wanted: Wanted, left_out: Counter[str]) -> Itera
         if values["flag"]:
             left_out[values["flag"]] += 1
             continue
-        outside = [name for name in CATALOGUED if _outside(name, values[name])]
+        outside = [name for name in CATALOGUED if is_outside(name, values[name])]
         if outside and not wanted.keep_out_of_range:
             left_out[f"{outside[0]} outside {LABEL[outside[0]].training[0]:g}..{LABEL[outside[0]].training[1]:g}"] += 1
             continue
         labels = {name: values.get(name, np.nan) for name in NAMES}
-        if _outside("airmass", labels["airmass"]):
+        if is_outside("airmass", labels["airmass"]):
             labels["airmass"] = np.nan
         yield (
             int(number),
@@ -173,6 +173,7 @@ def _intrinsic(values: Row) -> Row:
     return {name: values[name] for name in (*INTRINSIC, "vmic")}
 
 
-def _outside(name: str, value: float) -> bool:
+def is_outside(name: str, value: float) -> bool:
+    """Whether a label lies outside what is kept for training (paper, Sect. 3.1)."""
     low, high = LABEL[name].training
     return bool(np.isfinite(value) and not low <= value <= high)

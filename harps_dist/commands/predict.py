@@ -11,6 +11,7 @@ Example: `harps-dist predict model spectra -o labels.fits`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,6 +41,10 @@ class Arguments:
     """Predict by so many blankings, such as 16: their median, and their spread as a part of the uncertainty.
     Takes as many times as long, and a model that was trained with blanked pieces.
     """
+    fits: Path | None = None
+    """Table that `harps-dist fit` wrote of the same spectra.
+    Where a label differs from the fit's by more than 3 combined standard deviations, the flag fit_disagrees says so.
+    """
     batch_size: int = 16
     """Spectra that are predicted at once."""
     workers: int = 0
@@ -56,6 +61,7 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     from harps_dist.commands.releases import release_for
     from harps_dist.console import console_for
+    from harps_dist.formats.fit_tables import read_fits
     from harps_dist.inference.predict import check_table, open_model, predict_files
     from harps_dist.progress import progress_bars
     from harps_dist.ranks.world import World, join_world
@@ -63,6 +69,7 @@ def main() -> int:
 
     with join_world(arguments.max_minutes) as world, progress_bars(quiet=not world.is_main) as progress:
         world.of_main(lambda: check_table(arguments.output))
+        fits = world.of_main(partial(read_fits, arguments.fits)) if arguments.fits else None
 
         def calibrating() -> Release:  # on the main rank alone
             return release_for(Run(arguments.model), arguments.release, World.alone(world.device))
@@ -79,6 +86,7 @@ def main() -> int:
             progress,
             arguments.refine,
             arguments.samples,
+            fits,
         )
     console = console_for(quiet=not world.is_main)
     for line in report.lines("predicted", f", in {exported.computing.precision}"):

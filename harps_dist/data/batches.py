@@ -30,8 +30,9 @@ class RawBatch(NamedTuple):
     flux and flux_scale (real, ...): codes of the release's codec. sed (simulated, source pixel) int16 B-spline
     coefficients, sed_scale (simulated, 2) their scale and zero. response (simulated, vector): coefficients; residual
     (some, 3, source pixel) float16 is added to the terms of the simulated samples residual_of (some,). rv_kms, berv_kms
-    (simulated,). key (batch,) of what the device draws; labels (batch, label) with NaN where missing; rows and epochs
-    (batch,): which row of the index, drawn in which epoch.
+    (simulated,). key (batch,) of what the device draws; labels (batch, label) with NaN where missing; label_errors
+    (batch, label) standard deviations of those that fits gave, 0 for others; rows and epochs (batch,): which row of the
+    index, drawn in which epoch.
     """
 
     flux: Tensor
@@ -45,6 +46,7 @@ class RawBatch(NamedTuple):
     berv_kms: Tensor
     key: Tensor
     labels: Tensor
+    label_errors: Tensor
     rows: Tensor
     epochs: Tensor
 
@@ -129,6 +131,7 @@ def assemble(
         berv_kms=torch.from_numpy(berv_kms),
         key=torch.from_numpy((keys_of("device", names) >> np.uint64(1)).astype(np.int64)),
         labels=torch.from_numpy(labels),
+        label_errors=torch.from_numpy(np.nan_to_num(release.index.errors[rows])),
         rows=torch.from_numpy(rows),
         epochs=torch.from_numpy(epochs),
     )
@@ -185,12 +188,14 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """Given batches of rows; what is drawn for simulated ones is the same at every evaluation."""
+    """Given batches of rows; what is drawn for simulated ones is the same at every evaluation. Labels of fits are
+    missing: nothing is judged by them."""
 
     EPOCH = -1
 
     def __init__(self, release: Release, batches: Sequence[np.ndarray], augment: Augment, seed: int):
         self._release, self._batches, self._augment, self._seed = release, batches, augment, seed
+        self._labels = release.index.truths
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -198,7 +203,7 @@ class EvaluationBatches:
     def __getitem__(self, number: int) -> RawBatch:
         rows = self._batches[number]
         epochs = np.full(len(rows), self.EPOCH)
-        return assemble(self._release, rows, epochs, self._release.index.labels, self._augment, self._seed)
+        return assemble(self._release, rows, epochs, self._labels, self._augment, self._seed)
 
 
 def in_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:

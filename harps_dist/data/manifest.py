@@ -62,6 +62,7 @@ INDEX_COLUMNS = (
     *("mjd", "ra", "dec", "pipeline", "catalogue_id", "generation"),
     *("origin", "simulated", "content"),
 )
+ERRORS = tuple(f"{name}_error" for name in NAMES)  # of the index of a release with labels of fits
 SINCE_5 = ("origin", "simulated", "content")  # of the index; texts, '' where the release is older
 
 
@@ -113,6 +114,18 @@ class LabelStatistics(Frozen):
     count: int
 
 
+class FittedLabels(Frozen):
+    """Labels that fits gave real spectra of the training split, where the catalogue has none.
+
+    fits: digest of the fits, their labels and errors. counts: how many spectra got each label. passed_over: how many
+    fits gave none, and why.
+    """
+
+    fits: str
+    counts: dict[str, int]
+    passed_over: dict[str, int]
+
+
 class Manifest(Frozen):
     """The release's table of contents. `digest` identifies it: equal digest, equal bytes of data.
 
@@ -122,7 +135,7 @@ class Manifest(Frozen):
     one grew from, the first one first. source: digest of what the archive held. withdrawn: data products that no
     release takes any more, and why; their bytes may still lie in shards of older generations, as those of superseded
     versions do, but no row of the index leads there. other_forms: data products that are another form of an exposure,
-    each with the product that stands for it. counts: samples of each kind.
+    each with the product that stands for it. counts: samples of each kind. fitted: labels of fits, where there are any.
     """
 
     schema_version: int = SCHEMA
@@ -143,6 +156,7 @@ class Manifest(Frozen):
     left_out: dict[str, int]
     withdrawn: dict[str, str]
     other_forms: dict[str, str] = Field(default_factory=dict)
+    fitted: FittedLabels | None = None
     shards: tuple[Shard, ...]
     index_sha256: str
 
@@ -157,9 +171,10 @@ class Manifest(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A release without other forms has the file and the digest that it had before these were noted."""
-        content = handler(self)
-        return content if self.other_forms else {key: value for key, value in content.items() if key != "other_forms"}
+        """A release without other forms, or labels of fits, has the file and the digest that it had before these were
+        noted."""
+        later = ("other_forms", "fitted")
+        return {key: value for key, value in handler(self).items() if value or key not in later}
 
     @property
     def not_genuine(self) -> str:
@@ -233,8 +248,8 @@ def read_manifest(store: Store, location: str | Path) -> Manifest:
 class Index:
     """The samples of a release, one row each, as columns in memory.
 
-    Numeric columns are NumPy arrays, text columns arrays of object. Labels are (row, len(NAMES)) float64,
-    NaN where missing.
+    Numeric columns are NumPy arrays, text columns arrays of object. labels: (row, len(NAMES)) float64, NaN where
+    missing. errors: of those that a fit gave, likewise, as standard deviations; NaN for a catalogue's.
     """
 
     def __init__(self, table: pa.Table):
@@ -244,12 +259,21 @@ class Index:
             raise ReleaseError(f"the index lacks columns {sorted(missing)}. Pack the release again.")
         self._columns = {name: table[name].to_numpy(zero_copy_only=False) for name in INDEX_COLUMNS}
         self.labels = np.stack([self._columns[name] for name in NAMES], axis=1)
+        self.errors = np.full(self.labels.shape, np.nan)
+        for column, name in enumerate(ERRORS):
+            if name in table.column_names:
+                self.errors[:, column] = table[name].to_numpy()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, column: str) -> np.ndarray:
         return self._columns[column]
+
+    @property
+    def truths(self) -> np.ndarray:
+        """The labels without those of fits, which nothing is judged by."""
+        return np.where(np.isnan(self.errors), self.labels, np.nan)
 
     def rows(self, kind: SampleKind, split: SplitName | Literal["all"] = "all") -> np.ndarray:
         """Row numbers of one kind and split, in the release's order."""
@@ -289,6 +313,16 @@ def with_later_columns(table: pa.Table) -> pa.Table:
         if name not in table.column_names:
             table = table.append_column(name, pa.array([""] * len(table), pa.string()))
     return table
+
+
+def with_errors(table: pa.Table) -> pa.Table:
+    """An index with the columns of labels of fits, empty where it has them not."""
+    import pyarrow as pa
+
+    for name in ERRORS:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([NAN] * len(table), pa.float64()))
+    return table.select([*INDEX_COLUMNS, *ERRORS])
 
 
 def read_index(store: Store, manifest: Manifest) -> Index:

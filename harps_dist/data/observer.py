@@ -53,7 +53,7 @@ ON_DETECTOR = ("scattered_light", "cosmic_hits", "blanked")
 class Batch(NamedTuple):
     """Standardised spectra (batch, pixel), labels (batch, label), which are simulated, rows of the index, keys.
 
-    Labels are NaN where missing.
+    Labels are NaN where missing. label_errors: (batch, label) standard deviations of labels that fits gave, else 0.
     """
 
     flux: Tensor
@@ -61,6 +61,7 @@ class Batch(NamedTuple):
     simulated: Tensor
     rows: Tensor
     key: Tensor
+    label_errors: Tensor
 
 
 class Observer:
@@ -139,7 +140,7 @@ class Observer:
             if self._detector.any:
                 self._on_detector(flux[real:], raw.key[real:])
         simulated = torch.arange(len(flux), device=flux.device) >= real
-        return Batch(flux, raw.labels, simulated, raw.rows, raw.key)
+        return Batch(flux, raw.labels, simulated, raw.rows, raw.key, raw.label_errors)
 
     def simulate(self, raw: RawBatch) -> Tensor:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""

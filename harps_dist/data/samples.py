@@ -27,8 +27,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Spectra(NamedTuple):
-    """flux: (n, pixel) float32, standardised. labels: (n,) float64 each, by name, NaN where missing. simulated: (n,)
-    bool. keys: what the samples are called."""
+    """flux: (n, pixel) float32, standardised. labels: (n,) float64 each, by name, NaN where missing; in the training
+    split they may be a fit's. simulated: (n,) bool. keys: what the samples are called."""
 
     flux: Tensor
     labels: dict[str, Tensor]

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harps_dist.errors import HarpsDistError, Interrupted
 from harps_dist.formats.hdus import open_hdus
 from harps_dist.formats.records import RefusedError
@@ -59,6 +61,19 @@ def read_table(
     if several := [name for name in table.colnames if table[name].ndim > 1]:
         raise error(f"{what} {printable(path)}: expected one value a row, got several in {printable(several[0])}.")
     return table
+
+
+def texts(column: Any) -> list[str]:
+    """The texts of a table's column, '' where one is missing; bytes, as FITS has them, are decoded."""
+    hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
+    return [
+        "" if hide or value is None or value != value else _text(value)
+        for value, hide in zip(np.ma.getdata(column).tolist(), hidden, strict=True)
+    ]
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _fits(content: bytes) -> Any:

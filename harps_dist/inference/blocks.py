@@ -51,7 +51,8 @@ class TableReport:
     """What making a table did.
 
     predicted, already: rows, by this run and before. other_forms: spectra without a row, of whose exposure another form
-    has one. failed: what has no row, and why. not_looked_at: of the folders, in one line.
+    has one. failed: what has no row, and why. not_looked_at: of the folders, in one line. compared: how predictions
+    agree with fits, in one line.
     """
 
     table: Path
@@ -60,6 +61,7 @@ class TableReport:
     other_forms: int = 0
     failed: list[Refusal] = field(default_factory=list)
     not_looked_at: str = ""
+    compared: str = ""
 
     @property
     def failed_path(self) -> Path:
@@ -71,6 +73,8 @@ class TableReport:
         if self.other_forms:
             others = "are other forms of exposures that have a row; its column other_forms names them"
             yield f"{self.other_forms} {others}"
+        if self.compared:
+            yield self.compared
         if self.not_looked_at:
             yield self.not_looked_at
         if self.failed:

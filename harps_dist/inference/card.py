@@ -146,6 +146,9 @@ def _data(description: Description, recipe: Recipe, release: Release) -> str:
         lines.append("- No genuine spectrum had a part in training, calibration or scores.")
     elif same and not manifest.genuine:
         lines.append(f"- Of the observed-like spectra {manifest.genuine_spectra:,} are genuine, as their files say.")
+    if same and manifest.fitted and manifest.fitted.counts:
+        labels = ", ".join(f"{name} {count:,}" for name, count in manifest.fitted.counts.items())
+        lines.append(f"- Of spectra that no catalogue labels, fits gave labels of the training split: {labels}.")
     if manifest.description:
         lines.append(f"- {manifest.description}")
     return "\n".join(lines)

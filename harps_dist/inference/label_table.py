@@ -64,7 +64,7 @@ def read_request(
         unknown=np.stack(values, axis=1) if factors else unknown,
         snr=numbers.get(SNR, snr),
         seed=seed + np.arange(len(table)) if seeds is None else seeds.astype(np.int64),
-        names=_texts(table[columns[OBJECT]]) if OBJECT in columns else np.full(len(table), "", object),
+        names=_names(table[columns[OBJECT]]) if OBJECT in columns else np.full(len(table), "", object),
         extrapolate=extrapolate,
     )
 
@@ -104,11 +104,8 @@ def _wrong(where: str, row: int, name: str, found: str) -> str:
     return f"{where}, row {row + 1}: {name} is {found}, expected a number. Fill it in, or leave the column out."
 
 
-def _texts(column: Any) -> np.ndarray:
-    """(rows,) text; bytes, as FITS has them, are decoded."""
-    hidden = np.broadcast_to(getattr(column, "mask", False), len(column))
-    found = [
-        "" if hide or value is None else value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        for value, hide in zip(np.ma.getdata(column).tolist(), hidden, strict=True)
-    ]
-    return np.array([cleaned(text, LONGEST_NAME) for text in found], dtype=object)
+def _names(column: Any) -> np.ndarray:
+    """(rows,) names of objects."""
+    from harps_dist.formats.tables import texts
+
+    return np.array([cleaned(text, LONGEST_NAME) for text in texts(column)], dtype=object)

@@ -12,6 +12,7 @@ import numpy as np
 
 from harps_dist.errors import ConfigError
 from harps_dist.formats.layouts import REWRITTEN
+from harps_dist.inference.agreement import agreement_line, with_agreement
 from harps_dist.inference.blocks import (
     FAILED,
     PARTS,
@@ -44,6 +45,7 @@ from harps_dist.runs.run import RECIPE, Run, Which
 
 if TYPE_CHECKING:
     from harps_dist.data.reader import Release
+    from harps_dist.formats.fit_tables import FitLabels
 
 PARTS_FORMAT = 3
 
@@ -100,14 +102,16 @@ def predict_files(
     progress: Progress = silent,
     refine: Refinement = "nothing",
     samples: int = 0,
+    fits: FitLabels | None = None,
 ) -> TableReport:
     """Predict every spectrum of the inputs into a table, one row an exposure, in the order of the inputs.
 
     inputs: FITS files, folders, patterns, an archive or a release. table: ends in .fits, .ecsv, .csv or .parquet.
     latents: whether the table has the latent vectors. workers: processes that read. world: the ranks that share the
     work; the main one writes the table. refine: which labels are refined on what the model draws. samples: of
-    blankings that labels are the median of, 0 for none. Of the forms of an exposure that which stands has the row, see
-    `forms`, and it names the others. What cannot be predicted is listed in TABLE.failed.csv.
+    blankings that labels are the median of, 0 for none. fits: of the same spectra, which labels are compared with, see
+    `agreement`. Of the forms of an exposure that which stands has the row, see `forms`, and it names the others. What
+    cannot be predicted is listed in TABLE.failed.csv.
     Raises ConfigError for inputs that are not there; OutputError where something else than such a table is there, or
     another process writes it; Interrupted, on all ranks, where one was asked to stop.
     """
@@ -120,16 +124,18 @@ def predict_files(
     parts = parts_path(table) / parts_key(exported, refine, samples)
     refined = ", ".join(refined_labels(refine, exported.labels))
     how = ({"refined": refined} if refined else {}) | ({"samples": str(samples)} if samples else {})
+    how |= {"fits": fits.digest} if fits else {}
+    report = TableReport(table)
     first, *beside = outputs_of(table)
     with world.claiming(lambda: claimed(*first, *beside)):
         return in_blocks(
             "predict",
             inputs,
-            TableReport(table),
+            report,
             parts,
             exported.grid,
             lambda good: _write_part(parts, exported, good, batch_size, refine, samples),
-            lambda columns: _write(table, exported, columns, latents, how),
+            lambda columns: _write(report, exported, columns, latents, how, fits),
             world,
             workers,
             progress,
@@ -155,7 +161,17 @@ def _write_part(parts: Path, exported: Exported, good: Good, batch_size: int, re
     write_part(parts, columns)
 
 
-def _write(table: Path, exported: Exported, columns: Columns, latents: bool, how: dict[str, str]) -> None:
+def _write(
+    report: TableReport,
+    exported: Exported,
+    columns: Columns,
+    latents: bool,
+    how: dict[str, str],
+    fits: FitLabels | None,
+) -> None:
+    if fits:
+        columns = with_agreement(exported.description, columns, fits)
+        report.compared = agreement_line(columns)
     fields = [name for name in fields_of(exported.description) if latents or name != "latent"]
-    columns = {name: columns[name] for name in fields}
-    write_table(table, columns, exported.description, exported.metadata | how)
+    columns = {name: columns[name] for name in fields if name in columns}
+    write_table(report.table, columns, exported.description, exported.metadata | how)

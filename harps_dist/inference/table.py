@@ -35,6 +35,7 @@ FLAGS = {
     "anomalous": "anomaly score above 1: unlike the spectra that calibrated the uncertainties, which promise nothing",
     "processed": "an image that IRAF or its kin rewrote since the pipeline made it; perhaps normalised",
 }
+DISAGREES = "fit_disagrees"  # a flag of tables that were compared with fits
 Columns = dict[str, np.ndarray]
 
 
@@ -96,29 +97,35 @@ OBSERVED = {  # what is known of a spectrum before anything is predicted
     "pipeline": Field("", "version of the pipeline that made it"),
     "other_forms": Field("", "data product ids of the exposure's other forms, which have no row; semicolons between"),
 }
-_ADDED = ("product", "pipeline", "other_forms", "flag_processed")  # which tables of version 0.1 lack
+_ADDED = (  # which tables of version 0.1 lack, or those without fits
+    *("product", "pipeline", "other_forms", "flag_processed"),
+    *(f"flag_{DISAGREES}", "fit_deviation", "fit_label"),
+)
 
 
 def fields_of(description: Description) -> dict[str, Field]:
-    """Every column that a table of this model may have, in order."""
+    """Every column that a table of this model may have, in order; those of a comparison with fits only where asked."""
     fields = dict(OBSERVED)
     for label in description.labels:
         fields[label.name] = Field(label.unit, "predicted")
         fields[f"{label.name}_sigma"] = Field(label.unit, "standard deviation as the model has it, not calibrated")
-        for level in _levels(description):
+        for level in levels_of(description):
             for end, word in (("lo", "lower"), ("hi", "upper")):
                 text = f"{word} end of the calibrated {level:.0%} interval; NaN where too few stars calibrate it"
                 fields[f"{label.name}_{end}{level * 100:.0f}"] = Field(label.unit, text)
     fields |= {
         "snr_measured": Field("", "S/N per pixel at the median flux, from the spectrum's own noise"),
-        "flags": Field("", f"of {', '.join(FLAGS)}; comma-separated"),
+        "flags": Field("", f"of {', '.join([*FLAGS, DISAGREES])}; comma-separated"),
         **{f"flag_{name}": Field("", text) for name, text in FLAGS.items()},
+        f"flag_{DISAGREES}": Field("", "a label differs from the fit's by more than 3 combined standard deviations"),
         "fill": Field("", "share of the grid's valid pixels that carry data"),
         "anomaly": Field("", "score; above 1 for 1 % of spectra like those of the validation split"),
         "distance": Field("", "from the training spectra among the encoder's features, about 1 for one of them"),
         "chi2_worst": Field("", "reduced chi2 of the reconstruction in the echelle order with the largest excess"),
         "chi2_excess": Field("", "that chi2 over what noise and the model's usual misfit give"),
         "chi2_order": Field("", "number of that order, 0 where nothing is reconstructed"),
+        "fit_deviation": Field("", "largest difference from the fit in combined standard deviations, NaN without one"),
+        "fit_label": Field("", "label with that difference"),
         "model_id": Field("", "sha256 of the model's weights"),
         "latent": Field("", "bottleneck nodes, or leading components of the encoder's features"),
     }
@@ -143,7 +150,7 @@ def columns_of(
     for number, label in enumerate(facts):
         value = predicted.labels[:, number]
         columns[label.name], columns[f"{label.name}_sigma"] = value, predicted.sigma[:, number]
-        for level in _levels(description):
+        for level in levels_of(description):
             half = predicted.half_width[:, number, description.levels.index(level)]
             half = np.where(np.isfinite(half), half, np.nan)
             columns[f"{label.name}_lo{level * 100:.0f}"] = value - half
@@ -181,7 +188,7 @@ def _worst_order(description: Description, predicted: Predicted) -> Columns:
     }
 
 
-def _levels(description: Description) -> list[float]:
+def levels_of(description: Description) -> list[float]:
     """Levels of the intervals in the table: the narrowest and the widest."""
     levels = description.levels
     return [levels[0], levels[-1]] if levels else []

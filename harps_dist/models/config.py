@@ -8,9 +8,9 @@ Tested in tests/unit/test_losses.py.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from harps_dist.frozen import Frozen
 from harps_dist.spectra.labels import SEVEN
@@ -206,3 +206,13 @@ class Loss(Frozen):
     """Error of a label below which the loss is quadratic instead of absolute [standard deviations of the label]."""
     reconstruction_below: float = Field(0.0, ge=0)
     """Error of a pixel below which the loss is quadratic instead of absolute [medians of the flux]."""
+    label_scatter: float = Field(0.1, gt=0)
+    """Error with which a label of a fit counts half of one without an error [standard deviations of the label].
+    A head that states its own uncertainty adds the error to that instead.
+    """
+
+    @model_serializer(mode="wrap")
+    def _saved(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The newer field only where it is another than by default: recipes are known as they were before."""
+        content = whole(self)
+        return {name: value for name, value in content.items() if name != "label_scatter" or value != 0.1}

@@ -34,20 +34,24 @@ def loss_parts(
     """The parts of Eqs. 3-11 for one batch, in float32 or better.
 
     label: |l - l_hat| over labels that are not missing (Eq. 3), on the nodes drawn (Eq. 9), or the likelihood of a
-    heteroscedastic head. reconstruction: |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their
-    numbers. found: |v - v_hat| of velocities that were looked for on what a decoder draws. unknown: |u| of simulated
-    spectra (Sect. 3.2). kl: of the latent distribution from the prior, summed over nodes, mean over spectra (Eq. 8);
-    the minus sign printed before it is an ELBO's, so it is added. mmd: between nodes and prior (Eq. C.4); everyone:
-    those of the whole global batch, where this is not it.
+    heteroscedastic head. A label that a fit gave counts by its error, see `label_weight` and `with_errors`.
+    reconstruction: |s - s_hat| over the valid pixels (Eq. 5), valid: (valid pixel,) their numbers. found: |v - v_hat|
+    of velocities that were looked for on what a decoder draws. unknown: |u| of simulated spectra (Sect. 3.2). kl: of
+    the latent distribution from the prior, summed over nodes, mean over spectra (Eq. 8); the minus sign printed before
+    it is an ELBO's, so it is added. mmd: between nodes and prior (Eq. C.4); everyone: those of the whole global batch,
+    where this is not it.
     """
     parts = {}
     if output.labels is not None:
         truth = model.normalise(batch.labels)
         present = torch.isfinite(truth)
         residual = torch.where(present, at_least_float32(output.labels) - truth, 0.0)
-        error = _error(residual, config.label_below)
+        stated = (model.own(batch.label_errors) / model.label_std).to(residual)
         if output.log_scale is not None:
-            error = negative_log_likelihood(residual, at_least_float32(output.log_scale), model.uncertainty) * present
+            log_scale = with_errors(at_least_float32(output.log_scale), stated, model.uncertainty)
+            error = negative_log_likelihood(residual, log_scale, model.uncertainty) * present
+        else:
+            error = _error(residual, config.label_below) * label_weight(stated, config.label_scatter)
         parts["label"] = Part(config.label, error.sum(), present.sum())
     if output.reconstruction is not None:
         residual = at_least_float32(output.reconstruction).index_select(1, valid) - batch.flux.index_select(1, valid)
@@ -70,6 +74,24 @@ def loss_parts(
         discrepancy = mmd_terms(nodes, output.prior, *everyone, config.mmd_batch_size)
         parts["mmd"] = Part(config.mmd, discrepancy.sum(), _count(discrepancy))
     return parts
+
+
+def label_weight(errors: Tensor, scatter: float) -> Tensor:
+    """Weights of labels with these standard deviations: 1 without an error, 1/2 where it equals the scatter.
+
+    Inverse variances: labels without an error scatter by `scatter` about what the model says, the others by both.
+    """
+    return 1 / (1 + (errors / scatter).square())
+
+
+def with_errors(log_scale: Tensor, errors: Tensor, likelihood: str) -> Tensor:
+    """Logarithms of the scales by which labels with these standard deviations scatter about what a model says.
+
+    Variances add: its own of scale exp(log_scale), and the label's. What has no error stays as it is.
+    """
+    scale = errors if likelihood == "gaussian" else errors * 0.5**0.5  # a Laplacian's variance is 2 scale²
+    both = 0.5 * torch.log(torch.exp(2 * log_scale) + scale.square())
+    return torch.where(errors > 0, both, log_scale)
 
 
 def negative_log_likelihood(residual: Tensor, log_scale: Tensor, likelihood: str) -> Tensor:

@@ -112,6 +112,7 @@ def sample_by_sample(release: Release, rows: np.ndarray, epochs: np.ndarray, aug
             found["berv_kms"].append(berv)
         found["key"].append(key_of("device", *names) // 2)
         found["labels"].append(labels)
+        found["label_errors"].append(np.zeros(len(NAMES)))  # which labels of fits alone have
         found["rows"].append(row)
         found["epochs"].append(epoch)
     return found
@@ -253,6 +254,7 @@ def test_berv_moves_tellurics_and_rv_moves_the_star(shift):
         berv_kms=berv_kms,
         key=torch.zeros(2, dtype=torch.int64),
         labels=torch.zeros(2, len(NAMES)),
+        label_errors=torch.zeros(2, len(NAMES)),
         rows=torch.arange(2),
         epochs=torch.zeros(2, dtype=torch.int64),
     )

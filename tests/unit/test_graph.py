@@ -58,7 +58,9 @@ class Recording:
 
 def batch_of(value: float) -> Batch:
     rows = torch.zeros(2, dtype=torch.int64)
-    return Batch(torch.full((2, 3), value), torch.zeros(2, 1), torch.zeros(2, dtype=torch.bool), rows, rows)
+    return Batch(
+        torch.full((2, 3), value), torch.zeros(2, 1), torch.zeros(2, dtype=torch.bool), rows, rows, torch.zeros(2, 1)
+    )
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -15,7 +15,7 @@ from harps_dist.data.order import Mix
 from harps_dist.models.autoencoder import Latent
 from harps_dist.models.build import build_model
 from harps_dist.models.config import Autoencoder, Decoder, Encoder, Loss
-from harps_dist.models.losses import global_loss, loss_parts, mmd_terms
+from harps_dist.models.losses import global_loss, label_weight, loss_parts, mmd_terms, with_errors
 from harps_dist.models.supervised import Output
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra.grid import named_grid
@@ -37,7 +37,7 @@ def batch_of(teff: list[float], logg: list[float], simulated: list[bool]) -> Bat
     labels[:, NAMES.index("teff")] = torch.tensor(teff)
     labels[:, NAMES.index("logg")] = torch.tensor(logg)
     flux = torch.tensor([[1.0, 2.0, 9.0]] * len(teff))
-    return Batch(flux, labels, torch.tensor(simulated), torch.arange(len(teff)), torch.arange(len(teff)))
+    return Batch(flux, labels, torch.tensor(simulated), *[torch.arange(len(teff))] * 2, torch.zeros_like(labels))
 
 
 def test_label_loss_leaves_missing_labels_out(model):
@@ -301,3 +301,43 @@ def test_gradients_of_the_whole_loss(uncertainty, below):
 
     inputs = [x.requires_grad_() for x in (nodes, log_scale, reconstruction, unknown, log_variance)]
     assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_a_label_counts_by_the_inverse_of_its_variance():
+    torch.testing.assert_close(label_weight(torch.tensor([0.0, 0.1, 0.3]), 0.1), torch.tensor([1.0, 0.5, 0.1]))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])
+def test_the_error_of_a_label_adds_to_the_scatter_that_a_head_states(likelihood):
+    """In variances; and where there is none, to the bit nothing changes."""
+    variance_of = {"gaussian": 1.0, "laplace": 2.0}[likelihood]
+    log_scale = torch.tensor([-3.0, -3.0, 0.7], requires_grad=True)
+    errors = torch.tensor([0.0, 0.2, 0.5])
+    both = with_errors(log_scale, errors, likelihood)
+    assert both[0] == log_scale[0]
+    torch.testing.assert_close(variance_of * (2 * both).exp(), variance_of * (2 * log_scale).exp() + errors**2)
+    both.sum().backward()
+    assert log_scale.grad[0] == 1
+    assert (log_scale.grad[1:] > 0).all()
+
+
+@pytest.mark.parametrize("uncertainty", ["none", "gaussian"])
+def test_labels_of_fits_pull_less(uncertainty):
+    """The same residual of one label with an error and of one without."""
+    model = build_model(Encoder(width=0.0625, uncertainty=uncertainty, labels=("teff",)), named_grid("tiny"))
+    model.set_label_scale({"teff": 5000.0}, {"teff": 500.0})
+    batch = batch_of([5500.0, 5500.0], [NAN, NAN], [False, False])
+    errors = torch.zeros_like(batch.labels)
+    errors[1, NAMES.index("teff")] = 50.0  # a tenth of the deviation
+    said = torch.zeros(2, 1, requires_grad=True)
+    scale = None if uncertainty == "none" else torch.full((2, 1), math.log(0.1))
+    output, batch = Output(labels=said, log_scale=scale), batch._replace(label_errors=errors)
+    part = loss_parts(model, output, batch, torch.tensor([0]), Loss())["label"]
+    part.total.backward()
+    assert part.terms == 2
+    assert said.grad[1] / said.grad[0] == pytest.approx(0.5)
+
+
+def test_a_recipe_is_known_as_it_was_before_labels_had_errors():
+    assert "label_scatter" not in Loss().model_dump()
+    assert Loss.model_validate(Loss(label_scatter=0.2).model_dump()).label_scatter == 0.2

@@ -30,7 +30,7 @@ def batch(size: int = 2) -> Batch:
     flux = 1 + 0.1 * torch.randn(size, grid.length, generator=draw)
     labels = torch.randn(size, len(NAMES), generator=draw, dtype=torch.float64)
     rows = torch.arange(size)
-    return Batch(flux, labels, rows == 0, rows, rows)
+    return Batch(flux, labels, rows == 0, rows, rows, torch.zeros_like(labels))
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def made_up(grid: Grid, real: int, simulated: int, residuals: bool) -> tuple[Dec
         berv_kms=torch.linspace(31, -28, simulated).double(),
         key=torch.from_numpy(random.integers(0, 2**63, real + simulated)),
         labels=torch.zeros(real + simulated, len(NAMES)),
+        label_errors=torch.zeros(real + simulated, len(NAMES)),
         rows=torch.arange(real + simulated),
         epochs=torch.zeros(real + simulated, dtype=torch.int64),
     )
