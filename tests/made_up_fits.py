@@ -28,6 +28,8 @@ def write_fits(
         for number, column in enumerate((name, f"{name}_error")):
             columns[column] = np.array([labels.get(name, (np.nan, np.nan))[number] for labels in fits.values()])
         columns[f"{name}_sigma"] = columns[f"{name}_error"] / 10
+        if (off_by := f"{name}_model_error") in columns:
+            columns[off_by] = np.where(np.isfinite(columns[name]), 0.0, np.nan)
     columns["dp_id"] = np.array(list(fits), object)
     columns["flags"] = np.array([flags.get(product, "") for product in fits], object)
     columns["other_forms"] = np.array([forms.get(product, "") for product in fits], object)

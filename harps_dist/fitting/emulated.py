@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.errors import ConfigError
+from harps_dist.fitting.stellar import MODEL_ERRORS
 from harps_dist.inference.simulators import open_simulator
 from harps_dist.models.physical_model import PhysicalSemiSupervised
 from harps_dist.models.supervised import SpectrumModel
@@ -28,7 +29,7 @@ class EmulatedModel:
             raise ConfigError(
                 f"{name} has no emulator of stars at rest. Give a model with physics, such as the recipe ae-phys."
             )
-        decoder, self.id = model.decoder.to(device), id
+        decoder, self.id, self.errors = model.decoder.to(device), id, MODEL_ERRORS
         self.labels: tuple[str, ...] = tuple(decoder.emulator.labels)
         self.grid, self.ranges, self._emulator = decoder.source_grid, decoder.emulator.ranges, decoder.emulator
 

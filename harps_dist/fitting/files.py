@@ -28,7 +28,7 @@ from harps_dist.progress import Progress, silent
 from harps_dist.ranks.world import World
 
 BATCH = 8  # spectra that are fitted at once
-FORMAT = 1
+FORMAT = 2
 FIGURES = home("figures of fits", "--figures")
 
 
@@ -117,7 +117,7 @@ def _fitted(fitter: Fitter, good: Good, network: Exported | None, figures: Path 
     coverage, broken = (np.array([getattr(one, name) for one in found]) for name in ("coverage", "broken"))
     columns: dict[str, Any] = {"identity": np.array([item.identity for item, _ in good], object)}
     columns |= {name: np.array([one.columns[name] for one in found]) for name in found[0].columns}
-    columns |= columns_of(fitted, fitter.grid, sigma, coverage, broken)
+    columns |= columns_of(fitted, fitter.grid, sigma, coverage, broken, fitter.model.errors)
     columns["start"] = np.full(len(found), network.description.id if network else "", object)
     if figures:
         _draw(figures, fitter, flux, sigma, fitted, columns)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harps_dist.fitting.fitter import Fitted
+from harps_dist.fitting.stellar import MODEL_ERRORS
 from harps_dist.inference.table import OBSERVED, Columns, Field, notes_path, write_columns
 from harps_dist.ownership import KEY, OutputKind, check, ecsv_meta, first_line, parquet_meta
 from harps_dist.spectra.grid import Grid
@@ -44,6 +45,10 @@ def fields_of() -> dict[str, Field]:
         fields[name] = Field(unit, f"{meaning}, fitted")
         fields[f"{name}_sigma"] = Field(unit, "standard deviation as photon noise makes it; NaN where it was held")
         fields[f"{name}_error"] = Field(unit, "standard deviation as residuals make it that hang together over 1.3 Å")
+        if name in MODEL_ERRORS:
+            fields[f"{name}_model_error"] = Field(
+                unit, "what such fits were off by for genuine dwarfs, in no other error"
+            )
     return fields | {
         "chi2_start": Field("", "reduced chi2 where the fit began"),
         "chi2": Field("", "reduced chi2 of the fit, without the clipped pixels"),
@@ -57,9 +62,16 @@ def fields_of() -> dict[str, Field]:
     }
 
 
-def columns_of(fitted: Fitted, grid: Grid, sigma: np.ndarray, coverage: np.ndarray, broken: np.ndarray) -> Columns:
+def columns_of(
+    fitted: Fitted,
+    grid: Grid,
+    sigma: np.ndarray,
+    coverage: np.ndarray,
+    broken: np.ndarray,
+    model_errors: Mapping[str, float],
+) -> Columns:
     """The columns that follow from n fits. sigma: (n, pixel), NaN where there are no data. coverage, broken: (n,), see
-    `Observed`."""
+    `Observed`. model_errors: see `StellarModel.errors`."""
     solution = fitted.solution
     values, at_edge = solution.parameters.cpu().numpy().copy(), solution.at_edge.cpu().numpy()
     errors = [
@@ -78,6 +90,9 @@ def columns_of(fitted: Fitted, grid: Grid, sigma: np.ndarray, coverage: np.ndarr
         unread = broken | outside if name in READ else broken
         for column, each in zip((name, f"{name}_sigma", f"{name}_error"), three, strict=True):
             columns[column] = np.where(unread, np.nan, each)
+        if name in MODEL_ERRORS:
+            off_by = np.where(fitted.held[:, number], np.nan, model_errors[name])
+            columns[f"{name}_model_error"] = np.where(unread, np.nan, off_by)
     usable = np.isfinite(sigma)
     left = np.sqrt((solution.left.cpu().numpy() ** 2 - np.nanmedian(sigma, axis=1) ** 2).clip(0))  # beyond the noise
     lost = usable & ~solution.used.cpu().numpy()

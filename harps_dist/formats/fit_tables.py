@@ -28,7 +28,8 @@ class FitLabels:
     """Labels that fits read off n spectra.
 
     products: (n,) data product ids. values, errors: (n, len(NAMES)) float64 in the labels' units, errors the standard
-    deviations that residuals make; both NaN where a fit did not read a label, or held it. flagged: fits that are not
+    deviations that residuals make and, in quadrature, what model spectra are off by; both NaN where a fit did not read
+    a label, or held it. flagged: fits that are not
     to be relied on, by data product, with their flags. forms: other forms of exposures, each with the data product of
     the fit.
     """
@@ -82,6 +83,8 @@ def read_fits(path: Path) -> FitLabels:
     values, errors = (np.full((len(products), len(NAMES)), np.nan) for _ in range(2))
     for name in labels:
         value, error = (_numbers(table[column], name, where) for column in (name, f"{name}_error"))
+        if (beside := f"{name}_model_error") in table.colnames:
+            error = np.hypot(error, _numbers(table[beside], name, where))
         known = in_range_each(name, value) & np.isfinite(error) & (error > 0)
         known &= np.array([name != "vmic" or PARTLY not in flag for flag in flags], bool)
         values[:, NAMES.index(name)], errors[:, NAMES.index(name)] = np.where(known, [value, error], np.nan)

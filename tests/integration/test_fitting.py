@@ -15,7 +15,7 @@ from harps_dist.fitting import files
 from harps_dist.fitting.files import check_outputs, fit_files
 from harps_dist.fitting.fitter import Fitter
 from harps_dist.fitting.lines import learn_from_files
-from harps_dist.fitting.stellar import with_lines
+from harps_dist.fitting.stellar import MODEL_ERRORS, with_lines
 from harps_dist.fitting.table import FLAGS, NAMES, fields_of
 from harps_dist.inference import blocks
 
@@ -64,6 +64,7 @@ def test_the_table_says_what_the_demo_holds(fitted, tiny_demo):
         assert row["airmass"] == pytest.approx(row["airmass_header"], abs=0.3)
         assert row["chi2"] < row["chi2_start"]
         assert 0 < row["teff_sigma"].value < row["teff_error"].value  # the model is wrong by more than the noise
+        assert row["teff_model_error"].value == MODEL_ERRORS["teff"]
         assert np.isnan(row["berv_sigma"].value)
     assert {f"flag_{name}" for name in FLAGS} < set(table.colnames)
     assert table["broadening"].unit == "km/s"

@@ -11,7 +11,7 @@ from harps_dist.fitting.fitter import GRID, Fitter, Held, fitting_grid
 from harps_dist.fitting.observation import Observation
 from harps_dist.fitting.solve import Settings
 from harps_dist.fitting.start import Start
-from harps_dist.fitting.stellar import PackagedModel
+from harps_dist.fitting.stellar import MODEL_ERRORS, PackagedModel
 from harps_dist.fitting.table import columns_of
 from harps_dist.formats.sed import SedGrid
 from harps_dist.spectra.grid import Grid, named_grid
@@ -135,14 +135,15 @@ def test_a_star_beyond_the_model_is_flagged_and_not_read(fitter):
     flux, sigma = observed(fitter, 2)
     for one, outside in ((narrow, True), (fitter, False)):
         fitted = one.fit(flux, sigma, [12.0, 12.0])
-        columns = columns_of(fitted, SMALL, sigma, np.ones(2), np.zeros(2, bool))
+        columns = columns_of(fitted, SMALL, sigma, np.ones(2), np.zeros(2, bool), MODEL_ERRORS)
         assert columns["flag_at_edge"].tolist() == [outside] * 2
         assert ("at_edge" in columns["flags"][0]) == outside
         assert np.isnan(columns["teff"]).all() == outside
+        assert np.isnan(columns["teff_model_error"]).all() == outside
         assert np.isnan(columns["vmic_error"]).all() == outside
         np.testing.assert_allclose(columns["rv"], STAR["rv"], atol=0.1)
         assert np.isnan(columns["airmass_sigma"]).all()  # which was held
-    broken = columns_of(fitted, SMALL, sigma, np.ones(2), np.array([True, False]))
+    broken = columns_of(fitted, SMALL, sigma, np.ones(2), np.array([True, False]), MODEL_ERRORS)
     assert np.isnan(broken["rv"]).tolist() == [True, False]
 
 

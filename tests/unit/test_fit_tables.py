@@ -70,3 +70,9 @@ def test_what_is_no_table_of_fits_is_refused(columns, said, tmp_path):
     Table(columns).write(tmp_path / "t.csv")
     with pytest.raises(ConfigError, match=said):
         read_fits(tmp_path / "t.csv")
+
+
+def test_what_model_spectra_are_off_by_counts_too(tmp_path):
+    columns = {"dp_id": ["a"], "flags": [""], "teff": [5000.0], "teff_error": [30.0], "teff_model_error": [40.0]}
+    Table(columns, units={name: "K" for name in ("teff", "teff_error", "teff_model_error")}).write(tmp_path / "t.ecsv")
+    assert read_fits(tmp_path / "t.ecsv").errors[0, TEFF] == 50.0
