@@ -38,7 +38,8 @@ READ = {  # options that name what is only read
     "promote promote comparison", "promote promote gate", "retrain Arguments run", "train Arguments start_from",
     "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "benchmark ingest spectra",
     "promote history registry",
-    "benchmark genuine spectra", "benchmark genuine labels", "benchmark genuine model", "benchmark genuine stars", "benchmark genuine lines",
+    "benchmark genuine spectra", "benchmark genuine labels", "benchmark genuine model", "benchmark genuine stars",
+    "benchmark genuine lines",
     "benchmark data scratch",  # in which a folder is made that has no other's name
 }  # fmt: skip
 # option: module, its arguments, what is written, and what else is, where another thing may be in the way
