@@ -52,6 +52,17 @@ def test_the_stellar_model_is_the_grid():
     np.testing.assert_allclose(model.grid.wave_aa, SedGrid.packaged().wave_aa, atol=1e-9)
 
 
+def test_a_star_at_rest_is_drawn_where_its_lines_are():
+    model = PackagedModel(dtype=torch.float64)
+    at = Observation(model, SMALL, "cpu", torch.float64)
+    star = parameters(variance=0.0, rv=0.0)
+    drawn = at.render(star, derivatives=False).flux[0]
+    air = at.transmission(*star[:, -3:].T, derivatives=False)[0][0]
+    first = SMALL.start - model.grid.start
+    expected = torch.exp(model.log_flux(star[:, : len(model.labels)])[0])[first : first + SMALL.length]
+    np.testing.assert_allclose(drawn, expected * air, rtol=1e-3)
+
+
 def test_derivatives_are_finite_differences():
     at = Observation(PackagedModel(dtype=torch.float64), GRID, "cpu", torch.float64)
     star = parameters(airmass=1.6, pwv=4.0)

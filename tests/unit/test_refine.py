@@ -92,6 +92,18 @@ def test_all_labels_are_found_within_their_errors(model, truth):
         assert 0.3 < square[name] < 2.1
 
 
+def test_what_an_encoder_says_beyond_the_model_spectra_is_found_back(model, truth):
+    """Where nothing is drawn beyond a limit, no step would lead away from there."""
+    valid, (logg, unit) = torch.arange(model.decoder.length), column(model, "logg")
+    flux, sigma = noisy(model, truth, 300)
+    start = truth.clone()
+    start[:, logg] = float((model.model_spectra["logg"][1] - model.label_mean[logg]) / unit) + 0.6
+    found = refine(model, flux, start, sigma, valid)
+    error = (found.nodes - truth)[:, logg].double() * unit
+    assert (found.covariance[:, logg, logg].sqrt() < 0.1).all()
+    assert (error.abs() < 6 * found.covariance[:, logg, logg].sqrt()).all()
+
+
 def test_a_worse_misfit_widens_the_errors_and_hits_do_not_pull(model, truth):
     valid = torch.arange(model.decoder.length)
     flux, sigma = noisy(model, truth, 100)
