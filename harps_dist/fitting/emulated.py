@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.errors import ConfigError
-from harps_dist.fitting.stellar import MODEL_ERRORS
+from harps_dist.formats.sed import MODEL_ERRORS
 from harps_dist.inference.simulators import open_simulator
 from harps_dist.models.physical_model import PhysicalSemiSupervised
 from harps_dist.models.supervised import SpectrumModel

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harps_dist.fitting.fitter import Fitted
-from harps_dist.fitting.stellar import MODEL_ERRORS
+from harps_dist.formats.sed import MODEL_ERRORS
 from harps_dist.inference.table import OBSERVED, Columns, Field, notes_path, write_columns
 from harps_dist.ownership import KEY, OutputKind, check, ecsv_meta, first_line, parquet_meta
 from harps_dist.spectra.grid import Grid

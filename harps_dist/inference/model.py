@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.errors import ConfigError, ExportError
+from harps_dist.formats.sed import MODEL_ERRORS
 from harps_dist.inference.anomaly import STRETCHES, Misfit, Orders, Reference, misfit, power
 from harps_dist.inference.build import build
 from harps_dist.inference.description import CONFIG, REFERENCE, WEIGHTS, Description, from_json
@@ -185,19 +186,23 @@ class Exported:
     def refined(self, raw: Raw, flux: Tensor, noise: Tensor, what: Refinement) -> Raw:
         """What the network said, with labels refined on what it draws; arguments as of `raw`.
 
+        Errors are those of noise and misfit, of a star's labels also what model spectra are off by (MODEL_ERRORS).
+
         Raises ConfigError for a model that does not read and draw both velocities.
         """
         check_refines(self.model, self.description.name)
         chunks = noise.repeat_interleave(NOISE_CHUNK, dim=1)[:, : len(self._valid)]
         sigma = (chunks * (flux[:, self._valid].abs() + NOISE_FLOOR)).sqrt().to(flux)
         nodes, covariance, _ = refine(self.model, flux, raw.nodes, sigma, self._valid)
-        columns = [self.labels.index(name) for name in refined_labels(what, self.labels)]
+        names = refined_labels(what, self.labels)
+        columns = [self.labels.index(name) for name in names]
+        off_by = torch.tensor([MODEL_ERRORS.get(name, 0.0) for name in names]).to(covariance)
         labels = raw.labels.clone()
         labels[:, columns] = self.model.physical(nodes[:, : len(self.labels)])[:, columns].to(labels)
         scale = [fact.scale for fact in self.description.labels]
         said = raw.sigma if raw.sigma is not None else torch.tensor([scale], device=flux.device).repeat(len(flux), 1)
         said = said.double().clone()
-        said[:, columns] = covariance.diagonal(dim1=1, dim2=2).sqrt()[:, columns]
+        said[:, columns] = torch.hypot(covariance.diagonal(dim1=1, dim2=2).sqrt()[:, columns], off_by)
         drawn = self.model.decode(nodes)
         compared = misfit(flux[:, self._valid], drawn[:, self._valid], noise, self.orders) if raw.misfit else None
         return raw._replace(labels=labels, sigma=said, nodes=nodes, refined=tuple(columns), fitted=compared)
@@ -215,7 +220,7 @@ class Exported:
 
         noise: (n, chunk), where it is known; else it is measured on the spectra. chi2: whether they are reconstructed
         and compared, where the model can. refine: which labels are refined on what the model draws; their
-        intervals are then those of the photon noise and of the misfit, and no calibration changes them. samples: of
+        intervals are then those of photon noise, misfit and model spectra, and no calibration changes them. samples: of
         blankings that labels are the median of (`sampled`), 0 for none. Raises ConfigError for another grid, or a model
         that reads no spectra, cannot refine or never saw blanked pieces.
         """

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
+from harps_dist.formats.sed import MODEL_ERRORS
 from tests.commands import TINY, command, run
 from tests.distributed.test_strategies import EXACT, last_weights, losses
 
@@ -98,6 +99,7 @@ def test_velocities_are_refined_where_it_is_asked_for(trained, tiny_demo, tmp_pa
     assert refined.meta["refined"] == "rv, berv"
     assert everything.meta["refined"].startswith("rv, berv, teff")
     assert (np.asarray(everything["teff"]) != np.asarray(plain["teff"])).all()
+    assert (np.asarray(everything["teff_sigma"]) > MODEL_ERRORS["teff"]).all()
     for column in ("rv", "rv_sigma", "anomaly"):
         np.testing.assert_array_equal(refined[column], everything[column])
     np.testing.assert_array_equal(plain["anomaly"], everything["anomaly"])  # a better fit makes no star usual

@@ -15,8 +15,9 @@ from harps_dist.fitting import files
 from harps_dist.fitting.files import check_outputs, fit_files
 from harps_dist.fitting.fitter import Fitter
 from harps_dist.fitting.lines import learn_from_files
-from harps_dist.fitting.stellar import MODEL_ERRORS, with_lines
+from harps_dist.fitting.stellar import with_lines
 from harps_dist.fitting.table import FLAGS, NAMES, fields_of
+from harps_dist.formats.sed import MODEL_ERRORS
 from harps_dist.inference import blocks
 
 

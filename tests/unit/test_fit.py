@@ -11,9 +11,9 @@ from harps_dist.fitting.fitter import GRID, Fitter, Held, fitting_grid
 from harps_dist.fitting.observation import Observation
 from harps_dist.fitting.solve import Settings
 from harps_dist.fitting.start import Start
-from harps_dist.fitting.stellar import MODEL_ERRORS, PackagedModel
+from harps_dist.fitting.stellar import PackagedModel
 from harps_dist.fitting.table import columns_of
-from harps_dist.formats.sed import SedGrid
+from harps_dist.formats.sed import MODEL_ERRORS, SedGrid
 from harps_dist.spectra.grid import Grid, named_grid
 
 SMALL = Grid("small", 233_500, 8192)  # 6120.00-6201.91 Å, without tellurics
