@@ -25,6 +25,7 @@ from harps_dist.columns import read_columns
 from harps_dist.errors import ConfigError
 from harps_dist.fitting.files import fit_files
 from harps_dist.fitting.fitter import Fitter
+from harps_dist.fitting.stellar import CorrectedModel
 from harps_dist.formats.readers import find_spectra, read_spectrum
 from harps_dist.formats.records import Refusal
 from harps_dist.inference.model import Exported
@@ -188,14 +189,16 @@ def _read(
     def telling(method: str) -> Progress:
         return lambda what, done, total: progress(method, done, total)
 
+    def table_of(method: str) -> Path:
+        return folder / f"{method.replace(', ', '-').replace(' + ', '-')}.parquet"
+
     def predicted(method: str, **how: object) -> None:
-        table = folder / f"{method.replace(', ', '-')}.parquet"
         how |= {"world": world, "progress": telling(method)}
-        reports[method] = predict_files(network, paths, table, **how)  # type: ignore[arg-type]
+        reports[method] = predict_files(network, paths, table_of(method), **how)  # type: ignore[arg-type]
 
     def fitted(method: str, start: Exported | None) -> None:
-        table = folder / f"{method.replace(' + ', '-')}.parquet"
-        reports[method] = fit_files(fitter, paths, table, start, world=world, progress=telling(method))
+        method += ", lines" if isinstance(fitter.model, CorrectedModel) else ""
+        reports[method] = fit_files(fitter, paths, table_of(method), start, world=world, progress=telling(method))
 
     if network:
         predicted("network")

@@ -24,6 +24,7 @@ from harps_dist.columns import read_columns
 from harps_dist.errors import ConfigError, OutputError
 from harps_dist.fitting.files import fit_files
 from harps_dist.fitting.fitter import Fitter, fitting_grid
+from harps_dist.fitting.stellar import CorrectedModel, PackagedModel
 from harps_dist.formats.archive import Archive
 from harps_dist.inference.model import Exported, load
 from harps_dist.inference.predict import predict_files
@@ -154,6 +155,20 @@ def test_scores_are_read_as_they_were_written_and_damage_is_said(scored, tmp_pat
     path.write_text(path.read_text().replace('"visits": 3', '"visits": 4'))
     with pytest.raises(ConfigError, match="is damaged"):
         read_genuine(path)
+
+
+def test_a_model_that_draws_is_refined_and_learned_lines_are_told(known, tiny_exports, tmp_path):
+    """One visit of each star."""
+    (tmp_path / "spectra").mkdir()
+    for name in {star: name for name, star in known.stars.items()}.values():
+        shutil.copy(known.spectra / f"{name}.fits", tmp_path / "spectra")
+    network, stars = load(tiny_exports / "demo-ae-mix"), PackagedModel()
+    unchanged = np.zeros(stars.grid.length)
+    fitter = Fitter(fitting_grid(network.grid), CorrectedModel(stars, unchanged, unchanged))
+    scores = genuine_scores(tmp_path / "spectra", Catalog.read(known.labels), fitter, network)
+    assert scores.methods == ["network", "network, refined", "fit, lines", "network + fit, lines"]
+    read = {(score.star, score.method): score.median for score in scores.of_stars if score.label == "rv"}
+    assert all(read[star, "network"] != read[star, "network, refined"] for star in set(known.stars.values()))
 
 
 def test_spectra_of_no_star_of_the_catalogue_are_refused(known, tmp_path):
