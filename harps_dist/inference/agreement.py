@@ -23,7 +23,7 @@ def with_agreement(description: Description, columns: Columns, fits: FitLabels) 
     """The columns of n predictions with `flag_fit_disagrees`, `fit_deviation` and `fit_label`, and the flag in `flags`.
 
     Compared are labels that both read, by the exposure. The network's standard deviation is half its narrowest
-    calibrated interval, the model's own where too few stars calibrate that; the fit's is what residuals make. Spectra
+    calibrated interval, the model's own where too few stars calibrate that; the fit's is `FitLabels.errors`. Spectra
     without a fit to be relied on are not flagged, and their deviation is NaN.
     """
     others = [forms.split(";") if forms else [] for forms in columns["other_forms"]]

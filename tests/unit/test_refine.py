@@ -153,7 +153,7 @@ def test_errors_hold_where_neighbouring_pixels_share_their_noise(model, truth):
         error = (found.nodes - truth)[:, rv].double() * unit
         pulls.append(error / found.covariance[:, rv, rv].sqrt())
     square = float(torch.stack(pulls).square().mean())
-    assert 0.3 < square < 2  # 60 draws; without what neighbours share, the pulls' mean square is 5
+    assert 0.3 < square < 2  # 60 draws; without what neighbours share, the pulls' mean square is 9
 
 
 def test_lines_that_the_encoder_missed_by_far_are_found(model, truth):
