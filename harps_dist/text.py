@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def format_pair(value: float, error: float) -> str:
 def strict_json(content: object) -> str:
     """Indented JSON in which NaN and infinities are null."""
     return json.dumps(_nan_to_none(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def command_of(*words: object, **options: object) -> str:
+    """The command of a benchmark: its name, what it takes by position, and options but for those that are None."""
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["harps-dist", "benchmark", *map(str, words), *given])
 
 
 def sealed_json(content: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ Tested in tests/integration/test_genuine.py.
 from __future__ import annotations
 
 import json
-import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -247,12 +246,6 @@ def stated_errors(rows: Mapping[str, np.ndarray], label: str) -> np.ndarray:
         return rows[f"{label}_sigma"]
     half = (rows[lows[0].replace("_lo", "_hi")] - rows[lows[0]]) / 2
     return np.where(np.isfinite(half), half, rows[f"{label}_sigma"])
-
-
-def command_of(**options: object) -> str:
-    """The command that measures with these options, but for those that are None."""
-    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    return shlex.join(["harps-dist", "benchmark", "genuine", *words])
 
 
 def write_genuine(scores: GenuineScores, path: Path | None) -> None:

@@ -51,9 +51,8 @@ def nuisance_effects(release: Release, nuisance: Nuisance, device: torch.device)
     raw = EvaluationBatches(release, [rows], quiet, seed=0)[0]
     raw = RawBatch(*(part.to(device) for part in raw))._replace(key=torch.arange(SPECTRA, device=device) + 1)
     plain, without = _observed(release, Nuisance(), raw, device)
-    on = [name for name, field in Nuisance.model_fields.items() if field.default == 0 and getattr(nuisance, name)]
     effects = []
-    for name in (*on, "all"):
+    for name in (*nuisance.on, "all"):
         ms, with_it = _observed(release, nuisance if name == "all" else nuisance.only(name), raw, device)
         change = ((with_it - without) ** 2)[:, release.grid.valid].mean(axis=1)
         most = int(change.argmax())

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from harps_dist.commands.benchmark_files import etc, genuine, ingest, predict
+from harps_dist.commands.benchmark_nuisances import nuisances, sensitivity
 from harps_dist.config import Auto, Engine, Precision
 from harps_dist.ownership import check
 
@@ -289,44 +290,12 @@ def curves(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("curve
     return 0
 
 
-def nuisances(
-    name: tyro.conf.Positional[Literal["plain", "rich"]] = "rich",
-    release: str = "demo",
-    device: Literal["cpu", "cuda"] = "cpu",
-    out: Path = Path("nuisances.png"),
-) -> int:
-    """Draw what each nuisance of a set does to simulated spectra, alone and all together, and say what it costs.
-
-    Example: `harps-dist benchmark nuisances rich --out nuisances.png`.
-
-    Args:
-        name: Set of nuisances, as training takes it.
-        release: Release in a folder, or demo.
-        device: Device that makes the spectra.
-        out: PNG to write.
-    """
-    import torch
-
-    from harps_dist.benchmarks.nuisance_costs import FIGURE, draw_effects, effect_table, nuisance_effects
-    from harps_dist.commands.releases import open_release
-    from harps_dist.console import console_for
-    from harps_dist.data.augment import named_nuisance
-    from harps_dist.ranks.world import World
-
-    check(out, FIGURE)
-    opened = open_release(World.alone(), release)
-    effects = nuisance_effects(opened, named_nuisance(name), torch.device(device))
-    draw_effects(effects, opened, out)
-    console_for().print(effect_table(effects), f"{out}", soft_wrap=True)
-    return 0
-
-
 def main() -> int:
     commands: dict[str, Callable[..., int]] = {
         made.__name__: made
         for made in (
             *(models, speed, data, step, ranks, batches),
-            *(growth, etc, ingest, predict, genuine, ridge, curves, nuisances),
+            *(growth, etc, ingest, predict, genuine, ridge, curves, nuisances, sensitivity),
         )
     }
     return tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)

@@ -114,7 +114,7 @@ def genuine(
         device: Device that predicts and fits; auto is a GPU where there is one.
         json: File for all scores; RUNS/genuine.json stands on the page of reproduce.
     """
-    from harps_dist.benchmarks.genuine import GENUINE, TABLES, command_of, genuine_scores, genuine_tables, write_genuine
+    from harps_dist.benchmarks.genuine import GENUINE, TABLES, genuine_scores, genuine_tables, write_genuine
     from harps_dist.benchmarks.step_speed import wanted_device
     from harps_dist.console import console_for, say
     from harps_dist.fitting.emulated import emulated
@@ -122,6 +122,7 @@ def genuine(
     from harps_dist.fitting.stellar import with_lines
     from harps_dist.inference.model import load
     from harps_dist.progress import progress_bars
+    from harps_dist.text import command_of
     from preprocessing.catalog import Catalog
     from preprocessing.catalog_files import column_lines, parse_columns
 
@@ -133,8 +134,8 @@ def genuine(
     say(f"reference errors: {', '.join(catalog.errors) or 'none'}")
     chosen = wanted_device(device)
     network = load(model, chosen) if model else None
-    options = {"model": model, "stars": stars, "lines": lines, "columns": columns}
-    how = command_of(spectra=spectra, labels=labels, **options, continuum=None if continuum == 16 else continuum)
+    options = {"spectra": spectra, "labels": labels, "model": model, "stars": stars, "lines": lines, "columns": columns}
+    how = command_of("genuine", **options, continuum=None if continuum == 16 else continuum)
     grid, of_stars = fitting_grid(network.grid if network else None), emulated(stars, chosen)
     fitter = Fitter(grid, with_lines(of_stars, lines, chosen), Held(), Settings(continuum=continuum), chosen)
     with progress_bars() as progress:

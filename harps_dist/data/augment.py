@@ -66,18 +66,20 @@ class Nuisance(Frozen):
     """Standard deviation of what share of these corrections lines get, about 1, each 15 km/s drawn by itself."""
 
     @property
-    def any(self) -> bool:
-        """Whether anything is drawn at all: whether what is off by default is on."""
+    def on(self) -> list[str]:
+        """Names of what is drawn at all: what is off by default and is on."""
         fields = type(self).model_fields.items()
-        return any(getattr(self, name) for name, field in fields if field.default == 0 or name == "lines")
+        return [name for name, field in fields if getattr(self, name) and (field.default == 0 or name == "lines")]
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is drawn at all."""
+        return bool(self.on)
 
     def only(self, *names: str) -> Nuisance:
         """These settings with all others off."""
-        off: dict[str, Any] = {
-            name: field.default
-            for name, field in type(self).model_fields.items()
-            if (field.default == 0 or name == "lines") and name not in names
-        }
+        fields = type(self).model_fields
+        off: dict[str, Any] = {name: fields[name].default for name in self.on if name not in names}
         return self.model_copy(update=off)
 
     @model_serializer(mode="wrap")

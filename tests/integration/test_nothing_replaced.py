@@ -39,7 +39,7 @@ READ = {  # options that name what is only read
     "benchmark predict model", "benchmark ridge run", "benchmark curves runs", "benchmark ingest spectra",
     "promote history registry",
     "benchmark genuine spectra", "benchmark genuine labels", "benchmark genuine model", "benchmark genuine stars",
-    "benchmark genuine lines",
+    "benchmark genuine lines", "benchmark sensitivity model", "benchmark sensitivity lines",
     "benchmark data scratch",  # in which a folder is made that has no other's name
 }  # fmt: skip
 # option: module, its arguments, what is written, and what else is, where another thing may be in the way
@@ -113,6 +113,7 @@ WRITTEN = {
             "models": "", "speed": "", "data": "--release {release}", "step": "", "ranks": "", "growth": "", "etc": "",
             "ingest": "",
             "predict": "{run} {files}",
+            "sensitivity": "{run}",
             "genuine": "--spectra {files}/spectra --labels {files}/catalog.csv",
         }.items()
     },
@@ -137,7 +138,7 @@ def paths_of_commands() -> set[str]:
     scripts = [("preprocessing", ROOT / "preprocessing/__main__.py")]
     doors = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
     scripts += [(name, ROOT / f"harps_dist/commands/{name}.py") for name in doors]
-    scripts.append(("benchmark", ROOT / "harps_dist/commands/benchmark_files.py"))
+    scripts += [("benchmark", ROOT / f"harps_dist/commands/benchmark_{part}.py") for part in ("files", "nuisances")]
     found = set()
     for script, path in [*scripts, *((name, ROOT / path) for name, path in options_of.items())]:
         for node in ast.walk(ast.parse(path.read_text())):

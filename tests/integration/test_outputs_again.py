@@ -72,6 +72,7 @@ AGAIN = {  # a command, and what it writes
     "traversal": ("simulate", "{decoder} --traverse teff --points 2 -o {at}/v.png"),
     "curves": ("benchmark", "curves {run} --out {at}/curves.png"),
     "nuisances": ("benchmark", "nuisances --release {release} --out {at}/nuisances.png"),
+    "sensitivity": ("benchmark", "sensitivity {at}/x --release {release} --json {at}/n.json"),
     "costs": ("benchmark", "models demo-cnn-mix --grid tiny --json {at}/b.json"),
     "growth": ("benchmark", "growth --sizes 4 --fresh 2 --json {at}/g.json"),
     "etc costs": ("benchmark", "etc --runs 1 --json {at}/e.json"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harps_dist.benchmarks.nuisance_costs import draw_effects, nuisance_effects
+from harps_dist.benchmarks.sensitivity import sensitivity, sensitivity_tables, write_sensitivity
 from harps_dist.commands.train import parse
 from harps_dist.config import Recipe
 from harps_dist.data.augment import NUISANCES, Augment, Nuisance
@@ -247,3 +250,64 @@ def test_the_figure_has_a_panel_of_each(release, tmp_path):
     assert (tmp_path / "nuisances.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match=r"ends in \.png"):
         draw_effects(effects, release, tmp_path / "nuisances.pdf")
+
+
+class DepthReader:
+    """A network, as the benchmark of sensitivity asks for it, whose temperature [K] is how much light lines take."""
+
+    device, id = CPU, "depth"
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        names = ("rv", "teff")
+        self.description = SimpleNamespace(name="depth", labels=tuple(SimpleNamespace(name=name) for name in names))
+
+    def check_reads(self) -> None:
+        pass
+
+    def predict_flux(self, flux: np.ndarray, chi2: bool) -> SimpleNamespace:
+        depth = 1 - flux.astype(np.float64).mean(axis=1)
+        return SimpleNamespace(labels=np.stack([0 * depth, 1000 * depth], axis=1))
+
+
+@pytest.fixture(scope="module")
+def shifts(release):
+    return sensitivity(release, DepthReader(release.grid), NUISANCES["rich"], spectra=24)
+
+
+def test_each_nuisance_alone_moves_labels_as_it_takes_or_gives_light(shifts):
+    assert {shift.stars for shift in shifts} == {"below 5000 K", "5000 to 6000 K", "from 6000 K"}
+    for stars in ("below 5000 K", "5000 to 6000 K", "from 6000 K"):
+        found = {shift.nuisance: shift for shift in shifts if (shift.label, shift.stars) == ("teff", stars)}
+        assert list(found) == ["none", *NUISANCES["rich"].on, "all"]
+        assert found["missing_lines"].shift < 0 < found["unlisted_lines"].shift
+        assert found["cosmic_hits"].shift < 0
+        assert all(shift.error == pytest.approx(shift.scatter / shift.spectra**0.5) for shift in found.values())
+
+
+def test_pairs_share_star_and_velocities_and_differ_in_the_nuisance_alone(release, shifts):
+    alone = sensitivity(release, DepthReader(release.grid), NUISANCES["rich"].only("cosmic_hits"), spectra=24)
+    hits = [shift for shift in shifts if shift.nuisance in ("none", "cosmic_hits")]
+    assert [shift for shift in alone if shift.nuisance != "all"] == hits
+    assert [shift.shift for shift in alone[-6:]] == [shift.shift for shift in hits[-6:]]  # all is that one
+    assert all(shift.shift == 0 for shift in shifts if shift.label == "rv" and shift.nuisance != "none")
+    without = [shift for shift in shifts if shift.label == "rv" and shift.nuisance == "none"]
+    assert all(abs(shift.shift) < 30 and 5 < shift.scatter < 30 for shift in without)  # what it reads, 0, off the truth
+
+
+def test_tables_and_file_of_shifts(shifts, release, tmp_path):
+    teff, rv = sensitivity_tables(shifts).split("\n\n")
+    assert teff.startswith("| teff [K]")
+    assert "below 5000 K" in rv.splitlines()[0]
+    assert len(teff.splitlines()) == 2 + len(NUISANCES["rich"].on) + 2
+    write_sensitivity(shifts, "a command", DepthReader(release.grid), tmp_path / "s.json")
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["command"] == "a command"
+    assert len(found["shifts"]) == len(shifts)
+
+
+def test_what_sensitivity_cannot_be_measured_on(release):
+    with pytest.raises(ConfigError, match="expected that of depth, harps"):
+        sensitivity(release, DepthReader(named_grid("harps")), NUISANCES["rich"])
+    with pytest.raises(ConfigError, match="0 simulated spectra of 9000 to inf K, expected at least 4"):
+        sensitivity(release, DepthReader(release.grid), NUISANCES["rich"], edges_k=(9000,))
