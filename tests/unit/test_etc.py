@@ -353,7 +353,7 @@ def test_the_spline_of_an_sed_is_made_once(run: Path, generation: str, monkeypat
         made.append(len(given[0]))
         return cubic_spline(*given)
 
-    monkeypatch.setattr("harps_dist.formats.sed.cubic_spline", counted)
+    monkeypatch.setattr("harps_dist.formats.sed.repeated_spline", counted)
     assert isinstance(read_etc(run / f"{generation}.json", run), EtcRecord)
     assert len(made) == 1
 
