@@ -4,7 +4,7 @@ Two parsers agree on what a document says. `parse_quickly` makes arrays of lists
 each of millions, and takes plain documents alone. `parse` takes whatever Python's own parser does, and says what is
 wrong with the others.
 
-Tested in tests/unit/test_etc.py.
+Tested in tests/unit/test_etc_json.py.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _parse_leniently(raw: bytes) -> Any:
 
 
 def parse_quickly(raw: bytes) -> dict | None:
-    """The same, with arrays (n,) float64 for lists of numbers below `data`; None for a document that is not plain.
+    """What a plain document says, by arrays (n,) float64 of the lists of numbers below `data`; None for any other.
 
     Plain is strict JSON, an object, in which no list stands in a list and, down to the arrays, no key twice in an
     object. What else there is, `parse` reads or refuses.
