@@ -33,8 +33,19 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "hd": ("hd", "hd_name"),
     "hip": ("hip", "hip_name"),
     "gaia": ("source_id", "gaia_dr3", "gaia_dr3_id", "gaiadr3_source_id"),
-    "ra_deg": ("ra_deg", "ra_j2000", "raj2000", "_raj2000", "ra", "ra_icrs", "_ra.icrs", "_ra", "radeg"),
-    "dec_deg": ("dec_deg", "dec_j2000", "dej2000", "_dej2000", "dec", "de_icrs", "_de.icrs", "_de", "dedeg"),
+    "ra_deg": ("ra_deg", "ra_j2000", "raj2000", "_raj2000", "ra", "ra_icrs", "_ra.icrs", "_ra", "radeg", "rah ram ras"),
+    "dec_deg": (
+        "dec_deg",
+        "dec_j2000",
+        "dej2000",
+        "_dej2000",
+        "dec",
+        "de_icrs",
+        "_de.icrs",
+        "_de",
+        "dedeg",
+        "de- ded dem des",
+    ),
     "pm_ra": ("pmra", "pm_ra", "pmra_cosdec", "sy_pmra"),  # times cos(dec), as all that are named give it
     "pm_dec": ("pmdec", "pmde", "pm_dec", "sy_pmdec"),
     "epoch": ("ref_epoch", "epoch"),
@@ -48,6 +59,8 @@ UNITS = {name: LABEL[name].unit for name in CATALOGUED} | {
     "pm_dec": "mas/yr",
     "epoch": "yr",
 }
+# Columns of CDS that hold the parts of a position together, and the most whole units of it that there can be.
+PARTS = {"RAh RAm RAs": 23.0, "DE- DEd DEm DEs": 90.0}
 AT_2000 = ("ra_j2000", "raj2000", "_raj2000")  # columns of right ascension that are at epoch 2000 whatever others say
 GAIA_EPOCH = 2016.0  # of DR3
 ATMOSPHERIC = ("teff", "logg", "mh")
@@ -57,6 +70,7 @@ _GTO_COLUMNS = ("object", "snr", "teff", "logg", "vt", "[fe/h]")  # HARPS-GTO li
 _SEXAGESIMAL = re.compile(r"[+-]?\d+(?:[: ]+\d+[: ]+\d+(\.\d*)?|[hd°] ?\d+[m'′] ?\d+(\.\d*)?[s\"″]?)")
 _WITH_UNIT = re.compile(r"(.*[^\s\[(])\s*[\[(]([^\])]+)[\])]")  # 'Teff [K]'
 _ERRORS = ("e_{}", "e{}", "{}_error", "{}_err", "{}err", "{}err1", "{}_sigma", "sigma_{}")  # names of columns of errors
+_MINUS = ("-", "\N{MINUS SIGN}")
 _EMPTY = ("", "-", "--", "---", "~", "nan", "null", "none", "n/a", "...", "…")
 
 
@@ -88,6 +102,7 @@ def read_catalog(path: Path, mapping: Mapping[str, str]) -> CatalogFile:
     others = {".dat": _read_text, ".txt": _read_text}
     table = read_table(path, "catalogue", CatalogError, others)
     counts = Counter({"lines of the catalogue commented out": table.meta.get(COMMENTS, 0)})
+    _join_parts(table, counts)
     chosen = _chosen(table, mapping, path)
     columns: dict[str, Any] = {}
     for ours, name in chosen.items():
@@ -106,7 +121,7 @@ def read_catalog(path: Path, mapping: Mapping[str, str]) -> CatalogFile:
         ours: [values[row] for row in order] if ours in TEXTS else values[order] for ours, values in columns.items()
     }
     errors = {ours: values[order] for ours, values in _errors(table, chosen).items()}
-    taken = set(used.values())
+    taken = {*PARTS, *(part for name in used.values() for part in (name, *(name.split() if name in PARTS else ())))}
     return CatalogFile(columns, counts, used, tuple(name for name in table.colnames if name not in taken), errors)
 
 
@@ -121,6 +136,30 @@ def _read_text(text: str) -> Any:
             f"columns {' '.join(_GTO_COLUMNS)} are known. Add a header line."
         )
     return read_ascii(text, "no_header", names=_GTO_COLUMNS)
+
+
+def _join_parts(table: Any, counts: Counter[str]) -> None:
+    """Add columns [deg] of positions whose hours or degrees, minutes and seconds stand in columns of their own.
+
+    Minutes may have decimals, and no seconds beside them. A position that lacks a part is missing.
+    """
+    for joined, most in PARTS.items():
+        *sign, whole, minutes, seconds = joined.split()
+        if not {whole, minutes} <= {*table.colnames}:
+            continue
+        names = [name for name in (whole, minutes, seconds) if name in table.colnames]
+        units, *sixtieths = (_of_texts(_texts(table[name]), name, None, counts)[0] for name in names)
+        beyond, south = np.abs(units) > most, units < 0
+        degrees = np.abs(units)
+        for power, part in enumerate(sixtieths, 1):
+            beyond |= (part < 0) | (part >= 60)
+            degrees = degrees + part / 60**power
+        _count(counts, " ".join(names), f"beyond {most:g}, 60 and 60", beyond)
+        for name in {*sign} & {*table.colnames}:
+            south |= np.array([text.startswith(_MINUS) for text in _texts(table[name])])
+        degrees = np.where(beyond, np.nan, np.where(south, -degrees, degrees))
+        table[joined] = degrees if sign else 15 * degrees
+        table[joined].unit = "deg"
 
 
 def _chosen(table: Any, mapping: Mapping[str, str], path: Path) -> dict[str, str]:

@@ -26,6 +26,7 @@ from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.observation import Response, fold_response
 from harps_dist.spectra.quantities import expected, in_range
 from harps_dist.spectra.regrid import regrid, regrid_covered
+from harps_dist.spectra.spline import repeated_spline
 from harps_dist.spectra.standardise import MINIMUM_COVERAGE
 from harps_dist.text import printable
 from preprocessing.ingest import IngestReport, Row, blocks, existing
@@ -218,14 +219,14 @@ def etc_response(record: EtcRecord, grid: Grid) -> Response:
                 order.target / order.sed,
                 np.where(order.blaze > LEAST_LIGHT, order.blaze, np.nan) * order.dispersion_m_per_px / widest,
                 order.sky,
-                np.full(len(order.wave_aa), order.readout_variance),
             )
         )
         whole = np.isfinite(values).all()  # else each by itself: what one lacks the others may have
         for which in (slice(None),) if whole else range(len(values)):
-            into = arrays[which, order.order % 2]
-            pixel, on_grid = regrid_covered(order.wave_aa, values[which], grid)
+            into = arrays[:-1][which, order.order % 2]
+            pixel, on_grid = regrid_covered(order.wave_aa, values[which], grid, repeated_spline)
             into[..., pixel] = np.where(np.isfinite(on_grid), on_grid, into[..., pixel])
+        arrays[-1, order.order % 2, pixel] = order.readout_variance  # where the sky is, which is finite everywhere
     return fold_response(*((even, odd) for even, odd in arrays))
 
 

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 
-from harps_dist.formats.etc import MAX_BYTES
+from harps_dist.formats.etc_json import parse_quickly, read_document
 from harps_dist.formats.sed import write_sed
-from harps_dist.intake import read_file
 from harps_dist.ownership import json_file, write_json
 from harps_dist.spectra.grid import named_grid
 from preprocessing.etc import ingest_etc
@@ -75,7 +73,7 @@ def _measured(folder: Path, generation: str, grid: str) -> EtcCost:
     added = ingest_etc(folder / "etc", archive, named_grid(grid), folder / "sed").added
     taken_in = time.process_time()
     for path in paths:
-        orjson.loads(read_file(path, MAX_BYTES))
+        parse_quickly(read_document(path))
     parsed = time.process_time()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     megabytes = paths[0].stat().st_size / 1e6

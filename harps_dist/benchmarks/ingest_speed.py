@@ -21,9 +21,9 @@ from harps_dist.errors import ConfigError
 from harps_dist.formats.readers import find_spectra
 from harps_dist.formats.write_product import write_product
 from harps_dist.ownership import json_file, write_json
-from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.medium import vacuum_to_air
+from harps_dist.spectra.quantities import C_KMS
 from preprocessing.ingest import ingest_spectra
 
 if TYPE_CHECKING:

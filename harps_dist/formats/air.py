@@ -18,9 +18,9 @@ from harps_dist.formats.headers import Header
 from harps_dist.formats.layouts import LINEAR, Axis
 from harps_dist.formats.records import Reason, RefusedError, require
 from harps_dist.formats.telluric import ACCURACY_KMS, MEDIUM_KMS, telluric_shift
-from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.instrument import Instrument
 from harps_dist.spectra.medium import vacuum_to_air
+from harps_dist.spectra.quantities import C_KMS
 
 Medium = Literal["air", "vacuum"]
 GAP_VACUUM_SHIFT_AA = 1.48  # redward, at HARPS's gap; a missing BERV moves it by 0.57 Å at most

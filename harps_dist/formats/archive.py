@@ -36,8 +36,7 @@ from harps_dist.formats.committed import ROOT, Committed
 from harps_dist.formats.matches import MATCHES, matches_path
 from harps_dist.formats.quarantine import QUARANTINE, quarantine_path
 from harps_dist.ownership import OutputKind, check, claimed
-from harps_dist.spectra.doppler import MARGIN
-from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.grid import MARGIN, Grid
 from harps_dist.spectra.grid_spec import GridSpec
 
 if TYPE_CHECKING:
@@ -364,7 +363,7 @@ class Archive:
             return
         first, columns = self.count(group), [dict(columns) for columns, _ in rows]
         if group in DATA:
-            data = np.stack([np.asarray(data) for _, data in rows]).astype(np.float32)
+            data = np.stack([np.asarray(data) for _, data in rows], dtype=np.float32)
             array = self._array(group, DATA[group])
             array.resize((first + len(rows), *array.shape[1:]))
             array[first:] = data

@@ -7,35 +7,30 @@ gzipped. Nothing raises for a bad file: the answer is then a `Refusal`.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
+from harps_dist.formats.etc_json import parse, parse_quickly, read_document
 from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, require
 from harps_dist.formats.sed import SedRecord, interpolate_sed, read_sed, require_flux
-from harps_dist.intake import read_file
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.quantities import QUANTITIES, expected, in_range, number
 from harps_dist.text import cleaned, printable
 
-MAX_BYTES = 256 * 2**20  # unpacked; a run of all 71 orders has 50 MB
-MAX_VALUES = 20_000_000  # numbers and texts; such a run has 4 million
-MAX_NESTED = 100_000  # lists and objects; such a run has 2 thousand
 MAX_ORDERS = 400
 MAX_PIXELS = 100_000  # of an order
 MAX_NAME_BYTES = 250
 _IN_THE_GAP = set(range(HARPS.orders[-1], HARPS.orders[0])) - set(HARPS.orders)
 MAX_NAMES = 100  # texts of a request that may name its SED
 
-_BLOCK = 2**18  # bytes that stay in a processor's cache
 _MISSING = object()
 _NUMBERS = {int, float, type(None)}
 _ORDER = re.compile(r"\d{1,3}", re.ASCII)
@@ -96,7 +91,15 @@ def read_etc(path: Path, seds: Path | None = None) -> EtcRecord | Refusal:
 
 
 def _read(path: Path, seds: Path | None) -> EtcRecord:
-    document = _load(path)
+    raw = read_document(path)
+    if (document := parse_quickly(raw)) is not None:
+        with suppress(RefusedError):  # whose reason is said of the document that the other parser makes
+            return _record(document, path, seds)
+    return _record(parse(raw), path, seds)
+
+
+def _record(document: dict, path: Path, seds: Path | None) -> EtcRecord:
+    """The run of a document, in which lists of numbers may be arrays. Raises RefusedError."""
     request = _request(document)
     _require_harps(document, request)
     generation, orders = _orders(document)
@@ -108,34 +111,6 @@ def _read(path: Path, seds: Path | None) -> EtcRecord:
 
 def _stem(path: Path) -> str:
     return printable(path.name.removesuffix(".gz").removesuffix(".json"))
-
-
-def _load(path: Path) -> dict:
-    raw = read_file(path, MAX_BYTES)
-    for what, marks, most in (("values", b",", MAX_VALUES), ("lists and objects", b"[{", MAX_NESTED)):
-        found = sum(_count(raw, mark) for mark in marks)
-        require(found <= most, Reason.TOO_LARGE, f"expected at most {most} {what}, got {found}")
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        document = _load_leniently(raw)
-    kind = type(document).__name__
-    require(isinstance(document, dict), Reason.NOT_JSON, f"expected a JSON object at the top, found a {kind}")
-    return document
-
-
-def _count(raw: bytes, mark: int) -> int:
-    """How often a byte occurs; where it is frequent, quicker than `bytes.count`."""
-    found = np.frombuffer(raw, np.uint8)
-    return sum(int(np.count_nonzero(found[at : at + _BLOCK] == mark)) for at in range(0, len(found), _BLOCK))
-
-
-def _load_leniently(raw: bytes) -> Any:
-    """What the slower parser makes of a document that is not strictly JSON: NaN, infinities and UTF-16 it reads."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
-        raise RefusedError(Reason.NOT_JSON, str(error)) from None
 
 
 def _get(node: Any, dotted: str, default: Any = _MISSING) -> Any:
@@ -199,7 +174,7 @@ def _settings(request: dict) -> tuple[float, float, float, float]:
 
 def _orders(document: dict) -> tuple[Literal["2023", "2026"], list[OrderRecord]]:
     newer, older = _get(document, "data.plots.spectra", None), _get(document, "data.orders", None)
-    if isinstance(newer, list):
+    if isinstance(newer, list | np.ndarray):
         _require_few(newer)
         return "2026", [_newer_order(entry) for entry in newer]
     require(isinstance(older, list), Reason.MISSING_FIELD, "neither data.orders nor data.plots.spectra is a list")
@@ -208,8 +183,8 @@ def _orders(document: dict) -> tuple[Literal["2023", "2026"], list[OrderRecord]]
     return "2023", [_older_order(*entry) for entry in entries]
 
 
-def _require_few(entries: list) -> None:
-    require(entries, Reason.MISSING_ORDER, "the list of orders is empty")
+def _require_few(entries: Any) -> None:
+    require(len(entries), Reason.MISSING_ORDER, "the list of orders is empty")
     detail = f"expected at most {MAX_ORDERS} orders, got {len(entries)}"
     require(len(entries) <= MAX_ORDERS, Reason.TOO_LARGE, detail)
 
@@ -304,18 +279,22 @@ def _order_number(order: Any) -> int:
 
 def _array(values: Any, what: str) -> np.ndarray:
     """(n,) float64; null, NaN, infinities, truth values and texts are no numbers."""
-    require(isinstance(values, list), Reason.MISSING_FIELD, f"{what} is not a list of numbers")
+    require(isinstance(values, list | np.ndarray), Reason.MISSING_FIELD, f"{what} is not a list of numbers")
     require(
         len(values) <= MAX_PIXELS, Reason.TOO_LARGE, f"{what} has {len(values)} values, expected {MAX_PIXELS} at most"
     )
-    require(set(map(type, values)) <= _NUMBERS, Reason.MISSING_FIELD, f"{what} is not a list of numbers")
-    try:
-        array = np.array(values, dtype=np.float64)
-    except OverflowError:  # of whole numbers of hundreds of digits
-        array = np.array([number(value) for value in values])
+    array = values if isinstance(values, np.ndarray) else _array_of_list(values, what)
     if bad := int((~np.isfinite(array)).sum()):
         raise RefusedError(Reason.MISSING_FIELD, f"{what}: {bad} of {array.size} values are not finite")
     return array
+
+
+def _array_of_list(values: list, what: str) -> np.ndarray:
+    require(set(map(type, values)) <= _NUMBERS, Reason.MISSING_FIELD, f"{what} is not a list of numbers")
+    try:
+        return np.array(values, dtype=np.float64)
+    except OverflowError:  # of whole numbers of hundreds of digits
+        return np.array([number(value) for value in values])
 
 
 def _require_sequence(orders: list[OrderRecord]) -> None:

@@ -30,7 +30,7 @@ from harps_dist.formats.records import Reason, Refusal, RefusedError, refusing, 
 from harps_dist.intake import named, read_file
 from harps_dist.spectra.exact import exp
 from harps_dist.spectra.quantities import expected, in_range, number
-from harps_dist.spectra.spline import cubic_spline, linear
+from harps_dist.spectra.spline import cubic_spline, linear, repeated_spline
 from harps_dist.text import cleaned, printable
 
 FLUX_UNIT = "erg/s/cm**2/Angstrom"
@@ -62,7 +62,7 @@ class SedRecord:
 
 def interpolate_sed(wave_aa: np.ndarray, flux: np.ndarray, at_aa: np.ndarray) -> np.ndarray:
     """Cubic-spline values of an SED at any wavelengths, float64; held at its end values beyond its ends."""
-    return cubic_spline(wave_aa, flux, np.clip(at_aa, wave_aa[0], wave_aa[-1]))
+    return repeated_spline(wave_aa, flux, np.clip(at_aa, wave_aa[0], wave_aa[-1]))
 
 
 class LowRank(NamedTuple):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.medium import air_to_vacuum
+from harps_dist.spectra.quantities import C_KMS
 
 ASSET = Path(__file__).parent / "assets" / "telluric_5950_6360.npz"
 STEP_AA = 0.01  # of the packaged lines

@@ -17,6 +17,7 @@ COMMENTS = "comment lines"  # metadata of a table: how many lines among its rows
 _RULE = re.compile(r"[-\s,;|]*--[-\s,;|]*")  # VizieR's line between units and rows
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _SEPARATORS = ",;\t|"
+_FOR_TABS = "\x1f"  # a tab at the beginning of a field is a blank to astropy: after an empty field values would shift
 _BYTES = "Byte-by-byte Description of file"  # of a machine-readable table of CDS or the AAS
 
 
@@ -47,6 +48,8 @@ def read_text_table(text: str) -> Any:
     if any(_NUMBER.fullmatch(field) for field in _fields(rows[0], separator)):  # no line of names
         names = next((line[1:].strip() for line in reversed(above) if _names(line, separator, width)), None)
         rows = rows if names is None else [names, *rows]
+    if separator == "\t":
+        rows, separator = [row.replace("\t", _FOR_TABS) for row in rows], _FOR_TABS
     form = {"format": "csv", "delimiter": separator} if separator else {"format": "basic", "comment": "#"}
     if separator is None and len(rows) > 1 and width == 1:
         form = {"format": "csv", "delimiter": ","}
@@ -64,7 +67,7 @@ def read_ascii(text: str, kind: str, **options: Any) -> Any:
     """A Table of a text in one of astropy's forms of ASCII tables."""
     from astropy.io import ascii
 
-    widest = max(text[:MAX_TEXT_LINE].partition("\n")[0].count(mark) for mark in (*_SEPARATORS, " ")) + 1
+    widest = max(text[:MAX_TEXT_LINE].partition("\n")[0].count(mark) for mark in (*_SEPARATORS, _FOR_TABS, " ")) + 1
     if widest > MAX_COLUMNS:
         raise IntakeError("too_large", f"expected at most {MAX_COLUMNS} columns, got {widest} or more")
     return ascii.read(f"{text}\n", format=kind, guess=False, **options)  # a text of one line would be a file's name

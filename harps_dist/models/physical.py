@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from harps_dist.errors import ConfigError
 from harps_dist.models.emulator import SedEmulator, decomposed
-from harps_dist.spectra.doppler import MARGIN, bspline_coefficients, spline_samples
-from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.doppler import bspline_coefficients, spline_samples
+from harps_dist.spectra.grid import MARGIN, Grid
 from harps_dist.spectra.labels import INTRINSIC
 from harps_dist.spectra.microturbulence import SCATTER_KMS, realistic_vmic
 from harps_dist.spectra.noise import keyed_uniforms

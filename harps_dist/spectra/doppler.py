@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.quantities import C_KMS
 
-C_KMS = 299_792.458
 Method = Literal["linear", "cubic"]
 
 BLOCK = 128  # pixels that share the whole part of their offset
-MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
 POLE = 3.0**0.5 - 2.0  # of the cubic B-spline prefilter
 DOUBLINGS = {torch.float32: 4, torch.float64: 5}  # |pole|^(2^doublings) is below rounding
 

@@ -16,6 +16,8 @@ from harps_dist.errors import GridError
 from harps_dist.spectra import instrument as instruments
 from harps_dist.spectra.instrument import INSTRUMENTS, Instrument
 
+MARGIN = 480  # pixels a source grid needs beyond the target at either end: |velocity| up to 208 km/s at 6910 Å
+
 
 @dataclass(frozen=True)
 class Grid:

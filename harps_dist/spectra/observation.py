@@ -11,12 +11,14 @@ read-out and dark variance.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-Signal = TypeVar("Signal", Tensor, np.ndarray)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Signal = TypeVar("Signal", "Tensor", np.ndarray)
 
 
 class Response(NamedTuple):

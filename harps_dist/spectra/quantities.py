@@ -12,6 +12,8 @@ import numpy as np
 
 from harps_dist.spectra.labels import LABELS
 
+C_KMS = 299_792.458  # speed of light
+
 
 class Quantity(NamedTuple):
     """unit, and the least and largest value that there can be."""

@@ -5,10 +5,14 @@ Tested in tests/unit/test_doppler.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from harps_dist.spectra.grid import Grid
 from harps_dist.spectra.spline import cubic_spline
+
+Spline = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 _ON_LATTICE = 1e-4  # pixels, 0.05 m/s: nearer than this a sample is copied, not resampled
 _GUARD = 16  # samples kept either side of the grid, so that the spline's ends lie outside it
@@ -27,11 +31,14 @@ def regrid(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> np.ndarray:
     return regridded
 
 
-def regrid_covered(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def regrid_covered(
+    wave_aa: np.ndarray, flux: np.ndarray, grid: Grid, spline: Spline = cubic_spline
+) -> tuple[np.ndarray, np.ndarray]:
     """The pixels that spectra cover, (pixel,) increasing, and their flux there, (…, pixel), as `regrid` has it.
 
     For spectra that are much shorter than the grid, and several on the same wavelengths at once: flux (…, sample). A
-    sample that is missing in one of them is missing in all.
+    sample that is missing in one of them is missing in all. spline: `repeated_spline` where many come on the same
+    wavelengths.
     """
     position = (wave_aa - grid.instrument.origin_aa) / grid.step_aa - grid.start
     keep = slice(*np.searchsorted(position, [-_GUARD, grid.length + _GUARD]))
@@ -46,7 +53,9 @@ def regrid_covered(wave_aa: np.ndarray, flux: np.ndarray, grid: Grid) -> tuple[n
     finite = np.isfinite(flux).all(axis=tuple(range(flux.ndim - 1)))
     if finite.sum() < 4:
         return nothing
-    pixel = np.arange(max(0, np.ceil(position[0])), min(grid.length, np.floor(position[-1]) + 1)).astype(np.int64)
-    right = np.searchsorted(position, pixel).clip(1, len(position) - 1)
-    covered = pixel[finite[right] & finite[right - 1]]
-    return covered, cubic_spline(position[finite], flux[..., finite].T, covered).T.astype(flux.dtype)
+    covered = np.arange(max(0, np.ceil(position[0])), min(grid.length, np.floor(position[-1]) + 1)).astype(np.int64)
+    if not finite.all():
+        right = np.searchsorted(position, covered).clip(1, len(position) - 1)
+        covered = covered[finite[right] & finite[right - 1]]
+        position, flux = position[finite], flux[..., finite]
+    return covered, spline(position, flux.T, covered).T.astype(flux.dtype, copy=False)

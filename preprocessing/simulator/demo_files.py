@@ -21,10 +21,10 @@ from harps_dist.data.split import SplitName
 from harps_dist.files import atomic_write
 from harps_dist.formats.sed import VMIC_RANGE_KMS, SedGrid, write_sed
 from harps_dist.progress import Progress, silent
-from harps_dist.spectra.doppler import C_KMS
 from harps_dist.spectra.exact import arcsin, exp, log, mean, sin_cos
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.microturbulence import SCATTER_KMS, realistic_vmic
+from harps_dist.spectra.quantities import C_KMS
 from harps_dist.spectra.spline import cubic_spline
 from preprocessing.simulator.design import DESIGN, write_design
 from preprocessing.simulator.draws import exponentials, normals, uniform

@@ -18,8 +18,7 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import DiskFullError, OutputError
 from harps_dist.formats.archive import DATA, SCHEMAS, Archive
 from harps_dist.formats.quarantine import quarantine_path
-from harps_dist.spectra.doppler import MARGIN
-from harps_dist.spectra.grid import HARPS, named_grid
+from harps_dist.spectra.grid import HARPS, MARGIN, named_grid
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import photon_sigma
 from preprocessing.catalog import Catalog

@@ -22,8 +22,8 @@ from harps_dist.data.reader import Decoding, Release
 from harps_dist.data.resident import ResidentCodes
 from harps_dist.data.scarcity import scarce_labels
 from harps_dist.errors import ConfigError, ReleaseError
-from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift
-from harps_dist.spectra.grid import named_grid
+from harps_dist.spectra.doppler import C_KMS, bspline_coefficients, doppler_shift
+from harps_dist.spectra.grid import MARGIN, named_grid
 from harps_dist.spectra.labels import NAMES
 from preprocessing.pack import Settings, pack
 

@@ -132,6 +132,23 @@ def test_vizier_s_separated_values(tmp_path):
     assert catalog.match(placed(1 / 240, -0.5)).target_id == "X1"
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("blank", ["", " ", "   "])
+def test_an_empty_cell_shifts_no_other(mark, blank, tmp_path):
+    rows = (
+        ("Name", "Teff", "logg", "[Fe/H]", "RV"),
+        ("HD 1", blank, "4.5", blank, "12.0"),
+        ("HD 2", "5800", blank, blank, "13.0"),
+        ("HD 3", blank, blank, "0.1", blank),
+        ("HD 4", "5700"),  # a line that ends early
+    )
+    catalog = catalog_of(tmp_path, "\n".join(mark.join(row) for row in rows), "c.tsv")
+    assert catalog.match(named("HD 1")).labels == {"logg": 4.5, "rv": 12.0}
+    assert catalog.match(named("HD 2")).labels == {"teff": 5800.0, "rv": 13.0}
+    assert catalog.match(named("HD 3")).labels == {"mh": 0.1}
+    assert catalog.match(named("HD 4")).labels == {"teff": 5700.0}
+
+
 def test_positions_in_hours_minutes_seconds_and_decimal_commas(tmp_path):
     text = (
         "Name;RA;Dec;Teff;[Fe/H]\n11 Com;12h20m43,02s;+17d47m34,33s;4824,5;-0,26\nB 2;12:20:43.02;-0:30:00;5000;0,1\n"
@@ -151,6 +168,64 @@ GAIA = (
     f"1000002,20,5,2016.0,1,1,,5701,4.41,0.11,5751,4.51,0.21,0009{'0' * 9}{'9' * 28}\n"
     "1000003,30,5,2016.0,1,1,,5702,4.42,0.12,,,,\n"
 )
+
+
+PARTS = """#\tVizieR
+#
+Name\tRAh\tRAm\tRAs\tDE-\tDEd\tDEm\tDEs\tTeff
+ \th\tmin\ts\t \tdeg\tarcmin\tarcsec\tK
+-----\t--\t--\t-----\t-\t--\t--\t----\t----
+Alpha\t14\t39\t36.50\t-\t60\t50\t02.3\t5800
+Beta\t00\t18\t41.9\t-\t00\t03\t10.9\t5700
+Gamma\t20\t40\t02.6\t+\t29\t48\t00.0\t5600
+Delta\t20\t40\t \t+\t29\t48\t00.0\t5500
+Eps\t20\t61\t02.6\t+\t29\t48\t60.0\t5400
+"""
+
+
+def test_positions_in_columns_of_hours_minutes_and_seconds(tmp_path):
+    """Also south of the equator by less than a degree, where the sign stands in a column of its own alone."""
+    catalog = catalog_of(tmp_path, PARTS, "v.tsv")
+    for ra_deg, dec_deg, teff in (
+        (15 * (14 + 39 / 60 + 36.5 / 3600), -(60 + 50 / 60 + 2.3 / 3600), 5800.0),
+        (15 * (18 / 60 + 41.9 / 3600), -(3 / 60 + 10.9 / 3600), 5700.0),
+        (15 * (20 + 40 / 60 + 2.6 / 3600), 29.8, 5600.0),
+    ):
+        assert catalog.match(placed(ra_deg, dec_deg)).labels == {"teff": teff}
+    assert catalog.match(placed(310.0, 29.8)) is None
+    assert counted(catalog) == {
+        "catalogue's RAh RAm RAs beyond 23, 60 and 60": 1,
+        "catalogue's DEd DEm DEs beyond 90, 60 and 60": 1,
+    }
+    assert catalog.unused == ()
+
+
+CDS_PARTS = """Title: Parameters of stars
+Table: Parameters
+================================================================================
+Byte-by-byte Description of file: table1.dat
+--------------------------------------------------------------------------------
+   Bytes Format Units   Label   Explanations
+--------------------------------------------------------------------------------
+   1-  2 I2     h       RAh     Hour of right ascension (J2000)
+   4-  9 F6.3   min     RAm     Minute of right ascension (J2000)
+      11 A1     ---     DE-     Sign of the declination (J2000)
+  12- 13 I2     deg     DEd     Degree of declination (J2000)
+  15- 18 F4.1   arcmin  DEm     Arcminute of declination (J2000)
+  20- 23 I4     K       Teff    Effective temperature
+--------------------------------------------------------------------------------
+14 39.608 -60 50.0 5800
+00 18.698 -00 03.2 5700
+20 40.043 +29 48.0 5600
+"""
+
+
+def test_a_table_of_cds_with_decimals_of_minutes(tmp_path):
+    catalog = catalog_of(tmp_path, CDS_PARTS, "table1.dat")
+    assert catalog.match(placed(15 * (14 + 39.608 / 60), -(60 + 50 / 60))).labels == {"teff": 5800.0}
+    assert catalog.match(placed(15 * 18.698 / 60, -3.2 / 60)).labels == {"teff": 5700.0}
+    assert catalog.match(placed(15 * (20 + 40.043 / 60), 29.8)).labels == {"teff": 5600.0}
+    assert not counted(catalog)
 
 
 def test_gaia_takes_a_star_s_labels_from_one_analysis_and_heeds_flags(tmp_path):

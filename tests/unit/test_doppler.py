@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, doppler_shift, resample_shifted
-from harps_dist.spectra.grid import HARPS, Grid, named_grid
+from harps_dist.spectra.doppler import C_KMS, bspline_coefficients, doppler_shift, resample_shifted
+from harps_dist.spectra.grid import HARPS, MARGIN, Grid, named_grid
 from harps_dist.spectra.regrid import regrid
 
 GRID = Grid("test", 231_000, 2_048)

@@ -14,46 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harps_dist.formats.etc import EtcRecord, read_etc
+from harps_dist.formats.etc_json import parse_quickly
 from harps_dist.formats.records import Reason, Refusal
-from harps_dist.formats.sed import SedGrid, write_sed
+from harps_dist.formats.sed import SedGrid
 from harps_dist.spectra.grid import named_grid
 from harps_dist.spectra.observation import fold_response
 from harps_dist.spectra.regrid import regrid
 from harps_dist.spectra.spline import cubic_spline
 from preprocessing.etc import etc_response
-from preprocessing.simulator.etc_files import EtcSettings, write_etc
+from preprocessing.simulator.etc_files import write_etc
 from preprocessing.simulator.instrument import observe
-
-ORDERS = (101, 100, 99)
-SETTINGS = EtcSettings("star.fits", airmass=1.4, pwv_mm=6.5, mag=7.25, exptime_s=600.0, fli=0.5)
-GENERATIONS = ("2023", "2026")
+from tests.etc_runs import GENERATIONS, ORDERS, SETTINGS, edited, first_data, same, write_runs
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A folder with one run in both generations and its SED."""
     folder = tmp_path_factory.mktemp("etc")
-    grid = SedGrid.packaged()
-    flux = grid.sample(5432.0, 4.3, -0.2)[0]
-    write_sed(folder / "star.fits", grid.wave_aa, flux, 5432.0, 4.3, -0.2, 2.0)
-    outputs = observe(grid.wave_aa, flux, 1.4, 6.5, 7.25, 600.0, orders=ORDERS, fli=0.5, ndit=2)
-    for generation in GENERATIONS:
-        write_etc(folder / f"{generation}.json", outputs, SETTINGS, generation)
+    write_runs(folder)
     return folder
-
-
-def edited(run: Path, generation: str, tmp_path: Path, edit) -> Path:
-    """A copy of a run with its document changed by `edit(document, orders)`."""
-    document = json.loads((run / f"{generation}.json").read_bytes())
-    data = document["data"]
-    edit(document, data["orders"] if generation == "2023" else data["plots"]["spectra"])
-    path = tmp_path / f"edited_{generation}.json"
-    path.write_text(json.dumps(document))
-    return path
-
-
-def first_data(orders: list) -> dict:
-    return orders[0]["detectors"][0]["data"]
 
 
 def refused(path: Path, reason: Reason, seds: Path | None = None) -> Refusal:
@@ -295,13 +274,6 @@ def text_of(run: Path, edit=lambda document: None) -> str:
     return json.dumps(document)
 
 
-def same(a: EtcRecord, b: EtcRecord) -> bool:
-    def arrays(record: EtcRecord) -> list[np.ndarray]:
-        return [getattr(order, field.name) for order in record.orders for field in fields(order)]
-
-    return all(np.array_equal(x, y) for x, y in zip(arrays(a), arrays(b), strict=True))
-
-
 def nan_in_what_is_not_read(document: dict) -> None:
     first_data(document["data"]["orders"])["snr"]["snr"]["data"][3] = float("nan")
 
@@ -332,8 +304,10 @@ def test_of_a_key_that_stands_twice_the_last_counts(run: Path, tmp_path: Path):
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30), min_size=1))
 def test_numbers_are_read_to_the_bit(numbers: list[float]):
     for text in (json.dumps(numbers), f"[{','.join(f'{float(number):.25e}' for number in numbers)}]"):
-        expected, found = (np.array(parse(text), np.float64) for parse in (json.loads, orjson.loads))
+        expected, found = (np.array(load(text), np.float64) for load in (json.loads, orjson.loads))
         assert expected.tobytes() == found.tobytes()
+        quick = parse_quickly(f'{{"data": {text}}}'.encode())
+        assert quick is None or quick["data"].tobytes() == expected.tobytes()
 
 
 def test_what_is_refused_as_json_is_said_in_the_same_words(tmp_path: Path):
@@ -353,7 +327,7 @@ def test_the_spline_of_an_sed_is_made_once(run: Path, generation: str, monkeypat
         made.append(len(given[0]))
         return cubic_spline(*given)
 
-    monkeypatch.setattr("harps_dist.formats.sed.cubic_spline", counted)
+    monkeypatch.setattr("harps_dist.formats.sed.repeated_spline", counted)
     assert isinstance(read_etc(run / f"{generation}.json", run), EtcRecord)
     assert len(made) == 1
 

@@ -16,8 +16,9 @@ from scipy.sparse.linalg import spsolve
 
 from harps_dist.formats.sed import ASSET, SedGrid
 from harps_dist.spectra import exact
+from harps_dist.spectra import spline as splines
 from harps_dist.spectra.doppler import bspline_coefficients as on_device
-from harps_dist.spectra.spline import bspline_coefficients, cubic_spline, linear
+from harps_dist.spectra.spline import bspline_coefficients, cubic_spline, linear, repeated_spline
 from preprocessing.simulator.draws import exponentials, normals, uniform
 
 
@@ -77,6 +78,24 @@ def test_splines_are_those_of_scipy(count, unevenness, seed):
     np.testing.assert_allclose(cubic_spline(x, y, at), expected, atol=1e-11 * np.abs(expected).max())
     np.testing.assert_array_equal(cubic_spline(x, y[:, 0], at), cubic_spline(x, y, at)[:, 0])
     np.testing.assert_allclose(linear(x, y[:, 0], at), np.interp(at, x, y[:, 0]), atol=1e-13)
+
+
+def test_a_spline_at_x_that_come_again_is_the_same_in_every_bit(monkeypatch):
+    """Whichever x were kept or forgotten since, and where others have their number and ends."""
+    monkeypatch.setattr(splines, "KEPT_SAMPLES", 1000)
+    monkeypatch.setattr(splines, "_kept", splines.OrderedDict())
+    rng = np.random.default_rng(5)
+    grids = [np.cumsum(rng.uniform(0.5, 1.5, count)) for count in (4, 300, 300, 500, 2000)]
+    grids.append(grids[1].copy())
+    grids[-1][100] += 0.01
+    at = np.linspace(-5.0, 2005.0, 700)
+    for which in (0, 1, 1, 5, 1, 2, 3, 4, 4, 0, 1, 3):
+        x = grids[which]
+        for shape in ((len(x),), (len(x), 3)):
+            y = rng.random(shape)
+            assert repeated_spline(x, y, at).tobytes() == cubic_spline(x, y, at).tobytes()
+        held = [each.x.size for each in splines._kept.values()]
+        assert len(held) == 1 or sum(held) <= 1000
 
 
 def test_splines_pass_through_their_samples():

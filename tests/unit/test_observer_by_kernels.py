@@ -16,8 +16,8 @@ from harps_dist.data.observer import Observer
 from harps_dist.data.reader import Decoding
 from harps_dist.errors import ConfigError
 from harps_dist.kernels import median, spectra
-from harps_dist.spectra.doppler import BLOCK, MARGIN
-from harps_dist.spectra.grid import Grid
+from harps_dist.spectra.doppler import BLOCK
+from harps_dist.spectra.grid import MARGIN, Grid
 from harps_dist.spectra.instrument import HARPS
 from harps_dist.spectra.labels import NAMES
 from harps_dist.spectra.noise import keyed_normals

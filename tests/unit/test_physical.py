@@ -16,7 +16,8 @@ from harps_dist.models.physical import CONTINUUM_UNIT, Factors, PhysicalDecoder
 from harps_dist.models.release_physics import fitting
 from harps_dist.recipes import find_recipe
 from harps_dist.runs.run import initial_model
-from harps_dist.spectra.doppler import C_KMS, MARGIN
+from harps_dist.spectra.doppler import C_KMS
+from harps_dist.spectra.grid import MARGIN
 from harps_dist.spectra.labels import NAMES, SEVEN
 from harps_dist.spectra.microturbulence import SCATTER_KMS
 

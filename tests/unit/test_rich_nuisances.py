@@ -22,8 +22,8 @@ from harps_dist.data.reader import Release
 from harps_dist.errors import ConfigError
 from harps_dist.recipes import RECIPES, find_recipe
 from harps_dist.spectra import nuisance as disturbances
-from harps_dist.spectra.doppler import C_KMS, MARGIN
-from harps_dist.spectra.grid import HARPS, Grid, named_grid
+from harps_dist.spectra.doppler import C_KMS
+from harps_dist.spectra.grid import HARPS, MARGIN, Grid, named_grid
 from harps_dist.spectra.noise import keyed_uniforms
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harps_dist.spectra.doppler import C_KMS, MARGIN, bspline_coefficients, resample_shifted, spline_samples
-from harps_dist.spectra.grid import named_grid
+from harps_dist.spectra.doppler import C_KMS, bspline_coefficients, resample_shifted, spline_samples
+from harps_dist.spectra.grid import MARGIN, named_grid
 from harps_dist.spectra.shift import broadened_coefficients, shifted
 
 GRID = named_grid("tiny")

@@ -147,7 +147,14 @@ def test_files_of_others_are_opened_in_one_place():
 
 
 @pytest.mark.parametrize(
-    "module", ["harps_dist.recipes", "preprocessing.demo", "harps_dist.data.manifest", "harps_dist.promotion.registry"]
+    "module",
+    [
+        "harps_dist.recipes",
+        "preprocessing.demo",
+        "harps_dist.data.manifest",
+        "harps_dist.promotion.registry",
+        "preprocessing.etc",  # many processes of it read files
+    ],
 )
 def test_configuration_imports_nothing_heavy(module):
     heavy = ("torch", "astropy", "matplotlib", "zarr", "scipy", "pyarrow", "wandb")
