@@ -230,6 +230,15 @@ def test_a_set_is_named_and_its_fields_still_override_it():
         Augment(nuisance="poor")
 
 
+def test_what_is_on_and_what_is_left_of_it():
+    rich = NUISANCES["rich"].model_copy(update={"lines": "lines.npz"})
+    assert rich.on == [*NUISANCES["rich"].on, "lines"]
+    assert rich.only("lines").on == ["lines"]
+    assert rich.only("continuum").on == ["continuum"]
+    assert rich.only("continuum").continuum_knots == 16  # of how, not of whether
+    assert not Nuisance(line_scale_aa=2.0, lines_scatter=1.0).any
+
+
 def test_recipes_are_known_by_what_they_were_known_by():
     """The digest of a recipe from before there were these fields, and a recipe as it is saved and read again."""
     saved = find_recipe("demo-cnn-mix").model_dump(mode="json")
