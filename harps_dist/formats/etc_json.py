@@ -23,7 +23,7 @@ from harps_dist.formats.records import Reason, RefusedError, require
 from harps_dist.intake import read_file
 
 MAX_BYTES = 256 * 2**20  # unpacked; a run of all 71 orders has 50 MB
-MAX_VALUES = 20_000_000  # numbers and texts; such a run has 4 million
+MAX_VALUES = 16_000_000  # numbers and texts; such a run has 4 million; simdjson writes past lists of 2**24 and more
 MAX_NESTED = 100_000  # lists and objects; such a run has 2 thousand
 MAX_KEYS = 100  # of an object on the way to the arrays, which has a dozen
 MAX_DEPTH = 20  # of the arrays, which lie eight deep
@@ -77,7 +77,7 @@ def parse_quickly(raw: bytes) -> dict | None:
     """What a plain document says, by arrays (n,) float64 of the lists of numbers below `data`; None for any other.
 
     Plain is strict JSON, an object, in which no list stands in a list and, down to the arrays, no key twice in an
-    object. What else there is, `parse` reads or refuses.
+    object and no NUL in a key. What else there is, `parse` reads or refuses.
     """
     if _lists_in_lists(raw):
         return None
@@ -108,9 +108,12 @@ def _parser() -> simdjson.Parser:
 
 
 def _entries(node: simdjson.Object) -> Iterator[tuple[str, Any]]:
-    """Keys and values. Of a key that stands twice this parser has the first value, where others have the last."""
+    """Keys and values. Of a key that stands twice this parser has the first value, where others have the last.
+
+    It looks keys up as far as their first NUL, and would return another key's value.
+    """
     keys = list(node) if len(node) <= MAX_KEYS else []
-    if len(set(keys)) < len(node):
+    if len(set(keys)) < len(node) or any("\0" in key for key in keys):
         raise _NotPlainError
     for key in keys:
         yield key, node[key]

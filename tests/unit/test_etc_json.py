@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harps_dist.formats.etc import read_etc
-from harps_dist.formats.etc_json import parse, parse_quickly
+from harps_dist.formats.etc_json import MAX_VALUES, parse, parse_quickly
 from harps_dist.formats.records import Refusal
 from tests.etc_runs import GENERATIONS, edited, first_data, same, write_runs
 
@@ -72,6 +72,8 @@ def test_runs_are_parsed_quickly(run: Path, generation: str, indent: int | None)
         '{"data": {"a": [1.0], "a": [2.0]}}',
         '{"data": {"b": {"a": 1, "\\u0061": 2}}}',
         '{"data": {}, "data": {"a": [1.0]}}',
+        '{"data": {"a": [1.0], "a\\u0000b": [2.0]}}',
+        '{"data": {"": {"a": 1}, "\\u0000": 2}}',
         '{"data": {"a": [NaN]}}',
         '{"data": {"a": [1e999]}}',
         '{"data": {"a": [123456789012345678901234567890]}}',
@@ -94,6 +96,11 @@ def test_what_is_not_plain_is_left_to_the_other_parser(text: str):
 @pytest.mark.parametrize("raw", [b'{"data": {"a": ["\xff"]}}', b'{"data": {"a": 1}}\x00', "{}".encode("utf-16")])
 def test_bytes_that_are_no_text_are_left_to_the_other_parser(raw: bytes):
     assert parse_quickly(raw) is None
+
+
+def test_no_list_is_longer_than_the_quick_parser_counts():
+    """It counts to 2**24 - 1 and writes the others past the end of a list, which ends the process."""
+    assert MAX_VALUES + 1 < 2**24
 
 
 ODD = [None, True, "1", [1.0], {"a": 1.0}, [], "", 10**400, [[1.0]], float("nan"), float("inf")]
