@@ -59,8 +59,8 @@ UNITS = {name: LABEL[name].unit for name in CATALOGUED} | {
     "pm_dec": "mas/yr",
     "epoch": "yr",
 }
-# Columns of CDS that hold the parts of a position together, and the most whole units of it that there can be.
-PARTS = {"RAh RAm RAs": 23.0, "DE- DEd DEm DEs": 90.0}
+# Columns of CDS that hold the parts of a position together.
+PARTS = ("RAh RAm RAs", "DE- DEd DEm DEs")
 AT_2000 = ("ra_j2000", "raj2000", "_raj2000")  # columns of right ascension that are at epoch 2000 whatever others say
 GAIA_EPOCH = 2016.0  # of DR3
 ATMOSPHERIC = ("teff", "logg", "mh")
@@ -141,23 +141,31 @@ def _read_text(text: str) -> Any:
 def _join_parts(table: Any, counts: Counter[str]) -> None:
     """Add columns [deg] of positions whose hours or degrees, minutes and seconds stand in columns of their own.
 
-    Minutes may have decimals, and no seconds beside them. A position that lacks a part is missing.
+    The last part of a position may have decimals. A position that lacks a part is missing, as is one of 0 degrees whose
+    sign cannot be told: a column of whole numbers has lost that of -00.
     """
-    for joined, most in PARTS.items():
+    for joined in PARTS:
         *sign, whole, minutes, seconds = joined.split()
         if not {whole, minutes} <= {*table.colnames}:
             continue
         names = [name for name in (whole, minutes, seconds) if name in table.colnames]
-        units, *sixtieths = (_of_texts(_texts(table[name]), name, None, counts)[0] for name in names)
-        beyond, south = np.abs(units) > most, units < 0
+        signs = {*sign} & {*table.colnames}
+        units, *sixtieths = parts = [_of_texts(_texts(table[name]), name, None, counts)[0] for name in names]
+        south = np.signbit(units)
         degrees = np.abs(units)
         for power, part in enumerate(sixtieths, 1):
-            beyond |= (part < 0) | (part >= 60)
             degrees = degrees + part / 60**power
-        _count(counts, " ".join(names), f"beyond {most:g}, 60 and 60", beyond)
-        for name in {*sign} & {*table.colnames}:
+        impossible = degrees > 90 if sign else (degrees >= 24) | (units < 0)
+        for part in sixtieths:
+            impossible |= (part < 0) | (part >= 60)
+        for part in parts[:-1]:
+            impossible |= np.isfinite(part) & (part != np.floor(part))
+        for name in signs:
             south |= np.array([text.startswith(_MINUS) for text in _texts(table[name])])
-        degrees = np.where(beyond, np.nan, np.where(south, -degrees, degrees))
+        unsigned = (units == 0) & (bool(sign) and not signs and table[whole].dtype.kind in "iu")
+        _count(counts, " ".join(names), "impossible", impossible)
+        _count(counts, " ".join(names), "0 without a sign", unsigned & ~impossible)
+        degrees = np.where(impossible | unsigned, np.nan, np.where(south, -degrees, degrees))
         table[joined] = degrees if sign else 15 * degrees
         table[joined].unit = "deg"
 

@@ -49,11 +49,13 @@ def read_text_table(text: str) -> Any:
         names = next((line[1:].strip() for line in reversed(above) if _names(line, separator, width)), None)
         rows = rows if names is None else [names, *rows]
     if separator == "\t":
-        rows, separator = [row.replace("\t", _FOR_TABS) for row in rows], _FOR_TABS
+        rows, separator = [row.replace(_FOR_TABS, " ").replace("\t", _FOR_TABS) for row in rows], _FOR_TABS
     form = {"format": "csv", "delimiter": separator} if separator else {"format": "basic", "comment": "#"}
     if separator is None and len(rows) > 1 and width == 1:
         form = {"format": "csv", "delimiter": ","}
     table = read_ascii("\n".join(rows), form.pop("format"), **form)
+    if (expected := len(rows) - 1) != len(table):  # what a quote swallowed would be missing without a word
+        raise IntakeError("foreign", f"expected {expected} rows, one a line, got {len(table)}: a quote has no end")
     for name in table.colnames:
         if name != name.strip():
             table.rename_column(name, name.strip())

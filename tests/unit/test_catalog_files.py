@@ -194,10 +194,50 @@ def test_positions_in_columns_of_hours_minutes_and_seconds(tmp_path):
         assert catalog.match(placed(ra_deg, dec_deg)).labels == {"teff": teff}
     assert catalog.match(placed(310.0, 29.8)) is None
     assert counted(catalog) == {
-        "catalogue's RAh RAm RAs beyond 23, 60 and 60": 1,
-        "catalogue's DEd DEm DEs beyond 90, 60 and 60": 1,
+        "catalogue's RAh RAm RAs impossible": 1,
+        "catalogue's DEd DEm DEs impossible": 1,
     }
     assert catalog.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "dec_deg"),
+    [
+        ("-00\t12\t30", None),  # the whole numbers of a column have no sign of 0
+        ("-01\t12\t30", -(1 + 12.5 / 60)),
+        ("-00.0\t12\t30", -12.5 / 60),
+        ("01\t12\t30", 1 + 12.5 / 60),
+    ],
+)
+def test_the_sign_of_positions_that_have_no_column_of_signs(tmp_path, parts, dec_deg):
+    catalog = catalog_of(
+        tmp_path, f"Name\tRAh\tRAm\tRAs\tDEd\tDEm\tDEs\tTeff\nAlpha\t10\t0\t0\t{parts}\t5800\n", "v.tsv"
+    )
+    found = [catalog.match(placed(150.0, at)) for at in (-12.5 / 60, 12.5 / 60, -1 - 12.5 / 60, 1 + 12.5 / 60)]
+    assert [match is not None for match in found] == [
+        dec_deg is not None and np.isclose(dec_deg, at) for at in (-12.5 / 60, 12.5 / 60, -1 - 12.5 / 60, 1 + 12.5 / 60)
+    ]
+    assert counted(catalog) == ({} if dec_deg else {"catalogue's DEd DEm DEs 0 without a sign": 1})
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        "-01\t2\t3\t+\t5\t0\t0",
+        "24\t0\t0\t+\t5\t0\t0",
+        "1.5\t2\t3\t+\t5\t0\t0",
+        "1\t2.5\t3\t+\t5\t0\t0",
+        "1\t2\t60\t+\t5\t0\t0",
+        "1\t2\t3\t+\t90\t0\t1",
+        "1\t2\t3\t-\t5.5\t3\t0",
+        "1\t2\t3\t+\t5\t-1\t0",
+    ],
+)
+def test_impossible_parts_of_positions_are_counted_and_give_none(tmp_path, parts):
+    names = "Name\tRAh\tRAm\tRAs\tDE-\tDEd\tDEm\tDEs\tTeff"
+    catalog = catalog_of(tmp_path, f"{names}\nAlpha\t{parts}\t5800\nBeta\t1\t2\t3\t+\t90\t0\t0\t5700\n", "v.tsv")
+    assert sum(counted(catalog).values()) == 1
+    assert catalog.match(placed(15 * (1 + 2 / 60 + 3 / 3600), 90.0)).labels == {"teff": 5700.0}
 
 
 CDS_PARTS = """Title: Parameters of stars
@@ -305,3 +345,11 @@ def test_errors_go_with_their_star(tmp_path):
     catalog = catalog_of(tmp_path, text)
     assert catalog.match(named("HD 1")).errors == {"teff": 60.0}
     assert catalog.match(named("HD 2")).errors == {}
+
+
+@pytest.mark.parametrize("mark", [",", ";", "|", "\t"])
+def test_a_quote_without_an_end_swallows_no_rows(tmp_path, mark):
+    rows = [f"S{row}{mark}{5000 + row}{mark}x" for row in range(6)]
+    rows[1], rows[4] = f'S1{mark}5001{mark}"odd', f'S4{mark}5004{mark}odd"'
+    with pytest.raises(CatalogError, match="expected 6 rows, one a line, got 3: a quote has no end"):
+        catalog_of(tmp_path, "\n".join([f"name{mark}teff{mark}note", *rows]) + "\n")
