@@ -71,11 +71,6 @@ class Nuisance(Frozen):
         fields = type(self).model_fields.items()
         return [name for name, field in fields if getattr(self, name) and (field.default == 0 or name == "lines")]
 
-    @property
-    def any(self) -> bool:
-        """Whether anything is drawn at all."""
-        return bool(self.on)
-
     def only(self, *names: str) -> Nuisance:
         """These settings with all others off."""
         fields = type(self).model_fields

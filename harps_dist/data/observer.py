@@ -124,7 +124,7 @@ class Observer:
                 self.grid, self.source_grid, decoding.basis, decoding.terms, cubic, self._shifts_response, noise, device
             )
             others = self._star.model_copy(update=dict.fromkeys(IN_KERNELS, 0.0))
-            self._disturbs_by_kernels = not others.any
+            self._disturbs_by_kernels = not others.on
 
     def __call__(self, raw: RawBatch) -> Batch:
         raw, real = self._in_format(raw), len(raw.flux)
@@ -137,7 +137,7 @@ class Observer:
             self._fill_invalid(flux[:real])
         if len(raw.sed):
             self.standardise(self.simulate(raw), flux[real:])
-            if self._detector.any:
+            if self._detector.on:
                 self._on_detector(flux[real:], raw.key[real:])
         simulated = torch.arange(len(flux), device=flux.device) >= real
         return Batch(flux, raw.labels, simulated, raw.rows, raw.key, raw.label_errors)
@@ -146,7 +146,7 @@ class Observer:
         """(simulated, pixel) counts of the simulated spectra of a raw batch, in medians of R (Eqs. A.1, A.2)."""
         raw = self._in_format(raw)
         key = raw.key[len(raw.flux) :]
-        cubic, drawn = self.augment.shift == "cubic", self._star.any
+        cubic, drawn = self.augment.shift == "cubic", bool(self._star.on)
         sed, scale = raw.sed, raw.sed_scale
         if drawn or not (cubic or self._kernels):
             sed = self._disturbed(raw, key)

@@ -143,7 +143,7 @@ def simulated(release: Release, count: int) -> np.ndarray:
 def test_each_changes_the_spectrum_by_its_own_draws(release, name):
     rows, quiet = simulated(release, 8), Augment(noise=False)
     rich = NUISANCES["rich"].only(name)
-    assert rich.any
+    assert rich.on
     plain = observed(release, quiet, rows)
     changed = observed(release, quiet.model_copy(update={"nuisance": rich}), rows)
     assert ((plain - changed).abs().amax(dim=1) > 1e-4).sum() >= (1 if name == "cosmic_hits" else 6)
@@ -236,7 +236,7 @@ def test_what_is_on_and_what_is_left_of_it():
     assert rich.only("lines").on == ["lines"]
     assert rich.only("continuum").on == ["continuum"]
     assert rich.only("continuum").continuum_knots == 16  # of how, not of whether
-    assert not Nuisance(line_scale_aa=2.0, lines_scatter=1.0).any
+    assert not Nuisance(line_scale_aa=2.0, lines_scatter=1.0).on
 
 
 def test_recipes_are_known_by_what_they_were_known_by():
