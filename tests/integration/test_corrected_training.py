@@ -106,9 +106,9 @@ def test_lines_get_shares_of_them_that_scatter_about_one(release, lines):
 
 
 def test_settings_without_them_are_saved_as_before_and_with_them_by_the_name():
-    assert not Nuisance().any
-    assert Nuisance(lines="x").any
-    assert not Nuisance(lines="x").only("blanked").any
+    assert not Nuisance().on
+    assert Nuisance(lines="x").on
+    assert not Nuisance(lines="x").only("blanked").on
     assert "lines" not in NUISANCES["rich"].model_dump()
     assert "lines_scatter" not in NUISANCES["rich"].model_dump()
     option = "--data.augment.nuisance"
