@@ -56,9 +56,9 @@ def sensitivity(
 ) -> list[Shift]:
     """Shifts of labels by every nuisance that is on, alone, and by all together, of simulated spectra without noise.
 
-    A pair has the same star, velocities and response. edges_k: temperatures [K] between which stars are looked at by
-    themselves; spectra: pairs of each. Raises ConfigError where the grids of release and network differ, the network
-    reads no labels, or the release has too few simulated spectra.
+    A pair has the same star, which may be of any split, velocities and response. edges_k: temperatures [K] between
+    which stars are looked at by themselves; spectra: pairs of each. Raises ConfigError where the grids of release and
+    network differ, the network reads no labels, or the release has too few simulated spectra.
     """
     network.check_reads()
     if release.grid != network.grid:

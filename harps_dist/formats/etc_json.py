@@ -77,7 +77,8 @@ def parse_quickly(raw: bytes) -> dict | None:
     """What a plain document says, by arrays (n,) float64 of the lists of numbers below `data`; None for any other.
 
     Plain is strict JSON, an object, in which no list stands in a list and, down to the arrays, no key twice in an
-    object and no NUL in a key. What else there is, `parse` reads or refuses.
+    object and no NUL in a key. What else there is, `parse` reads or refuses. raw: as `read_document` has it, which
+    keeps lists away that the parser could not hold.
     """
     if _lists_in_lists(raw):
         return None

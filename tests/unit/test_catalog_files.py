@@ -34,22 +34,23 @@ def test_a_header_behind_a_hash_names_the_columns(name, tmp_path):
     assert catalog.unused == ("N_exp", "SNR")
 
 
-CDS = """Title: Parameters of stars
+CDS_ABOVE = """Title: Parameters of stars
 Table: Parameters
 ================================================================================
 Byte-by-byte Description of file: table1.dat
 --------------------------------------------------------------------------------
    Bytes Format Units   Label   Explanations
 --------------------------------------------------------------------------------
-   1-  8 A8     ---     Name    Name of the star
+"""
+CDS_RULE = "-" * 80 + "\n"
+CDS = f"""{CDS_ABOVE}   1-  8 A8     ---     Name    Name of the star
   10- 17 F8.4   deg     RAdeg   Right ascension
   19- 26 F8.4   deg     DEdeg   Declination
   28- 31 I4     K       Teff    ?=-999 Effective temperature
   33- 36 F4.2   [cm/s2] logg    ? Surface gravity
   38- 42 F5.2   [-]     [Fe/H]  Metallicity
   44- 51 F8.1   m/s     RV      ? Radial velocity
---------------------------------------------------------------------------------
-HD 1461    4.6742  -8.0530 5765 4.38  0.19 -10086.0
+{CDS_RULE}HD 1461    4.6742  -8.0530 5765 4.38  0.19 -10086.0
 HD 2071    6.1000 -53.9800 -999      -0.09
 """
 
@@ -240,21 +241,13 @@ def test_impossible_parts_of_positions_are_counted_and_give_none(tmp_path, parts
     assert catalog.match(placed(15 * (1 + 2 / 60 + 3 / 3600), 90.0)).labels == {"teff": 5700.0}
 
 
-CDS_PARTS = """Title: Parameters of stars
-Table: Parameters
-================================================================================
-Byte-by-byte Description of file: table1.dat
---------------------------------------------------------------------------------
-   Bytes Format Units   Label   Explanations
---------------------------------------------------------------------------------
-   1-  2 I2     h       RAh     Hour of right ascension (J2000)
+CDS_PARTS = f"""{CDS_ABOVE}   1-  2 I2     h       RAh     Hour of right ascension (J2000)
    4-  9 F6.3   min     RAm     Minute of right ascension (J2000)
       11 A1     ---     DE-     Sign of the declination (J2000)
   12- 13 I2     deg     DEd     Degree of declination (J2000)
   15- 18 F4.1   arcmin  DEm     Arcminute of declination (J2000)
   20- 23 I4     K       Teff    Effective temperature
---------------------------------------------------------------------------------
-14 39.608 -60 50.0 5800
+{CDS_RULE}14 39.608 -60 50.0 5800
 00 18.698 -00 03.2 5700
 20 40.043 +29 48.0 5600
 """
