@@ -155,7 +155,7 @@ def _join_parts(table: Any, counts: Counter[str]) -> None:
         degrees = np.abs(units)
         for power, part in enumerate(sixtieths, 1):
             degrees = degrees + part / 60**power
-        impossible = degrees > 90 if sign else (degrees >= 24) | (units < 0)
+        impossible = np.zeros(len(units), bool)  # of a part; what they add up to is judged as other positions are
         for part in sixtieths:
             impossible |= (part < 0) | (part >= 60)
         for part in parts[:-1]:

@@ -225,7 +225,7 @@ def test_the_sign_of_positions_that_have_no_column_of_signs(tmp_path, parts, dec
     "parts",
     [
         "-01\t2\t3\t+\t5\t0\t0",
-        "24\t0\t0\t+\t5\t0\t0",
+        "24\t0\t1\t+\t5\t0\t0",
         "1.5\t2\t3\t+\t5\t0\t0",
         "1\t2.5\t3\t+\t5\t0\t0",
         "1\t2\t60\t+\t5\t0\t0",

@@ -289,6 +289,7 @@ def test_each_nuisance_alone_moves_labels_as_it_takes_or_gives_light(shifts):
     for stars in ("below 5000 K", "5000 to 6000 K", "from 6000 K"):
         found = {shift.nuisance: shift for shift in shifts if (shift.label, shift.stars) == ("teff", stars)}
         assert list(found) == ["none", *NUISANCES["rich"].on, "all"]
+        assert -8000 < found["none"].shift < -3500  # a star's temperature, as what is read is some tens
         assert found["missing_lines"].shift < 0 < found["unlisted_lines"].shift
         assert found["cosmic_hits"].shift < 0
         assert all(shift.error == pytest.approx(shift.scatter / shift.spectra**0.5) for shift in found.values())
